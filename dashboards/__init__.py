@@ -1,0 +1,1 @@
+"""Watching: dashboards and alert rules, generated from the catalogue of metrics."""

@@ -1,0 +1,1 @@
+"""Deciding: numbers in, decisions out. Knows no engine and no HTTP."""

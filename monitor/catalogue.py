@@ -1,0 +1,100 @@
+"""Every metric that Telltale exports: name, type, labels, unit, help. Pure data; nothing here counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class MetricType(StrEnum):
+    """Prometheus metric types that are used."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        name: as scraped.
+        type: Prometheus type.
+        help: one sentence.
+        labels: bounded by the policy file, never by requests.
+        buckets: upper bounds, for histograms.
+    """
+
+    name: str
+    type: MetricType
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+SCORE_BUCKETS = (-16.0, -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
+SECONDS_BUCKETS = (25e-6, 50e-6, 100e-6, 200e-6, 300e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 50e-3)
+
+REQUESTS = Metric(
+    "telltale_requests_total",
+    MetricType.COUNTER,
+    "Requests that ended, by the most severe action that was enforced.",
+    ("action",),
+)
+ACTIONS = Metric(
+    "telltale_actions_total",
+    MetricType.COUNTER,
+    "Rules that fired, once per request; in mode shadow, what they would have done.",
+    ("rule", "action", "mode"),
+)
+DETECTOR_SCORE = Metric(
+    "telltale_detector_score",
+    MetricType.HISTOGRAM,
+    "Statistic of a detector at the end of a request: at prompt after the last prompt token, at stream its maximum.",
+    ("detector", "stage"),
+    SCORE_BUCKETS,
+)
+DETECTOR_THRESHOLD = Metric(
+    "telltale_detector_threshold",
+    MetricType.GAUGE,
+    "Threshold above which the statistic fires.",
+    ("detector", "stage", "format"),
+)
+TOKENS_SCORED = Metric("telltale_tokens_scored_total", MetricType.COUNTER, "Token positions that were scored.")
+TOKENS_SKIPPED = Metric(
+    "telltale_tokens_skipped_total",
+    MetricType.COUNTER,
+    "Token positions that are rightly not scored: the sink at the start, the final token that is never fed back.",
+    ("reason",),
+)
+GAPS = Metric(
+    "telltale_gaps_total",
+    MetricType.COUNTER,
+    "Token positions that should have been scored and were not.",
+    ("reason",),
+)
+OBSERVE_SECONDS = Metric(
+    "telltale_observe_seconds",
+    MetricType.HISTOGRAM,
+    "Time the monitor took to score and judge one engine step.",
+    (),
+    SECONDS_BUCKETS,
+)
+READY = Metric("telltale_ready", MetricType.GAUGE, "1 once the taps were seen to fire and the policy is loaded.")
+POLICY_INFO = Metric(
+    "telltale_policy_info", MetricType.GAUGE, "1 for the plan that runs, by the digest of policy and bank.", ("digest",)
+)
+
+CATALOGUE: tuple[Metric, ...] = (
+    REQUESTS,
+    ACTIONS,
+    DETECTOR_SCORE,
+    DETECTOR_THRESHOLD,
+    TOKENS_SCORED,
+    TOKENS_SKIPPED,
+    GAPS,
+    OBSERVE_SECONDS,
+    READY,
+    POLICY_INFO,
+)

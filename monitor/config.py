@@ -1,0 +1,127 @@
+"""The policy file as data: every key, its bounds and its meaning. Knows no detector and no engine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from monitor.types import RESERVED_RULES, Action, Expose, Mode
+from probes.aggregate import AnyAggregator
+from probes.card import Stage
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$", description="lower case, digits, '-' and '_'")]
+DetectorName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$", description="lower case, digits and '_'")]
+DEFAULT_TEXT = "I can't help with that."
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DetectorEntry(_Strict):
+    """What is read: a pack of detectors, or one artifact."""
+
+    pack: str | None = Field(default=None, description="a shipped pack, e.g. builtin:smollm2-135m-instruct")
+    artifact: str | None = Field(
+        default=None, description="path of a .safetensors file that telltale train wrote; relative to the policy file"
+    )
+    name: DetectorName | None = Field(default=None, description="what to call it here; the card's name if left out")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.pack is None) == (self.artifact is None):
+            raise ValueError("an entry has exactly one of 'pack' and 'artifact'")
+        if self.pack is not None and self.name is not None:
+            raise ValueError("'name' renames one artifact; a pack's detectors keep their names")
+        return self
+
+
+class Above(_Strict):
+    """A threshold: a number, or a false-positive rate to read it from the artifact's calibration."""
+
+    value: float | None = Field(default=None, allow_inf_nan=False, description="fires above it, strictly")
+    target_fpr: float | None = Field(default=None, gt=0, lt=1, description="share of benign requests that may fire")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.value is None) == (self.target_fpr is None):
+            raise ValueError("'above' has exactly one of 'value' and 'target_fpr'")
+        return self
+
+
+class When(_Strict):
+    """The condition of a rule: one detector's statistic at one stage lies above a threshold."""
+
+    detector: DetectorName
+    stage: Stage = Field(description="prompt: once, before the first token; stream: at every token of the reply")
+    aggregate: AnyAggregator | None = Field(default=None, description="the calibrated one if left out")
+    above: Above | None = Field(default=None, description="the artifact's own threshold if left out")
+
+
+class Do(_Strict):
+    """What a rule does."""
+
+    action: Literal[Action.FLAG, Action.BLOCK]
+    text: str | None = Field(default=None, min_length=1, max_length=4096, description="what a blocked reply says")
+
+    @model_validator(mode="after")
+    def _text_of_block(self) -> Self:
+        if self.text is not None and self.action is not Action.BLOCK:
+            raise ValueError("'text' is what a blocked reply says; only 'action: block' has one")
+        return self
+
+
+class Rule(_Strict):
+    """When this, do that."""
+
+    name: Name
+    when: When
+    do: Do
+    mode: Mode
+
+    @model_validator(mode="after")
+    def _free_name(self) -> Self:
+        if self.name in RESERVED_RULES:
+            raise ValueError(f"{self.name!r} is what decisions of that policy key are called; choose another name")
+        return self
+
+
+class Policy(_Strict):
+    """What happens to a request."""
+
+    name: Name
+    on_gap: Action = Field(description="what to do when a position could not be scored: block, flag or allow")
+    on_uncalibrated: Action = Field(description="what to do in a format that a detector's card does not list")
+    hold_back: Literal[0, 1] | None = Field(
+        default=None,
+        description="1: a token is released once it is scored itself; 0: at once. Default: 1 where a rule may block a stream",
+    )
+    expose: Expose = Field(default=Expose.ACTIONS, description="what a client is told")
+    text: str = Field(default=DEFAULT_TEXT, min_length=1, max_length=4096, description="what a blocked reply says")
+    rules: tuple[Rule, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct_rules(self) -> Self:
+        names = [rule.name for rule in self.rules]
+        if doubles := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two rules are named {doubles[0]!r}; metrics and replies need one name for one rule")
+        return self
+
+
+class Reserve(_Strict):
+    """Room that is set aside when the engine starts."""
+
+    directions: int = Field(default=64, ge=1, le=4096, description="columns per tap")
+
+
+class Config(_Strict):
+    """A policy file."""
+
+    version: Literal["1"]
+    model: str | None = Field(
+        default=None, description="the model that this file is for; another one on the command line is an error"
+    )
+    detectors: tuple[DetectorEntry, ...] = Field(min_length=1)
+    policies: tuple[Policy, ...] = Field(min_length=1, max_length=1, description="the policy of every request")
+    reserve: Reserve = Field(default_factory=Reserve)

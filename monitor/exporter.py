@@ -1,0 +1,90 @@
+"""Prometheus: turn step reports into the metrics of the catalogue. Knows no engine and no HTTP."""
+
+from __future__ import annotations
+
+import math
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from monitor import catalogue
+from monitor.catalogue import Metric
+from monitor.policy import Plan
+from monitor.report import EndedReport, StepReport
+from monitor.types import Action, ActionCode, Gap, Skip
+
+
+class Exporter:
+    """The metrics of one API process.
+
+    Args:
+        plan: what runs; its detectors and thresholds are the label values.
+        registry: where the metrics are registered.
+    """
+
+    def __init__(self, plan: Plan, registry: CollectorRegistry) -> None:
+        self._plan = plan
+        self._requests = _counter(catalogue.REQUESTS, registry)
+        self._actions = _counter(catalogue.ACTIONS, registry)
+        self._scores = _histogram(catalogue.DETECTOR_SCORE, registry)
+        self._scored = _counter(catalogue.TOKENS_SCORED, registry)
+        self._skipped = _counter(catalogue.TOKENS_SKIPPED, registry)
+        self._gaps = _counter(catalogue.GAPS, registry)
+        self._observe = _histogram(catalogue.OBSERVE_SECONDS, registry)
+        self._ready = _gauge(catalogue.READY, registry)
+        threshold = _gauge(catalogue.DETECTOR_THRESHOLD, registry)
+        for check in plan.checks:
+            for fmt, value in check.thresholds.items():
+                threshold.labels(check.detector, check.stage.value, fmt.value).set(value)
+        _gauge(catalogue.POLICY_INFO, registry).labels(plan.digest[:16]).set(1)
+        # A series that starts at zero makes the first gap or block a visible increase.
+        for action in Action:
+            self._requests.labels(action.value)
+        for gap in Gap:
+            self._gaps.labels(gap.value)
+        for skip in Skip:
+            self._skipped.labels(skip.value)
+        for policy in plan.policies:
+            for rule in policy.rules:
+                self._actions.labels(rule.name, rule.action.value, rule.mode.value)
+
+    def ready(self) -> None:
+        """The server has proved that it sees."""
+        self._ready.set(1)
+
+    def record(self, report: StepReport) -> None:
+        """Count one report."""
+        for ended in report.ended:
+            self._record_ended(ended)
+        tally = report.tally
+        if tally is None:
+            return
+        self._scored.inc(tally.scored)
+        for reason, count in tally.skipped.items():
+            self._skipped.labels(reason).inc(count)
+        for reason, count in tally.gaps.items():
+            self._gaps.labels(reason).inc(count)
+        for rule, action, mode, count in tally.acted:
+            self._actions.labels(rule, action, mode).inc(count)
+        for seconds in tally.observe_seconds:
+            self._observe.observe(seconds)
+
+    def _record_ended(self, ended: EndedReport) -> None:
+        action = ActionCode(ended.decided.action).action if ended.decided is not None else Action.ALLOW
+        self._requests.labels(action.value).inc()
+        for position in self._plan.policies[ended.policy].checks:
+            check = self._plan.checks[position]
+            statistic = ended.statistics[position]
+            if math.isfinite(statistic):
+                self._scores.labels(check.detector, check.stage.value).observe(statistic)
+
+
+def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
+    return Counter(metric.name, metric.help, metric.labels, registry=registry)
+
+
+def _gauge(metric: Metric, registry: CollectorRegistry) -> Gauge:
+    return Gauge(metric.name, metric.help, metric.labels, registry=registry, multiprocess_mode="mostrecent")
+
+
+def _histogram(metric: Metric, registry: CollectorRegistry) -> Histogram:
+    return Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry)

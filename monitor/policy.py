@@ -1,0 +1,253 @@
+"""Policies made ready to run: checks with their thresholds, rules that refer to them, and the bank that they read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from monitor.config import Config, Policy, Rule
+from monitor.types import Action, Expose, Mode
+from monitor.yaml_file import PolicyFile
+from probes.aggregate import Aggregator
+from probes.artifact import Artifact
+from probes.bank import Bank
+from probes.card import Calibration, Card, Format, Stage
+from probes.detectors import load_detector
+from probes.errors import did_you_mean
+from probes.threshold import allowed_exceedances, benign_needed, threshold_for
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One statistic and when it fires.
+
+    Attributes:
+        detector: name of the detector whose scores are aggregated.
+        stage: when the statistic is judged.
+        aggregate: how scores become the statistic.
+        skip_first: leading positions that are not read (the card's sink).
+        thresholds: per format; a format that is missing is not calibrated.
+    """
+
+    detector: str
+    stage: Stage
+    aggregate: Aggregator
+    skip_first: int
+    thresholds: Mapping[Format, float]
+
+    def key(self) -> tuple[object, ...]:
+        """What makes two checks the same."""
+        return (self.detector, self.stage, self.aggregate, self.skip_first, tuple(sorted(self.thresholds.items())))
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRule:
+    """A rule whose condition is the check at position ``check`` of the plan."""
+
+    name: str
+    check: int
+    action: Action
+    mode: Mode
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPolicy:
+    """A policy whose rules point into the plan's checks."""
+
+    name: str
+    on_gap: Action
+    on_uncalibrated: Action
+    hold_back: int
+    expose: Expose
+    text: str
+    rules: tuple[CompiledRule, ...]
+    checks: tuple[int, ...]
+
+    def uncalibrated(self, checks: Sequence[Check], fmt: Format) -> bool:
+        """Whether an enforcing rule rests on a check that has no threshold for this format."""
+        return any(
+            rule.mode is Mode.ENFORCE and fmt not in checks[rule.check].thresholds for rule in self.rules
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that the monitor runs on.
+
+    Attributes:
+        bank: directions and scorers of all detectors.
+        checks: every statistic that is kept for a request.
+        policies: by position; the first is the default.
+        cards: of the detectors, by name.
+        digest: SHA-256 over policy and bank: equal in every process that runs the same plan.
+    """
+
+    bank: Bank
+    checks: tuple[Check, ...]
+    policies: tuple[CompiledPolicy, ...]
+    cards: Mapping[str, Card]
+    digest: str
+
+
+def compile_plan(file: PolicyFile, artifacts: Mapping[str, Artifact], *, d_model: int, num_layers: int) -> Plan:
+    """Join a policy file and its artifacts.
+
+    Args:
+        file: the validated policy file.
+        artifacts: by the name that the file's rules use.
+        d_model: width of the served model's residual stream.
+        num_layers: its decoder layers.
+    Raises:
+        PolicyError: a rule names an unknown detector, or asks for a threshold that the card cannot give.
+        probes.bank.BankError: the directions do not fit the model or the reserved room.
+    """
+    config = file.config
+    detectors = [load_detector(artifact, name=name) for name, artifact in artifacts.items()]
+    cards = {name: artifact.card for name, artifact in artifacts.items()}
+    checks: list[Check] = []
+    places: dict[tuple[object, ...], int] = {}
+
+    def place(check: Check) -> int:
+        key = check.key()
+        if key not in places:
+            places[key] = len(checks)
+            checks.append(check)
+        return places[key]
+
+    policies = []
+    for position, policy in enumerate(config.policies):
+        rules = tuple(
+            _compile_rule(file, policy, rule, ("policies", position, "rules", number), cards, place)
+            for number, rule in enumerate(policy.rules)
+        )
+        read = {rule.when.detector for rule in policy.rules}
+        watched = [place(check) for name in cards if name not in read for check in _default_checks(name, cards[name])]
+        policies.append(_compile_policy(policy, rules, checks, watched))
+    bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions)
+    return Plan(bank, tuple(checks), tuple(policies), MappingProxyType(cards), _digest(config, bank))
+
+
+def _compile_policy(
+    policy: Policy, rules: tuple[CompiledRule, ...], checks: Sequence[Check], watched: Sequence[int]
+) -> CompiledPolicy:
+    hold_back = policy.hold_back
+    if hold_back is None:
+        blocks_streams = any(
+            rule.action is Action.BLOCK and rule.mode is Mode.ENFORCE and checks[rule.check].stage is Stage.STREAM
+            for rule in rules
+        )
+        hold_back = 1 if blocks_streams else 0
+    return CompiledPolicy(
+        name=policy.name,
+        on_gap=policy.on_gap,
+        on_uncalibrated=policy.on_uncalibrated,
+        hold_back=hold_back,
+        expose=policy.expose,
+        text=policy.text,
+        rules=rules,
+        checks=tuple(sorted({rule.check for rule in rules} | set(watched))),
+    )
+
+
+def _compile_rule(
+    file: PolicyFile,
+    policy: Policy,
+    rule: Rule,
+    where: tuple[str | int, ...],
+    cards: Mapping[str, Card],
+    place: Callable[[Check], int],
+) -> CompiledRule:
+    name = rule.when.detector
+    if name not in cards:
+        raise file.error((*where, "when", "detector"), f"is {name!r}. {did_you_mean(name, cards)}")
+    card = cards[name]
+    aggregate = rule.when.aggregate or _calibrated_aggregate(file, where, rule, card)
+    thresholds = _thresholds(file, where, rule, card, aggregate)
+    check = place(Check(name, rule.when.stage, aggregate, card.skip_first, MappingProxyType(thresholds)))
+    return CompiledRule(rule.name, check, Action(rule.do.action), rule.mode, rule.do.text or policy.text)
+
+
+def _calibrated_aggregate(file: PolicyFile, where: tuple[str | int, ...], rule: Rule, card: Card) -> Aggregator:
+    for calibration in card.calibrations:
+        if calibration.stage is rule.when.stage:
+            return calibration.aggregate
+    stages = sorted({calibration.stage.value for calibration in card.calibrations})
+    raise file.error(
+        (*where, "when", "stage"),
+        f"detector {card.name!r} is not calibrated for the stage {rule.when.stage.value!r} (calibrated: {stages or 'none'}). "
+        "Say which aggregate and threshold to use, e.g. aggregate: {kind: ema, alpha: 0.12}, above: {value: 2.0}, or "
+        "calibrate it for this stage (telltale train).",
+    )
+
+
+def _thresholds(
+    file: PolicyFile, where: tuple[str | int, ...], rule: Rule, card: Card, aggregate: Aggregator
+) -> dict[Format, float]:
+    above = rule.when.above
+    if above is not None and above.value is not None:
+        return dict.fromkeys(card.formats, above.value)
+    fitting = [
+        calibration
+        for calibration in card.calibrations
+        if calibration.stage is rule.when.stage and calibration.aggregate == aggregate
+    ]
+    if not fitting:
+        known = sorted({f"{calibration.aggregate} at {calibration.stage.value}" for calibration in card.calibrations})
+        raise file.error(
+            (*where, "when"),
+            f"detector {card.name!r} has no threshold for {aggregate} at the stage {rule.when.stage.value!r} "
+            f"(calibrated: {', '.join(known) or 'none'}). Add above: {{value: NUMBER}}, or calibrate it (telltale train).",
+        )
+    if above is None:
+        return {calibration.format: calibration.threshold for calibration in fitting}
+    target = above.target_fpr
+    if target is None:  # pragma: no cover - the model allows exactly one of the two
+        raise AssertionError("above has neither value nor target_fpr")
+    return {c.format: _certified(file, where, rule, card, c, target) for c in fitting}
+
+
+def _certified(
+    file: PolicyFile, where: tuple[str | int, ...], rule: Rule, card: Card, calibration: Calibration, target: float
+) -> float:
+    threshold = threshold_for(
+        calibration.top_scores, calibration.num_benign, target, confidence=calibration.confidence
+    )
+    if threshold is not None:
+        return threshold
+    place = (*where, "when", "above", "target_fpr")
+    allowed = allowed_exceedances(calibration.num_benign, target, confidence=calibration.confidence)
+    if allowed is not None:
+        raise file.error(
+            place,
+            f"is {target}: the card of {card.name!r} keeps the {len(calibration.top_scores)} largest benign statistics, "
+            f"this rate needs {allowed + 1}. Ask for a smaller rate, or state above: {{value: NUMBER}}.",
+        )
+    needed = benign_needed(target, confidence=calibration.confidence)
+    if rule.do.action is Action.FLAG:
+        return calibration.top_scores[0]
+    raise file.error(
+        place,
+        f"is {target}, which {calibration.num_benign} benign requests cannot certify at {calibration.confidence:.0%} "
+        f"confidence: {needed - calibration.num_benign} more are needed. Ask for a larger rate, calibrate on more "
+        "requests, or let the rule only flag.",
+    )
+
+
+def _default_checks(name: str, card: Card) -> list[Check]:
+    """What is kept of a detector that no rule reads: its calibrated statistics, so that they can be watched."""
+    grouped: dict[tuple[Stage, Aggregator], dict[Format, float]] = {}
+    for calibration in card.calibrations:
+        grouped.setdefault((calibration.stage, calibration.aggregate), {})[calibration.format] = calibration.threshold
+    return [
+        Check(name, stage, aggregate, card.skip_first, MappingProxyType(thresholds))
+        for (stage, aggregate), thresholds in grouped.items()
+    ]
+
+
+def _digest(config: Config, bank: Bank) -> str:
+    content = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(f"{content}\n{bank.digest()}".encode()).hexdigest()

@@ -1,0 +1,151 @@
+"""What the engine tells the API process once a step: the state of its requests, in few bytes. Knows no transport."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from monitor.monitor import Ended, Monitor
+from monitor.state import Request
+from monitor.types import ActionCode, Gap
+
+
+class Decided(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A decision other than allow.
+
+    Attributes:
+        action: ``ActionCode``.
+        rule: the rule's name, or ``on_gap`` / ``on_uncalibrated``.
+        text: what a blocked reply says.
+    """
+
+    action: int
+    rule: str
+    text: str
+
+
+class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A request that has ended. Statistics and fired are ordered as the plan's checks."""
+
+    request_id: str
+    policy: int
+    fmt: str
+    scored: int
+    skipped: dict[str, int]
+    statistics: list[float]
+    fired: list[bool]
+    decided: Decided | None
+
+
+class TallyReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Counts since the report before, over all requests of the engine."""
+
+    scored: int
+    skipped: dict[str, int]
+    gaps: dict[str, int]
+    acted: list[tuple[str, str, str, int]]
+    observe_seconds: list[float]
+
+
+class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One step, for one API process. Arrays have a row for each of ``request_ids``.
+
+    Attributes:
+        request_ids: requests that took part in the step and go on.
+        formats, policies: of each.
+        scored, sink: (R,) int64 as bytes.
+        statistics: (R, checks) float32 as bytes.
+        fired: (R, checks) bool as bytes.
+        decided: only of requests whose action is not allow.
+        gaps: only of requests that have some.
+        ended: requests that have ended since the report before.
+        tally: counts for metrics; None in all but one report of a step.
+    """
+
+    request_ids: list[str]
+    formats: list[str]
+    policies: list[int]
+    scored: bytes
+    sink: bytes
+    statistics: bytes
+    fired: bytes
+    decided: dict[str, Decided]
+    gaps: dict[str, dict[str, int]]
+    ended: list[EndedReport]
+    tally: TallyReport | None
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(StepReport)
+
+
+def encode_report(report: StepReport) -> npt.NDArray[np.uint8]:
+    """The report as bytes, in the array type that vLLM carries."""
+    return np.frombuffer(_ENCODER.encode(report), dtype=np.uint8)
+
+
+def decode_report(data: npt.NDArray[np.uint8]) -> StepReport:
+    """Undo ``encode_report``.
+
+    Raises:
+        msgspec.MsgspecError: the bytes are not a report.
+    """
+    return _DECODER.decode(data.tobytes())
+
+
+def make_report(
+    monitor: Monitor, requests: Sequence[Request], ended: Sequence[Ended], tally: TallyReport | None
+) -> StepReport:
+    """The report of a step for the API process that these requests belong to."""
+    scored, sink, statistics, fired = monitor.snapshot(requests)
+    return StepReport(
+        request_ids=[request.request_id for request in requests],
+        formats=[request.fmt.value for request in requests],
+        policies=[request.policy for request in requests],
+        scored=scored.astype(np.int64).tobytes(),
+        sink=sink.astype(np.int64).tobytes(),
+        statistics=statistics.astype(np.float32).tobytes(),
+        fired=fired.tobytes(),
+        decided={request.request_id: decided for request in requests if (decided := _decided(request)) is not None},
+        gaps={request.request_id: _by_name(request.gaps) for request in requests if request.gaps},
+        ended=[_ended(item) for item in ended],
+        tally=tally,
+    )
+
+
+def take_tally(monitor: Monitor, observe_seconds: list[float]) -> TallyReport:
+    """The monitor's counts since the call before; they start anew."""
+    tally = monitor.take_tally()
+    return TallyReport(
+        scored=tally.scored,
+        skipped={reason.value: count for reason, count in tally.skipped.items() if count},
+        gaps=_by_name(tally.gaps),
+        acted=[(rule, action.value, mode.value, count) for (rule, action, mode), count in tally.acted.items()],
+        observe_seconds=observe_seconds,
+    )
+
+
+def _ended(item: Ended) -> EndedReport:
+    return EndedReport(
+        request_id=item.request.request_id,
+        policy=item.request.policy,
+        fmt=item.request.fmt.value,
+        scored=item.coverage.scored,
+        skipped=item.coverage.skipped(),
+        statistics=[float(value) for value in item.statistics],
+        fired=[bool(value) for value in item.fired],
+        decided=_decided(item.request),
+    )
+
+
+def _decided(request: Request) -> Decided | None:
+    if request.action is ActionCode.ALLOW:
+        return None
+    return Decided(int(request.action), request.rule, request.text)
+
+
+def _by_name(gaps: Mapping[Gap, int]) -> dict[str, int]:
+    return {gap.value: count for gap, count in gaps.items() if count}

@@ -1,0 +1,178 @@
+"""Read a policy file, and say of every mistake in it where it stands and what is allowed there."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from monitor.config import Config
+from probes.errors import TelltaleError, did_you_mean
+
+Place = tuple[str | int, ...]
+
+
+class PolicyError(TelltaleError, ValueError):
+    """A policy file cannot be used. The text holds one line for each mistake: file, line, key, what is allowed."""
+
+
+class PolicyFile:
+    """A policy file that has been read: the data, and the lines on which its keys stand.
+
+    Args:
+        path: where it was read from; relative paths in it are relative to its folder.
+        config: the validated content.
+        tree: the parsed YAML, with positions.
+    """
+
+    def __init__(self, path: Path, config: Config, tree: CommentedMap) -> None:
+        self.path = path
+        self.config = config
+        self._tree = tree
+
+    def error(self, where: Place, message: str) -> PolicyError:
+        """A mistake that shows only once detectors are loaded, said with its place in the file."""
+        return PolicyError(_line(self.path, self._tree, where, message))
+
+    def resolve(self, path: str) -> Path:
+        """A path in the file, relative to the file's folder."""
+        return (self.path.parent / path).resolve()
+
+
+def read_policy_file(path: Path) -> PolicyFile:
+    """Read and validate.
+
+    Raises:
+        PolicyError: the file cannot be read, is not YAML, has a duplicate or unknown key, or a value out of bounds.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PolicyError(f"{path}: cannot be read ({error.strerror}). Pass the policy file's path.") from error
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+    tree = _parse(path, text)
+    try:
+        config = Config.model_validate_json(json.dumps(tree, default=str), strict=True)
+    except ValidationError as error:
+        # A list is also called too short when its entries are what is wrong: those say it better.
+        items = [item for item in error.errors() if not (item["type"] == "too_short" and item["input"])]
+        lines = [(_line_number(tree, _loc(item)), _line(path, tree, _loc(item), _message(item))) for item in items]
+        raise PolicyError("\n".join(text for _, text in sorted(lines, key=lambda line: line[0]))) from error
+    return PolicyFile(path, config, tree)
+
+
+def _parse(path: Path, text: str) -> CommentedMap:
+    yaml = YAML(typ="rt")
+    yaml.allow_duplicate_keys = False
+    try:
+        tree = yaml.load(text)
+    except DuplicateKeyError as error:
+        mark = error.problem_mark
+        key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "a key"
+        raise PolicyError(f"{path}:{mark.line + 1}: the key {key!r} stands here twice. Keep one of them.") from error
+    except MarkedYAMLError as error:
+        place = error.problem_mark or error.context_mark
+        line = f":{place.line + 1}" if place is not None else ""
+        raise PolicyError(f"{path}{line}: not YAML: {error.problem}.") from error
+    except YAMLError as error:
+        raise PolicyError(f"{path}: not YAML: {error}.") from error
+    if not isinstance(tree, CommentedMap):
+        raise PolicyError(f"{path}:1: a policy file is a mapping that begins with version: \"1\".")
+    _refuse_not_finite(path, tree, tree, ())
+    return tree
+
+
+def _refuse_not_finite(path: Path, tree: CommentedMap, node: object, where: Place) -> None:
+    if isinstance(node, float) and not math.isfinite(node):
+        raise PolicyError(_line(path, tree, where, f"is {node}; it must be a finite number."))
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, dict):
+        items = node.items()
+    elif isinstance(node, list):
+        items = enumerate(node)
+    for key, child in items:
+        _refuse_not_finite(path, tree, child, (*where, key))
+
+
+def _line(path: Path, tree: CommentedMap, where: Sequence[str | int], message: str) -> str:
+    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
+    return f"{path}:{_line_number(tree, where)}: {dotted + ': ' if dotted else ''}{message}"
+
+
+def _line_number(tree: CommentedMap, where: Sequence[str | int]) -> int:
+    node: Any = tree
+    line = 0
+    for key in where:
+        if isinstance(node, CommentedMap) and key in node:
+            line = node.lc.key(key)[0]
+        elif isinstance(node, CommentedSeq) and isinstance(key, int) and key < len(node):
+            line = node.lc.item(key)[0]
+        else:
+            break
+        node = node[key]
+    return line + 1
+
+
+def _loc(item: ErrorDetails) -> Place:
+    return tuple(item["loc"])
+
+
+def _message(item: ErrorDetails) -> str:
+    kind, where = item["type"], _loc(item)
+    context = item.get("ctx", {})
+    if kind == "extra_forbidden":
+        key = str(where[-1])
+        return f"{key!r} is not a key here. {did_you_mean(key, _keys_at(where[:-1]))}"
+    if kind == "missing":
+        return f"is missing. {_describe(where)}"
+    if kind in {"literal_error", "enum"}:
+        found = item["input"]
+        expected = str(context.get("expected", "")).replace(" or ", ", ")
+        known = [part.strip(" '\"") for part in expected.split(",")]
+        return f"is {found!r}. {did_you_mean(str(found), known)}"
+    if kind == "value_error":
+        return f"{str(context.get('error', item['msg'])).rstrip('.')}."
+    return f"is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}. {_describe(where)}".rstrip()
+
+
+def _keys_at(where: Place) -> list[str]:
+    model = _model_at(where)
+    return sorted(model.model_fields) if model is not None else []
+
+
+def _describe(where: Place) -> str:
+    model = _model_at(where[:-1])
+    field = model.model_fields.get(str(where[-1])) if model is not None and where else None
+    return f"It is: {field.description}." if field is not None and field.description else ""
+
+
+def _model_at(where: Place) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = Config
+    for key in where:
+        if isinstance(key, int):
+            continue
+        if model is None or key not in model.model_fields:
+            return None
+        model = _model_in(model.model_fields[key].annotation)
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, UnionType, tuple):
+        for part in get_args(annotation):
+            if (found := _model_in(part)) is not None:
+                return found
+    return None

@@ -1,0 +1,160 @@
+"""A detector on disk: a safetensors file and, beside it, a JSON card. Nothing in it can execute."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from probes.card import Card, ModelRef
+from probes.errors import TelltaleError
+
+_CHUNK = 1 << 20
+
+
+class ArtifactError(TelltaleError, ValueError):
+    """An artifact cannot be read, is damaged, or belongs to another model."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Tensors and card of one detector.
+
+    Attributes:
+        path: the safetensors file.
+        card: what it says about itself.
+        tensors: name -> array, read-only.
+    """
+
+    path: Path
+    card: Card
+    tensors: Mapping[str, npt.NDArray[np.generic]]
+
+    @classmethod
+    def load(cls, path: Path) -> Artifact:
+        """Read ``x.safetensors`` and ``x.card.json``.
+
+        Raises:
+            ArtifactError: a file is missing or damaged, the card has unknown or missing fields, or the digest of the
+                tensors is not the one on the card.
+        """
+        card_path = card_path_of(path)
+        data = _read(path)
+        try:
+            card = Card.model_validate_json(_read(card_path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ArtifactError(
+                f"{card_path}: field {where!r}: {first['msg']} ({error.error_count()} problem(s)). "
+                "The card was edited or written by another version: write the artifact again."
+            ) from error
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != card.tensors_digest:
+            raise ArtifactError(
+                f"{path}: SHA-256 is {digest[:12]}..., its card says {card.tensors_digest[:12]}...: the file is truncated, "
+                "damaged or not the one that the card describes. Copy both files again."
+            )
+        try:
+            tensors = load(data)
+        except SafetensorError as error:
+            raise ArtifactError(f"{path}: not a safetensors file ({error}). Copy it again.") from error
+        return cls(path=path, card=card, tensors=tensors)
+
+    def vector(self, name: str, size: int) -> npt.NDArray[np.float64]:
+        """Tensor ``name`` as (size,) float64.
+
+        Raises:
+            ArtifactError: it is missing, has another shape or holds a value that is not finite.
+        """
+        if name not in self.tensors:
+            raise ArtifactError(f"{self.path}: tensor {name!r} is missing; there are {sorted(self.tensors)}.")
+        found = np.asarray(self.tensors[name])
+        if found.shape != (size,):
+            raise ArtifactError(f"{self.path}: tensor {name!r} has the shape {found.shape}; it must be ({size},).")
+        values = found.astype(np.float64)
+        if not np.all(np.isfinite(values)):
+            raise ArtifactError(f"{self.path}: tensor {name!r} holds NaN or infinite values. Train the detector again.")
+        return values
+
+    def require_model(self, served: ModelRef) -> None:
+        """Refuse a model that is not the one on the card.
+
+        Raises:
+            ArtifactError: names each field that differs.
+        """
+        card = self.card.model
+        fields = ("weight_digest", "tokenizer_digest", "chat_template_digest", "d_model", "num_layers", "dtype")
+        differing = [
+            f"{field} (card: {_short(getattr(card, field))}, served: {_short(getattr(served, field))})"
+            for field in fields
+            if getattr(card, field) != getattr(served, field)
+        ]
+        if differing:
+            raise ArtifactError(
+                f"{self.path}: detector {self.card.name!r} was trained on {card.id!r} and does not fit the served model "
+                f"{served.id!r}. Differing: {'; '.join(differing)}. Serve the model on the card, or train the detector "
+                "on this one (telltale train)."
+            )
+
+
+def card_path_of(path: Path) -> Path:
+    """Where the card of a safetensors file stands."""
+    return path.with_name(path.name.removesuffix(".safetensors") + ".card.json")
+
+
+def save_artifact(path: Path, card: Card, tensors: Mapping[str, npt.NDArray[np.generic]]) -> Artifact:
+    """Write tensors and card, each atomically; the card's ``tensors_digest`` is set here.
+
+    Raises:
+        ArtifactError: the path does not end in ``.safetensors``.
+    """
+    if path.suffix != ".safetensors":
+        raise ArtifactError(f"{path}: an artifact's file name ends in .safetensors")
+    data = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+    card = card.model_copy(update={"tensors_digest": hashlib.sha256(data).hexdigest()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, data)
+    text = json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    _write(card_path_of(path), text.encode())
+    return Artifact(path=path, card=card, tensors=dict(tensors))
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}). Check the path in the policy file.") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.chmod(handle.name, 0o644)  # noqa: S103 - artifacts are public files, mkstemp makes them private
+    os.replace(handle.name, path)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] + "..." if len(text) == 64 else text  # noqa: PLR2004 - length of a SHA-256

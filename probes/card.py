@@ -1,0 +1,85 @@
+"""The card of an artifact: what a detector is, which model it belongs to, what may be said of it. Plain data."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from probes.aggregate import AnyAggregator
+
+FORMAT_VERSION: Literal[1] = 1
+
+
+class Stage(StrEnum):
+    """When a statistic is judged."""
+
+    PROMPT = "prompt"
+    """Once, after the last prompt token and before the first generated one."""
+    STREAM = "stream"
+    """At every token of the reply."""
+
+
+class Format(StrEnum):
+    """How the text reached the model."""
+
+    CHAT = "chat"
+    """Messages, through the model's chat template."""
+    RAW = "raw"
+    """Text or tokens as they are (``/v1/completions``, for one)."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, hexadecimal")]
+
+
+class ModelRef(_Strict):
+    """The model that a detector was trained and calibrated on. It is served with exactly this one."""
+
+    id: str = Field(description="name for people")
+    weight_digest: Digest = Field(description="SHA-256 over the names and SHA-256s of the weight files")
+    tokenizer_digest: Digest
+    chat_template_digest: Digest
+    d_model: int = Field(gt=0, description="width of the residual stream")
+    num_layers: int = Field(gt=0)
+    dtype: str = Field(description="dtype of the weights as served, e.g. float32")
+
+
+class Calibration(_Strict):
+    """A threshold for one statistic, and the benign requests that it rests on.
+
+    ``target_fpr`` may be asked for wherever ``top_scores`` reaches far enough: the threshold is then read from them.
+    """
+
+    stage: Stage
+    format: Format
+    aggregate: AnyAggregator
+    threshold: float = Field(description="the artifact's own threshold: fires above it, strictly")
+    target_fpr: float = Field(gt=0, lt=1, description="share of benign requests that may fire")
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    num_benign: int = Field(gt=0, description="benign requests that were scored")
+    top_scores: tuple[float, ...] = Field(description="the largest benign statistics, largest first")
+    data_digest: Digest
+    certified: bool = Field(description="whether num_benign suffices for target_fpr at this confidence")
+
+
+class Card(_Strict):
+    """Everything that is known about one artifact."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
+    kind: str
+    description: str = Field(min_length=1)
+    model: ModelRef
+    taps: tuple[str, ...] = Field(min_length=1)
+    formats: tuple[Format, ...] = Field(min_length=1, description="formats that it was calibrated for")
+    skip_first: int = Field(ge=0, description="leading positions with a sink's norm: never scored")
+    tensors_digest: Digest = Field(description="SHA-256 of the safetensors file")
+    calibrations: tuple[Calibration, ...] = ()
+    training: dict[str, Any] = Field(default_factory=dict, description="how to repeat it: data, digests, settings")
+    evaluation: dict[str, Any] = Field(default_factory=dict, description="measured quality, controls beside it")
+    created_by: str = Field(default="", description="version that wrote it")

@@ -1,0 +1,65 @@
+"""A linear probe: one direction at one tap (logistic regression, difference of means, LDA)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from probes.artifact import Artifact, ArtifactError
+from probes.detectors.base import Detector, Directions, Float64, Scorer
+from probes.taps import Tap
+
+
+class Linear(Detector):
+    """score = direction . (s - mean) / scale + bias, in logits for a logistic-regression probe.
+
+    The artifact holds ``direction``, ``mean``, ``scale`` (d_model,) and ``bias`` (1,), any float dtype. Standardisation
+    is folded into one weight and one bias in float64: w = direction / scale, b = bias - mean . w.
+    """
+
+    kind = "linear"
+
+    def __init__(self, name: str, tap: Tap, weight: Float64, bias: float) -> None:
+        super().__init__(name)
+        self.tap = tap
+        self.weight = weight
+        self.bias = bias
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact, *, name: str) -> Self:
+        """See ``Detector.from_artifact``."""
+        width = artifact.card.model.d_model
+        direction = artifact.vector("direction", width)
+        mean = artifact.vector("mean", width)
+        scale = artifact.vector("scale", width)
+        bias = artifact.vector("bias", 1)
+        if not np.all(scale > 0):
+            raise ArtifactError(
+                f"{artifact.path}: tensor 'scale' holds {int(np.sum(scale <= 0))} values that are not positive. "
+                "Train the detector again: a dimension without spread needs scale 1."
+            )
+        if len(artifact.card.taps) != 1:
+            raise ArtifactError(f"{artifact.path}: a linear detector reads one tap; its card lists {artifact.card.taps}.")
+        weight = direction / scale
+        return cls(name, Tap.parse(artifact.card.taps[0]), weight, float(bias[0] - mean @ weight))
+
+    def directions(self) -> Sequence[Directions]:
+        """One direction."""
+        return (Directions(self.tap, self.weight[:, None], np.array([self.bias])),)
+
+    def score(self, readouts: Mapping[Tap, Float64]) -> Float64:
+        """The readout is the score."""
+        return readouts[self.tap][:, 0]
+
+    @classmethod
+    def scorer(cls, detectors: Sequence[Self], columns: Sequence[Mapping[Tap, npt.NDArray[np.intp]]]) -> Scorer:
+        """Pick the columns: nothing is left to compute."""
+        index = np.array([int(places[d.tap][0]) for d, places in zip(detectors, columns, strict=True)], dtype=np.intp)
+
+        def pick(readouts: Float64) -> Float64:
+            return readouts[:, index]
+
+        return pick

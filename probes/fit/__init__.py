@@ -1,0 +1,1 @@
+"""Training, calibrating and measuring detectors, offline. Nothing that serves a request imports it."""

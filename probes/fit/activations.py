@@ -1,0 +1,292 @@
+"""Reads the residual stream of a model with transformers, in float32: the windows that a detector is fitted on.
+
+It is the independent reference for what the serving engine reads, and knows no engine.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModel, AutoTokenizer
+
+from probes.card import Format, ModelRef
+from probes.errors import TelltaleError
+from probes.fit.example import Example
+
+__all__ = ["ActivationError", "Activations", "ActivationReader", "window_means"]
+
+_TOKENS_PER_BATCH = 1536
+_SINK_POSITIONS = 4
+_SINK_FACTOR = 10.0
+_MIN_SHARED_PREFIX = 4
+
+Float32 = npt.NDArray[np.float32]
+
+
+class ActivationError(TelltaleError, ValueError):
+    """A model's residual stream cannot be read here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Means over the last tokens of each request.
+
+    Attributes:
+        layers: decoder layers, first axis of ``means``.
+        windows: numbers of tokens, second axis.
+        means: (layers, windows, requests, d_model) float32.
+        full: (windows, requests), whether the request has that many tokens that may be scored.
+    """
+
+    layers: tuple[int, ...]
+    windows: tuple[int, ...]
+    means: Float32
+    full: npt.NDArray[np.bool_]
+
+    def at(self, layer: int, window: int) -> Float32:
+        """(requests, d_model)."""
+        view: Float32 = self.means[self.layers.index(layer), self.windows.index(window)]
+        return view
+
+    def is_full(self, window: int) -> npt.NDArray[np.bool_]:
+        """(requests,)."""
+        mask: npt.NDArray[np.bool_] = self.full[self.windows.index(window)]
+        return mask
+
+
+def window_means(stream: torch.Tensor, windows: Sequence[int], *, skip_first: int) -> tuple[torch.Tensor, list[bool]]:
+    """Mean of the last w positions for each window.
+
+    Args:
+        stream: (layers, positions, d_model).
+        windows: numbers of positions.
+        skip_first: leading positions that are never scored.
+    Returns: (layers, windows, d_model), over what there is; and for each window whether it was full.
+    """
+    scored = stream[:, skip_first:] if stream.shape[1] > skip_first else stream[:, -1:]
+    means = torch.stack([scored[:, -window:].mean(dim=1) for window in windows], dim=1)
+    available = stream.shape[1] - skip_first
+    return means, [window <= available for window in windows]
+
+
+class ActivationReader:
+    """A model, read after several decoder layers.
+
+    Args:
+        model_dir: folder in transformers' layout.
+        model: which model that is.
+        layers: to read, 0 = after the first decoder layer.
+        cache_dir: where features are kept between runs.
+        progress: told how far it is.
+    Raises:
+        ActivationError: a layer does not exist, or the architecture's layers are not found.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        *,
+        model: ModelRef,
+        layers: Sequence[int],
+        cache_dir: Path,
+        progress: Callable[[str], None],
+    ) -> None:
+        if beyond := [layer for layer in layers if not 0 <= layer < model.num_layers]:
+            raise ActivationError(
+                f"layers {beyond}: the model's layers are 0 to {model.num_layers - 1}. Correct 'layers' in the recipe."
+            )
+        self.model = model
+        self.layers = tuple(layers)
+        self._cache_dir = cache_dir
+        self._progress = progress
+        self._model_dir = model_dir
+        self._network: torch.nn.Module | None = None
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+
+    def tokens(self, example: Example, text_format: Format) -> list[int]:
+        """As the server sees the request: through the chat template with the generation prompt, or as it is."""
+        if text_format is Format.RAW:
+            return list(self._tokenizer(example.text)["input_ids"])
+        rendered = self._tokenizer.apply_chat_template(example.messages, tokenize=False, add_generation_prompt=True)
+        return list(self._tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+    def sink_positions(self, examples: Sequence[Example], text_format: Format) -> int:
+        """How many leading positions have a norm far above the rest, at any of the layers.
+
+        A position counts when its median norm is ten times the median norm of all positions behind the fourth.
+        """
+        rows = [row for example in examples if len(row := self.tokens(example, text_format)) > _SINK_POSITIONS]
+        if not rows:
+            return 1
+        leading, rest = [], []
+        with self._capture() as captured:
+            for row in rows:
+                self._forward(torch.tensor([row]))
+                norms = torch.stack([captured[layer][0].norm(dim=-1) for layer in self.layers])
+                leading.append(norms[:, :_SINK_POSITIONS])
+                rest.append(norms[:, _SINK_POSITIONS:])
+        typical = torch.cat(rest, dim=1).median(dim=1).values
+        high = torch.stack(leading).median(dim=0).values > _SINK_FACTOR * typical[:, None]
+        positions = [position + 1 for position in range(_SINK_POSITIONS) if bool(high[:, position].any())]
+        return max(positions, default=0)
+
+    def read(
+        self, examples: Sequence[Example], *, text_format: Format, windows: Sequence[int], skip_first: int, label: str
+    ) -> Activations:
+        """Means over the last tokens of every example, from the cache if they were read before."""
+        key = self._key(examples, text_format, windows, skip_first)
+        path = self._cache_dir / "features" / f"{key}.safetensors"
+        if path.is_file():
+            stored = load_file(str(path))
+            return Activations(self.layers, tuple(windows), stored["means"], stored["full"].astype(np.bool_))
+        found = self._read(examples, text_format, windows, skip_first, label)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file({"means": found.means, "full": found.full.astype(np.uint8)}, str(partial))
+        partial.replace(path)
+        return found
+
+    def _read(
+        self, examples: Sequence[Example], text_format: Format, windows: Sequence[int], skip_first: int, label: str
+    ) -> Activations:
+        rows = [self.tokens(example, text_format) for example in examples]
+        shared = _shared_prefix(rows)
+        shared = shared if shared >= _MIN_SHARED_PREFIX else 0
+        means = np.empty((len(self.layers), len(windows), len(rows), self.model.d_model), dtype=np.float32)
+        full = np.empty((len(windows), len(rows)), dtype=np.bool_)
+        done = 0
+        with self._capture() as captured:
+            cache, head = None, torch.empty((len(self.layers), 0, self.model.d_model))
+            if shared:
+                cache = self._forward(torch.tensor([rows[0][:shared]]), use_cache=True)
+                head = torch.stack([captured[layer][0] for layer in self.layers])
+            for batch in _batches([len(row) - shared for row in rows]):
+                tails = [rows[i][shared:] for i in batch]
+                self._forward_padded(tails, cache, shared)
+                stream = torch.stack([captured[layer] for layer in self.layers])
+                for place, i in enumerate(batch):
+                    whole = torch.cat([head, stream[:, place, : len(tails[place])]], dim=1)
+                    values, complete = window_means(whole, windows, skip_first=skip_first)
+                    means[:, :, i] = values.numpy()
+                    full[:, i] = complete
+                done += len(batch)
+                self._progress(f"{label}: {done} of {len(rows)} requests read ({text_format.value})")
+        return Activations(self.layers, tuple(windows), means, full)
+
+    def _forward_padded(self, rows: Sequence[Sequence[int]], cache: Any, shared: int) -> None:
+        longest = max(len(row) for row in rows)
+        tokens = torch.zeros((len(rows), longest), dtype=torch.long)
+        mask = torch.zeros((len(rows), shared + longest), dtype=torch.long)
+        mask[:, :shared] = 1
+        for place, row in enumerate(rows):
+            tokens[place, : len(row)] = torch.tensor(row)
+            mask[place, shared : shared + len(row)] = 1
+        own = None
+        if cache is not None:
+            own = copy.deepcopy(cache)
+            own.batch_repeat_interleave(len(rows))
+        self._forward(tokens, attention_mask=mask, cache=own, start=shared)
+
+    @torch.inference_mode()
+    def _forward(
+        self,
+        tokens: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        cache: Any = None,
+        start: int = 0,
+        use_cache: bool = False,
+    ) -> Any:
+        positions = torch.arange(start, start + tokens.shape[1])[None].expand(tokens.shape[0], -1)
+        output = self._loaded()(
+            input_ids=tokens,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=use_cache or cache is not None,
+        )
+        return output.past_key_values
+
+    def _loaded(self) -> torch.nn.Module:
+        if self._network is None:
+            network = AutoModel.from_pretrained(str(self._model_dir), dtype=torch.float32, local_files_only=True)
+            network.eval()
+            self._network = network
+        return self._network
+
+    @contextmanager
+    def _capture(self) -> Iterator[Mapping[int, torch.Tensor]]:
+        """The output of each layer in the newest forward pass: the residual stream before any final norm."""
+        blocks = _decoder_layers(self._loaded(), self.model.num_layers)
+        captured: dict[int, torch.Tensor] = {}
+
+        def remember(layer: int) -> Callable[..., None]:
+            def hook(_module: torch.nn.Module, _inputs: object, output: object) -> None:
+                value = output[0] if isinstance(output, tuple) else output
+                if not isinstance(value, torch.Tensor):
+                    raise ActivationError(
+                        f"layer {layer} returns a {type(value).__name__}, not a tensor: its convention is not known here."
+                    )
+                captured[layer] = value.float()
+
+            return hook
+
+        handles = [blocks[layer].register_forward_hook(remember(layer)) for layer in self.layers]
+        try:
+            yield captured
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _key(self, examples: Sequence[Example], text_format: Format, windows: Sequence[int], skip_first: int) -> str:
+        parts = {
+            "model": self.model.model_dump(exclude={"id"}),
+            "format": text_format.value,
+            "layers": self.layers,
+            "windows": tuple(windows),
+            "skip_first": skip_first,
+            "messages": [example.messages for example in examples],
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _decoder_layers(network: torch.nn.Module, count: int) -> torch.nn.ModuleList:
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count and name.split(".")[-1] in {"layers", "h"}:
+            return module
+    raise ActivationError(
+        f"{type(network).__name__}: no list of {count} decoder layers named 'layers' or 'h' was found. "
+        "Only decoder-only models in transformers' layout can be read."
+    )
+
+
+def _shared_prefix(rows: Sequence[Sequence[int]]) -> int:
+    if not rows:
+        return 0
+    low, high = min(rows), max(rows)
+    shared = 0
+    while shared < min(len(low), len(high)) - 1 and low[shared] == high[shared]:
+        shared += 1
+    return min(shared, min(len(row) for row in rows) - 1)
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > _TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

@@ -1,0 +1,89 @@
+"""The rows of a recipe, on their sides: to fit on, to calibrate on, to measure on. No text stands on two sides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from probes.errors import TelltaleError
+from probes.fit.example import Example, without_dropped, without_duplicates
+from probes.fit.recipe import Recipe
+from probes.fit.sources import Source, SourceContext
+from probes.fit.split import hold_out, match_negatives, vary_form
+
+__all__ = ["Dataset", "DatasetError", "build_dataset", "count_sources"]
+
+_MIN_PER_CLASS = 20
+
+
+class DatasetError(TelltaleError, ValueError):
+    """A recipe's sets do not give the rows that training needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """Rows by use.
+
+    Attributes:
+        train: both labels, negatives matched to positives.
+        calibration: benign, drawn at random from what was held out.
+        pairs: development rows of other sources, both labels.
+        hard_benign: development rows, benign.
+    """
+
+    train: list[Example]
+    calibration: list[Example]
+    pairs: list[Example]
+    hard_benign: list[Example]
+
+
+def build_dataset(recipe: Recipe, context: SourceContext) -> Dataset:
+    """Load, drop, de-duplicate, split and match; the same rows each time.
+
+    Development rows come first in the de-duplication: what is measured on is never trained on.
+
+    Raises:
+        DatasetError: too few rows of a label are left.
+    """
+    seen: set[str] = set()
+
+    def rows_of(sources: Iterable[Source], labels: set[int]) -> list[Example]:
+        loaded = [example for source in sources for example in source.load(context) if example.label in labels]
+        return without_duplicates(without_dropped(loaded), seen=seen)
+
+    pairs = rows_of(recipe.development.pairs, {0, 1})
+    hard_benign = rows_of(recipe.development.hard_benign, {0})
+    own_benign = rows_of(recipe.calibration.benign, {0})
+    positives = rows_of(recipe.training.positives, {1})
+    kept, held = hold_out(
+        rows_of(recipe.training.negatives, {0}), recipe.calibration.held_out, salt=str(recipe.seed)
+    )
+    rng = context.rng("training rows")
+    share = recipe.training.vary_form
+    positives = vary_form(positives, share, rng)
+    varied = vary_form(kept, share, rng)
+    negatives = match_negatives(positives, varied, recipe.training.negatives_per_positive, rng)
+    taken = {id(example) for example in negatives}
+    rest = [example for example in varied if id(example) not in taken]
+    negatives += rng.sample(rest, min(len(rest), round(recipe.training.general_negatives * len(positives))))
+    calibration = [*own_benign, *held]
+    if len(calibration) > recipe.calibration.max_rows:
+        calibration = context.rng("calibration rows").sample(calibration, recipe.calibration.max_rows)
+    for label, rows in (("positive", positives), ("negative", negatives)):
+        if len(rows) < _MIN_PER_CLASS:
+            raise DatasetError(
+                f"recipe {recipe.name!r}: {len(rows)} {label} training rows are left after the drop list, duplicates and "
+                f"matching; at least {_MIN_PER_CLASS} are needed. Add sets, or negatives in the positives' form and length."
+            )
+    if not calibration:
+        raise DatasetError(
+            f"recipe {recipe.name!r}: no benign rows are left for calibration. Raise 'calibration.held_out' or add a "
+            "'calibration.benign' set."
+        )
+    return Dataset(train=[*positives, *negatives], calibration=calibration, pairs=pairs, hard_benign=hard_benign)
+
+
+def count_sources(examples: Sequence[Example]) -> dict[str, int]:
+    """How many rows each source gave."""
+    return dict(sorted(Counter(example.source for example in examples).items()))

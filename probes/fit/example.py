@@ -1,0 +1,79 @@
+"""One labelled text and what makes two texts the same; knows no file format and no model."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+__all__ = ["Example", "data_digest", "drop_list", "text_digest", "without_duplicates", "without_dropped"]
+
+_NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
+_DROP_LIST = Path(__file__).with_name("train_drop_sha256.txt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A request with a label.
+
+    Attributes:
+        text: what the user wrote (of several turns: the newest).
+        label: 1 = what the detector is to find, 0 = anything else.
+        source: the set that it came from.
+        group: examples of one group never stand on two sides of a split.
+        turns: (role, text) of every message where there is more than one user message; else empty.
+    """
+
+    text: str
+    label: int
+    source: str
+    group: str
+    turns: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """As the chat API takes it."""
+        turns = self.turns or (("user", self.text),)
+        return [{"role": role, "content": text} for role, text in turns]
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of the text in lower case with everything but letters and digits as one space."""
+    return hashlib.sha256(_NOT_ALPHANUMERIC.sub(" ", text.lower()).strip().encode()).hexdigest()
+
+
+@cache
+def drop_list() -> frozenset[str]:
+    """Digests of texts that stand in public test sets: never trained on, tuned on or calibrated on."""
+    return frozenset(_DROP_LIST.read_text(encoding="ascii").split())
+
+
+def without_dropped(examples: Iterable[Example]) -> list[Example]:
+    """Leave out what the drop list names."""
+    dropped = drop_list()
+    return [example for example in examples if text_digest(example.text) not in dropped]
+
+
+def without_duplicates(examples: Iterable[Example], *, seen: set[str]) -> list[Example]:
+    """Keep the first of all examples whose text is the same.
+
+    Args:
+        examples: in order of preference.
+        seen: digests that count as present; added to.
+    """
+    kept = []
+    for example in examples:
+        digest = text_digest(example.text)
+        if digest not in seen:
+            seen.add(digest)
+            kept.append(example)
+    return kept
+
+
+def data_digest(examples: Sequence[Example]) -> str:
+    """SHA-256 over labels and texts, independent of their order."""
+    lines = sorted(f"{example.label} {text_digest(example.text)}\n" for example in examples)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

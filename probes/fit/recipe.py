@@ -1,0 +1,155 @@
+"""A recipe: everything that decides what a trained detector will be, in one strict YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from probes.card import Format
+from probes.errors import TelltaleError, did_you_mean
+from probes.fit.sources import AnySource
+from probes.taps import Site
+
+__all__ = ["Calibrate", "Development", "Recipe", "RecipeError", "Search", "Training", "read_recipe"]
+
+
+class RecipeError(TelltaleError, ValueError):
+    """A recipe cannot be read; the text says which field, what is allowed and what to do."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Training(_Strict):
+    """The rows that the probe is fitted on."""
+
+    positives: Annotated[tuple[AnySource, ...], Field(min_length=1, description="sets; rows with label 1 are taken")]
+    negatives: Annotated[tuple[AnySource, ...], Field(min_length=1, description="sets; rows with label 0 are taken")]
+    negatives_per_positive: Annotated[
+        float, Field(gt=0, le=20, description="negatives of the same form and length for each positive, at most")
+    ] = 2.0
+    general_negatives: Annotated[
+        float, Field(ge=0, le=20, description="further negatives per positive, drawn whatever their form and length")
+    ] = 0.5
+    vary_form: Annotated[float, Field(ge=0, le=1, description="share of rows whose surface is rewritten")] = 0.4
+    formats: Annotated[tuple[Format, ...], Field(min_length=1, description="how the rows are presented")] = (Format.CHAT,)
+
+
+class Search(_Strict):
+    """What is tried; the best mean AUROC over the folds wins."""
+
+    site: Site = Site.RESID_POST
+    layers: Annotated[tuple[int, ...], Field(min_length=1, description="0 = after the first decoder layer")]
+    windows: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1024)], ...],
+        Field(min_length=1, description="tokens at the end of the prompt whose mean score is the statistic"),
+    ]
+    inverse_penalties: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, description="C of the logistic regression")
+    ]
+
+
+class Calibrate(_Strict):
+    """The benign requests that the threshold rests on: never trained on."""
+
+    held_out: Annotated[float, Field(ge=0, lt=1, description="share of the negatives' groups that is held out")] = 0.4
+    benign: Annotated[tuple[AnySource, ...], Field(description="further sets; rows with label 0 are taken")] = ()
+    max_rows: Annotated[int, Field(ge=1)] = 2000
+    formats: Annotated[tuple[Format, ...], Field(min_length=1)] = (Format.CHAT,)
+    target_fpr: Annotated[float, Field(gt=0, lt=1, description="share of benign requests that may fire")] = 0.01
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class Development(_Strict):
+    """Sets of other sources that the finished detector is measured on, once."""
+
+    pairs: Annotated[tuple[AnySource, ...], Field(description="sets with both labels")] = ()
+    hard_benign: Annotated[tuple[AnySource, ...], Field(description="harmless rows that look harmful")] = ()
+    length_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+class Recipe(_Strict):
+    """One detector."""
+
+    version: Literal["1"]
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+    description: Annotated[str, Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)] = 0
+    training: Training
+    search: Search
+    calibration: Calibrate = Calibrate()
+    development: Development = Development()
+
+    @model_validator(mode="after")
+    def _has_benign_rows(self) -> Recipe:
+        if self.calibration.held_out == 0 and not self.calibration.benign:
+            raise ValueError("calibration needs 'held_out' above 0 or a 'benign' set: a threshold rests on benign rows")
+        return self
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        RecipeError: the file cannot be read, is not YAML, has a duplicate or unknown key, or an impossible value.
+    """
+    try:
+        with path.open(encoding="utf-8") as stream:
+            content = YAML(typ="rt", pure=True).load(stream)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}). Name an existing recipe file.") from error
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{path}:{line}: {error.problem}. Each key may stand once; correct this line.") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a YAML file in UTF-8 ({error}). Correct the file.") from error
+    try:
+        return Recipe.model_validate(_plain(content))
+    except ValidationError as error:
+        raise RecipeError(_explain(path, content, error)) from error
+    except TelltaleError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _explain(path: Path, content: Any, error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = [part for part in first["loc"] if not isinstance(part, str) or not part.startswith("function-")]
+    where = ".".join(str(part) for part in place) or "the file"
+    hint = "Correct this field."
+    if first["type"] == "extra_forbidden":
+        hint = did_you_mean(str(place[-1]), _fields_at(place[:-1]))
+    return f"{path}:{_line_of(content, place)}: {where}: {first['msg']}. {hint}"
+
+
+def _fields_at(place: list[int | str]) -> list[str]:
+    model: Any = Recipe
+    for part in place:
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _line_of(content: Any, place: list[int | str]) -> int:
+    line = 1
+    for part in place:
+        marks = getattr(getattr(content, "lc", None), "data", None)
+        if not marks or part not in marks:
+            break
+        line = marks[part][0] + 1
+        content = content[part]
+    return line

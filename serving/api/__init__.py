@@ -1,0 +1,1 @@
+"""Our routes and the layer over all routes, on vLLM's own server."""

@@ -1,0 +1,109 @@
+"""The layer over all routes: says where a request comes from, and refuses bodies that reach for reserved keys.
+
+Pure ASGI, so that streams and cancellation pass untouched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from probes.card import Format
+from serving.origin import Origin, enter_origin, leave_origin
+
+RESERVED = "telltale"
+_EXTRA_HOLDERS = ("vllm_xargs", "extra_args", "sampling_params", "extra_body", "kv_transfer_params", "ec_transfer_params")
+_CHAT_ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v2/chat")
+
+
+class MonitorMiddleware:
+    """Marks the origin of each HTTP request and checks its body before any handler opens a stream.
+
+    Args:
+        app: the application behind it.
+        root_path: prefix under which the application is mounted.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str = "") -> None:
+        self._app = app
+        self._root = root_path.rstrip("/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["method"] == "POST":
+            body, receive = await _read_body(receive)
+            key = reserved_key(body)
+            if key is not None:
+                await _refuse(key, send)
+                return
+        path = scope["path"].removeprefix(self._root)
+        chat = any(path == route or path.startswith(f"{route}/") for route in _CHAT_ROUTES)
+        token = enter_origin(Origin(Format.CHAT if chat else Format.RAW))
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            leave_origin(token)
+
+
+def reserved_key(body: bytes) -> str | None:
+    """The first reserved key that a body sets where vLLM would pass it on to the engine, or None."""
+    # Parsed only where the word may stand in it, spelled plainly or escaped.
+    if RESERVED.encode() not in body.lower() and b"\\u" not in body:
+        return None
+    try:
+        content = json.loads(body)
+    except ValueError:  # not JSON: vLLM answers that itself
+        return None
+    return next(_reserved_in(content, "", inside=False), None)
+
+
+def _reserved_in(node: Any, path: str, *, inside: bool) -> Iterator[str]:
+    if isinstance(node, list):
+        for child in node if inside else ():
+            yield from _reserved_in(child, path, inside=True)
+    if not isinstance(node, dict):
+        return
+    for key, child in node.items():
+        where = f"{path}.{key}" if path else key
+        if inside and key.lower().startswith(RESERVED):
+            yield where
+        if inside or key in _EXTRA_HOLDERS:
+            yield from _reserved_in(child, where, inside=True)
+
+
+async def _read_body(receive: Receive) -> tuple[bytes, Receive]:
+    messages: list[Message] = []
+    parts = []
+    while True:
+        message = await receive()
+        messages.append(message)
+        if message["type"] != "http.request":
+            break
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            break
+    replayed = iter(messages)
+
+    async def replay() -> Message:
+        return next(replayed, None) or await receive()
+
+    return b"".join(parts), replay
+
+
+async def _refuse(key: str, send: Send) -> None:
+    error = {
+        "message": f"{key!r} is reserved for the server: a request cannot set or change how it is monitored. Leave it out.",
+        "type": "invalid_request_error",
+        "param": key,
+        "code": "reserved_key",
+    }
+    content = json.dumps({"error": error}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.body", "body": content})

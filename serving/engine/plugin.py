@@ -1,0 +1,144 @@
+"""The way into vLLM: an entry point that puts our worker, scheduler and front end in place, or stops the process.
+
+vLLM only logs when a plug-in fails. For a monitor that would mean a server that looks well and sees nothing, so every
+failure here ends the process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from probes.errors import TelltaleError
+from serving.engine import compat
+from serving.engine.layers import LayerError, require_architecture
+from serving.engine.runtime import CONFIG_VARIABLE, load_deployment, policy_path
+from serving.engine.trust import ensure_key
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+    from serving.engine.frontend import Frontend
+
+log = structlog.get_logger(__name__)
+
+EXIT_REFUSED = 2
+INSTALLED = "telltale_frontend"
+"""Attribute of vLLM's ``EngineArgs`` class that holds this process's front end once the plug-in is in place."""
+_WORKERS = {
+    "vllm.v1.worker.cpu_worker.CPUWorker": "serving.engine.worker.TelltaleCPUWorker",
+    "vllm.v1.worker.gpu_worker.Worker": "serving.engine.worker_cuda.TelltaleCUDAWorker",
+}
+_SCHEDULERS = {
+    False: "serving.engine.scheduler.TelltaleScheduler",
+    True: "serving.engine.scheduler.TelltaleAsyncScheduler",
+}
+
+
+class RefusedError(TelltaleError, RuntimeError):
+    """A setting of vLLM under which not every token would be scored."""
+
+
+def register() -> None:
+    """Entry point of ``vllm.general_plugins``: does nothing unless ``TELLTALE_CONFIG`` is set."""
+    if policy_path() is None:
+        return
+    try:
+        install()
+    except TelltaleError as error:
+        stop(error)
+
+
+def stop(error: TelltaleError) -> None:
+    """End the process: an error that vLLM would swallow must not leave it running unmonitored."""
+    sys.stderr.write(f"telltale: {error}\n")
+    sys.stderr.flush()
+    os._exit(EXIT_REFUSED)
+
+
+def install() -> Frontend:
+    """Wrap what has to be wrapped in this process, once.
+
+    Raises:
+        CompatError: this vLLM is not the one that was read.
+    """
+    compat.require_version()
+    from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415 - not before the version is known to fit
+
+    already: Frontend | None = getattr(EngineArgs, INSTALLED, None)
+    if already is not None:
+        return already
+    compat.require_touchpoints()
+    from serving.engine.wraps import install_wraps  # noqa: PLC0415
+
+    frontend = install_wraps(configure)
+    setattr(EngineArgs, INSTALLED, frontend)
+    return frontend
+
+
+def configure(config: VllmConfig) -> None:
+    """Put our classes into a finished vLLM configuration.
+
+    Raises:
+        RefusedError: a setting would leave tokens unscored.
+        probes.errors.TelltaleError: the policy, an artifact or the model is not usable.
+    """
+    _refuse(config)
+    ensure_key()
+    deployment = load_deployment(config)
+    bank = deployment.plan.bank
+    parallel, scheduling = config.parallel_config, config.scheduler_config
+    worker = _WORKERS.get(parallel.worker_cls)
+    if worker is None and parallel.worker_cls not in _WORKERS.values():
+        raise RefusedError(
+            f"the worker class is {parallel.worker_cls!r}; taps exist for {sorted(_WORKERS)}. Leave --worker-cls out."
+        )
+    parallel.worker_cls = worker or parallel.worker_cls
+    scheduling.scheduler_cls = _SCHEDULERS[bool(scheduling.async_scheduling)]
+    structure: dict[str, Any] = {
+        "version": 1,
+        "taps": [str(tap) for tap in bank.taps],
+        "directions": bank.capacity,
+    }
+    config.additional_config = {**_additional(config), "telltale": structure}
+    log.info("monitoring", policy=str(policy_path()), taps=structure["taps"], digest=deployment.plan.digest[:12])
+
+
+def _refuse(config: VllmConfig) -> None:
+    model, parallel, scheduling = config.model_config, config.parallel_config, config.scheduler_config
+    try:
+        require_architecture(list(model.architectures))
+    except LayerError as error:
+        raise RefusedError(f"{model.model}: {error}") from error
+    ours = set(_SCHEDULERS.values())
+    chosen = scheduling.scheduler_cls
+    refusals = {
+        "pooling models (--runner pooling)": model.runner_type != "generate",
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "dual-batch overlap (--enable-dbo)": bool(parallel.enable_dbo),
+        "KV transfer (--kv-transfer-config)": config.kv_transfer_config is not None,
+        "a scheduler class of its own (--scheduler-cls)": chosen is not None and chosen not in ours,
+        "LoRA adapters (--enable-lora)": config.lora_config is not None,
+        "returned routed experts (--enable-return-routed-experts)": bool(
+            config.aux_output_config.enable_return_routed_experts
+        ),
+        "the Rust front end (VLLM_USE_RUST_FRONTEND)": os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in {"", "0"},
+        "the V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)": bool(config.use_v2_model_runner),
+    }
+    for what, asked in refusals.items():
+        if asked:
+            raise RefusedError(
+                f"{what} cannot be monitored by this version, so the server does not start with it. Leave it out, or "
+                f"unset {CONFIG_VARIABLE} to run vLLM unmonitored."
+            )
+
+
+def _additional(config: VllmConfig) -> dict[str, Any]:
+    if isinstance(config.additional_config, dict):
+        return config.additional_config
+    raise RefusedError("--additional-config must be a JSON object for telltale to add its structure to it.")
+
+

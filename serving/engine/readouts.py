@@ -1,0 +1,28 @@
+"""What a worker sends to the scheduler with a step's result: readouts and absolute positions, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+ATTRIBUTE = "telltale"
+"""Name of the extra attribute on vLLM's ``ModelRunnerOutput``."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReadouts:
+    """The rows of one step, in the order of the worker's batch.
+
+    Attributes:
+        request_ids: one entry per request.
+        counts: (R,) int64, rows of each.
+        positions: (n,) int64, absolute token positions.
+        readouts: (n, width of the bank) float32.
+    """
+
+    request_ids: list[str]
+    counts: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    readouts: npt.NDArray[np.float32]

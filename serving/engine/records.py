@@ -1,0 +1,131 @@
+"""What the API process knows of each request: one shared record, joined by the engine's own request id."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from monitor.policy import Plan
+from monitor.report import Decided, EndedReport, StepReport
+from monitor.types import ActionCode, Expose, Skip
+from probes.card import Format
+
+
+class Record:
+    """One request. Every output that vLLM makes for it points here, so that merged outputs lose nothing."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.policy = 0
+        self.fmt = Format.RAW
+        self.scored = 0
+        self.skipped: dict[str, int] = {}
+        self.statistics: list[float] = []
+        self.fired: list[bool] = []
+        self.decided: Decided | None = None
+        self.ended = False
+        self.num_positions = 0
+
+    @property
+    def blocked_text(self) -> str | None:
+        """The refusal, if the request was blocked."""
+        if self.decided is not None and self.decided.action == ActionCode.BLOCK:
+            return self.decided.text
+        return None
+
+    def close(self, num_positions: int) -> None:
+        """The reply has been made with so many tokens in all, the engine may not have said so yet (stop strings)."""
+        self.num_positions = num_positions
+
+    def describe(self) -> dict[str, Any]:
+        """The ``telltale`` object of a choice."""
+        policy = self._plan.policies[self.policy]
+        decided = self.decided
+        described: dict[str, Any] = {
+            "action": ActionCode(decided.action).action.value if decided is not None else "allow",
+            "rule": decided.rule if decided is not None else None,
+        }
+        described["detectors"] = [self._describe_check(position, policy.expose) for position in policy.checks]
+        return described
+
+    def _describe_check(self, position: int, expose: Expose) -> dict[str, Any]:
+        check = self._plan.checks[position]
+        described: dict[str, Any] = {
+            "name": check.detector,
+            "stage": check.stage.value,
+            "fired": bool(self.fired[position]) if self.fired else False,
+            "scored": self.scored,
+            "skipped": self._skipped(),
+        }
+        if expose is Expose.SCORES:
+            statistic = self.statistics[position] if self.statistics else -math.inf
+            threshold = check.thresholds.get(self.fmt)
+            described["score"] = round(statistic, 4) if math.isfinite(statistic) else None
+            described["threshold"] = round(threshold, 4) if threshold is not None else None
+        return described
+
+    def _skipped(self) -> dict[str, int]:
+        skipped = dict(self.skipped)
+        open_positions = self.num_positions - self.scored - sum(skipped.values())
+        if not self.ended and open_positions > 0:
+            # A reply that the API process ended (a stop string): its last token was not fed back.
+            skipped[Skip.FINAL.value] = 1
+        return skipped
+
+
+class Records:
+    """All records of an API process.
+
+    Args:
+        plan: what the engine runs on.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._records: dict[str, Record] = {}
+        self._leaving: list[str] = []
+
+    def take_in(self, report: StepReport) -> None:
+        """Update the records of a step. Records of ended requests stay until the next report: their last output
+        comes behind the report that ends them."""
+        for request_id in self._leaving:
+            self._records.pop(request_id, None)
+        self._leaving = [ended.request_id for ended in report.ended]
+        for ended in report.ended:
+            self._end(ended)
+        if not report.request_ids:
+            return
+        count = len(report.request_ids)
+        scored = np.frombuffer(report.scored, dtype=np.int64)
+        sink = np.frombuffer(report.sink, dtype=np.int64)
+        statistics = np.frombuffer(report.statistics, dtype=np.float32).reshape(count, -1)
+        fired = np.frombuffer(report.fired, dtype=np.bool_).reshape(count, -1)
+        for row, request_id in enumerate(report.request_ids):
+            record = self._record(request_id)
+            record.policy, record.fmt = report.policies[row], Format(report.formats[row])
+            record.scored = int(scored[row])
+            record.skipped = dict(report.gaps.get(request_id, ()))
+            if sink[row]:
+                record.skipped[Skip.SINK.value] = int(sink[row])
+            record.statistics = statistics[row]  # type: ignore[assignment]
+            record.fired = fired[row]  # type: ignore[assignment]
+            record.decided = report.decided.get(request_id)
+
+    def get(self, request_id: str) -> Record | None:
+        """The record of a request that the engine has reported on."""
+        return self._records.get(request_id)
+
+    def _record(self, request_id: str) -> Record:
+        if request_id not in self._records:
+            self._records[request_id] = Record(self._plan)
+        return self._records[request_id]
+
+    def _end(self, ended: EndedReport) -> None:
+        record = self._record(ended.request_id)
+        record.policy, record.fmt = ended.policy, Format(ended.fmt)
+        record.scored, record.skipped = ended.scored, ended.skipped
+        record.statistics, record.fired = ended.statistics, ended.fired
+        record.decided = ended.decided
+        record.ended = True

@@ -1,0 +1,114 @@
+"""The V1 model runner with taps: row order from ``_prepare_inputs``, readouts copied out with the step's result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
+from serving.engine.runtime import load_deployment
+from serving.engine.taps import TapSet, install_taps
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+    _Base = GPUModelRunner
+else:
+    _Base = object
+
+
+class AsyncOutputWithReadouts(AsyncModelRunnerOutput):
+    """vLLM's asynchronous result, joined by the readouts of the same step once both have reached the host."""
+
+    def __init__(self, inner: AsyncModelRunnerOutput, readouts: torch.Tensor, positions: torch.Tensor, rows: _Rows):
+        self._inner = inner
+        self._rows = rows
+        self._device = (readouts, positions)  # kept until the copy is done
+        self._readouts = readouts.to("cpu", non_blocking=True)
+        self._positions = positions.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event()
+        self._copied.record()
+
+    def get_output(self) -> ModelRunnerOutput:
+        """Wait for the copies and attach the readouts."""
+        output = self._inner.get_output()
+        self._copied.synchronize()
+        del self._device
+        return _attach(output, self._rows, self._readouts, self._positions)
+
+
+class _Rows:
+    """Which rows of the step belong to whom."""
+
+    def __init__(self, request_ids: list[str], counts: npt.NDArray[np.int64]) -> None:
+        self.request_ids = request_ids
+        self.counts = counts
+
+    @property
+    def total(self) -> int:
+        """Rows of the step."""
+        return int(self.counts.sum())
+
+
+class TappedRunner(_Base):
+    """Mixin over vLLM's V1 runners. Only overrides methods that are in ``serving.engine.compat``."""
+
+    telltale_taps: TapSet | None = None
+    _telltale_rows: _Rows | None = None
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Load, then tap the layers: before any profile run, compilation or capture sees them."""
+        super().load_model(*args, **kwargs)
+        deployment = load_deployment(self.vllm_config)
+        self.telltale_taps = install_taps(
+            self.get_model(),
+            deployment.plan.bank,
+            num_layers=deployment.model.num_layers,
+            max_rows=self.max_num_tokens,
+            device=self.device,
+        )
+
+    def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
+        """Forget the rows of the step before: a step without tokens has none."""
+        self._telltale_rows = None
+        return super().execute_model(scheduler_output, *args, **kwargs)
+
+    def _prepare_inputs(self, scheduler_output: SchedulerOutput, num_scheduled_tokens: npt.NDArray[np.int32]) -> Any:
+        prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
+        # Only here is the row order final: requests were added, removed and reordered before.
+        self._telltale_rows = _Rows(list(self.input_batch.req_ids), num_scheduled_tokens.astype(np.int64))
+        return prepared
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """Attach the readouts to the result of the step."""
+        output = super().sample_tokens(*args, **kwargs)
+        rows, taps = self._telltale_rows, self.telltale_taps
+        if rows is None or taps is None or output is None or output is EMPTY_MODEL_RUNNER_OUTPUT:
+            return output
+        readouts, positions = taps.collect(rows.total), self.positions[: rows.total].clone()
+        if isinstance(output, AsyncModelRunnerOutput):
+            return AsyncOutputWithReadouts(output, readouts, positions, rows)
+        if isinstance(output, ModelRunnerOutput):
+            return _attach(output, rows, readouts.cpu(), positions.cpu())
+        return output
+
+
+def _attach(output: ModelRunnerOutput, rows: _Rows, readouts: torch.Tensor, positions: torch.Tensor) -> ModelRunnerOutput:
+    setattr(
+        output, ATTRIBUTE, WorkerReadouts(rows.request_ids, rows.counts, positions.numpy(), readouts.numpy())
+    )
+    return output
+
+
+class TappedCPUModelRunner(TappedRunner, CPUModelRunner):
+    """The CPU's runner, with taps."""
+
+
+class TappedGPUModelRunner(TappedRunner, GPUModelRunner):
+    """The V1 runner on CUDA, with taps."""

@@ -1,0 +1,192 @@
+"""vLLM's schedulers with the monitor inside: what a step read is judged before any output of the step leaves.
+
+The monitor is authoritative here. A block stops the request in the same step, so that the token which was sampled
+after the flagged one never exists for anybody outside.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import structlog
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.request import RequestStatus
+
+import serving
+from monitor.monitor import Ended, Monitor, StepReadouts, is_blocked
+from monitor.report import encode_report, make_report, take_tally
+from monitor.types import Gap
+from probes.card import Format
+from serving.engine.carrier import CARRIER_ID
+from serving.engine.holdback import BLOCKED, HoldBack
+from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
+from serving.engine.runtime import load_deployment
+from serving.engine.trust import EXTRA_KEY, unseal
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.request import Request
+
+    _Base = Scheduler
+else:
+    _Base = object
+
+log = structlog.get_logger(__name__)
+
+
+class MonitoredScheduler(_Base):
+    """Mixin over ``Scheduler`` and ``AsyncScheduler``. Only overrides methods that are in ``serving.engine.compat``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        deployment = load_deployment(self.vllm_config)
+        self._digest = deployment.plan.digest
+        self._monitor = Monitor(deployment.plan)
+        self._hold_back = HoldBack()
+        self._holds: dict[str, bool] = {}
+        self._clients: dict[str, int] = {}
+        self._ended: dict[int, list[Ended]] = {}
+        self._observe_seconds: list[float] = []
+
+    def telltale_status(self) -> dict[str, Any]:
+        """Version and digest of what runs here, for the handshake."""
+        return {"version": serving.__version__, "digest": self._digest}
+
+    def add_request(self, request: Request) -> None:
+        """Admit a request to the monitor. Nothing gets past this method, whatever front end it came from."""
+        extra = request.sampling_params.extra_args if request.sampling_params is not None else None
+        trusted = unseal((extra or {}).get(EXTRA_KEY), request.request_id)
+        admitted = self._monitor.admit(
+            request.request_id,
+            num_prompt=request.num_prompt_tokens,
+            policy=trusted.policy if trusted is not None else None,
+            # Unsigned requests get the format that no chat detector is calibrated for.
+            fmt=trusted.fmt if trusted is not None else Format.RAW,
+        )
+        self._holds[request.request_id] = self._monitor.policy_of(admitted).hold_back > 0
+        self._clients[request.request_id] = request.client_index
+        # Cached positions are not computed, so nothing would read them.
+        request.skip_reading_prefix_cache = True
+        super().add_request(request)
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        """Judge the step, let vLLM finish it, hold back what is not scored yet, and report."""
+        step_ids = list(scheduler_output.num_scheduled_tokens)
+        if step_ids:
+            started = time.perf_counter()
+            self._observe(scheduler_output, model_runner_output)
+            self._observe_seconds.append(time.perf_counter() - started)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for client in outputs.values():
+            client.outputs = [
+                released
+                for output in client.outputs
+                for released in self._hold_back.pass_through(output, hold=self._holds.get(output.request_id, False))
+            ]
+        self._report(outputs, step_ids)
+        return outputs
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        if not is_blocked(self._monitor.get(request.request_id)):
+            return super()._update_request_with_output(request, new_token_ids, is_stale)
+        del new_token_ids[:]
+        new_token_ids, _ = super()._update_request_with_output(request, new_token_ids, is_stale)
+        request.status = RequestStatus.FINISHED_STOPPED
+        request.stop_reason = BLOCKED
+        request.resumable = False
+        return new_token_ids, True
+
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> tuple[Any, Any]:
+        """Every request ends here, however it ends."""
+        request_id = request.request_id
+        cut_off = request.status in (RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_ERROR)
+        ended = self._monitor.finish(
+            request_id,
+            num_positions=request.num_tokens,
+            sampled=request.num_output_tokens,
+            aborted=cut_off,
+        )
+        client = self._clients.pop(request_id, request.client_index)
+        if ended is not None:
+            self._ended.setdefault(client, []).append(ended)
+        if request.status is RequestStatus.FINISHED_ABORTED:
+            self._hold_back.drop(request_id)
+            self._holds.pop(request_id, None)
+        return super()._free_request(request, delay_free_blocks)
+
+    def _observe(self, scheduler_output: SchedulerOutput, output: ModelRunnerOutput) -> None:
+        readouts = getattr(output, ATTRIBUTE, None)
+        if not isinstance(readouts, WorkerReadouts):
+            self._monitor.lose(self._reached(scheduler_output.num_scheduled_tokens), Gap.NO_READOUTS)
+            return
+        try:
+            self._monitor.observe(_step_of(readouts, scheduler_output, output))
+        except Exception:  # noqa: BLE001 - the one place where a failure of the monitor becomes the policy's on_gap
+            log.exception("the monitor failed on a step; its requests follow on_gap")
+            self._monitor.lose(self._reached(scheduler_output.num_scheduled_tokens), Gap.MONITOR_ERROR)
+            return
+        seen = dict(zip(readouts.request_ids, readouts.counts.tolist(), strict=True))
+        missing = {name: n for name, n in scheduler_output.num_scheduled_tokens.items() if seen.get(name) != n}
+        if missing:
+            self._monitor.lose(self._reached(missing), Gap.NO_READOUTS)
+
+    def _reached(self, scheduled: Mapping[str, int]) -> dict[str, int]:
+        """Per request, the position after its last row of this step (steps in flight behind it not counted)."""
+        reached = {}
+        for request_id, count in scheduled.items():
+            request = self.requests.get(request_id)
+            if request is not None:
+                reached[request_id] = request.num_computed_tokens - request.num_in_flight_tokens + count
+        return reached
+
+    def _report(self, outputs: dict[int, EngineCoreOutputs], step_ids: list[str]) -> None:
+        by_client: dict[int, list[Any]] = {client: [] for client in self._ended}
+        for request_id in step_ids:
+            request = self._monitor.get(request_id)
+            if request is not None:
+                by_client.setdefault(self._clients[request_id], []).append(request)
+        tally = take_tally(self._monitor, self._observe_seconds) if by_client else None
+        if tally is not None:
+            self._observe_seconds = []
+        for client, requests in by_client.items():
+            ended = self._ended.pop(client, [])
+            report = make_report(self._monitor, requests, ended, tally)
+            tally = None
+            carrier = EngineCoreOutput(
+                request_id=CARRIER_ID, new_token_ids=[], routed_experts=encode_report(report)
+            )
+            holder = outputs.setdefault(client, EngineCoreOutputs())
+            holder.outputs = [carrier, *holder.outputs]
+            for item in ended:
+                self._holds.pop(item.request.request_id, None)
+
+
+def _step_of(readouts: WorkerReadouts, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> StepReadouts:
+    counts = readouts.counts
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+    drafts = scheduled.scheduled_spec_decode_tokens
+    if drafts:
+        counts = counts.copy()
+        for number, request_id in enumerate(readouts.request_ids):
+            sampled = output.sampled_token_ids[output.req_id_to_index[request_id]] if output.sampled_token_ids else []
+            if sampled and request_id in drafts:
+                counts[number] -= len(drafts[request_id]) - max(len(sampled) - 1, 0)
+    return StepReadouts(readouts.request_ids, counts, starts, readouts.positions, readouts.readouts)
+
+
+class TelltaleScheduler(MonitoredScheduler, Scheduler):
+    """The synchronous scheduler, monitored."""
+
+
+class TelltaleAsyncScheduler(MonitoredScheduler, AsyncScheduler):
+    """The asynchronous scheduler, monitored."""

@@ -1,0 +1,67 @@
+"""Request data that only our own front end may set: policy and format, under a MAC that clients cannot make."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from probes.card import Format
+
+EXTRA_KEY = "telltale"
+"""The reserved key in ``SamplingParams.extra_args``."""
+KEY_VARIABLE = "TELLTALE_KEY"
+"""The MAC key: random at each start, handed down to child processes, never in a configuration that vLLM logs."""
+_CHILD = re.compile(r"^\d+_(?P<parent>.+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedData:
+    """What the front end says about a request.
+
+    Attributes:
+        policy: name of its policy; None for the first.
+        fmt: how its text reached the model.
+    """
+
+    policy: str | None
+    fmt: Format
+
+
+def ensure_key(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Make the key of this server if no parent process has made it."""
+    environment.setdefault(KEY_VARIABLE, secrets.token_hex(32))
+
+
+def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The value to put under ``EXTRA_KEY``."""
+    body = json.dumps({"policy": data.policy, "format": data.fmt.value}, sort_keys=True)
+    return {"body": body, "mac": _mac(body, request_id, environment)}
+
+
+def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = os.environ) -> TrustedData | None:
+    """Trusted data of a request, or None if there is none or its MAC is wrong.
+
+    The children of a request with ``n > 1`` carry their parent's data; their ids are the parent's behind a number.
+    """
+    if not isinstance(value, Mapping) or not isinstance(value.get("body"), str) or not isinstance(value.get("mac"), str):
+        return None
+    child = _CHILD.match(request_id)
+    candidates = [request_id, child["parent"]] if child else [request_id]
+    if not any(hmac.compare_digest(_mac(value["body"], name, environment), value["mac"]) for name in candidates):
+        return None
+    body: dict[str, Any] = json.loads(value["body"])
+    return TrustedData(policy=body["policy"], fmt=Format(body["format"]))
+
+
+def _mac(body: str, request_id: str, environment: Mapping[str, str]) -> str:
+    key = environment.get(KEY_VARIABLE, "")
+    if not key:
+        raise RuntimeError(f"{KEY_VARIABLE} is not set in this process: its parent was not started by telltale")
+    return hmac.new(key.encode(), f"{request_id}\n{body}".encode(), hashlib.sha256).hexdigest()
