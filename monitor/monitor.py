@@ -122,7 +122,7 @@ class Monitor:
                 f"{self.plan.bank.width} were expected"
             )
         scores = self.plan.bank.score(step.readouts)
-        finite = np.isfinite(step.readouts[:, self._used]).all(axis=1)
+        finite = np.asarray(np.isfinite(step.readouts[:, self._used]).all(axis=1) & np.isfinite(scores).all(axis=1))
         requests = [self._live.get(request_id) for request_id in step.request_ids]
         known = np.array([request is not None for request in requests], dtype=bool) & (step.counts > 0)
         slots = np.array([request.slot if request is not None else 0 for request in requests], dtype=np.intp)
@@ -190,7 +190,7 @@ class Monitor:
             scored=int(table.scored[slot]),
             sink=int(table.sink[slot]),
             gaps=request.gaps,
-            num_positions=min(num_positions, seen + 1) if aborted else num_positions,
+            num_positions=min(num_positions, seen + (1 if sampled else 0)) if aborted else num_positions,
             sampled=sampled,
         )
         missing = sum(coverage.gaps.values()) - before
@@ -226,7 +226,7 @@ class Monitor:
         if not new.any():
             return  # recomputed after a preemption: each position counts once
         positions, scores, finite = positions[new], scores[new], finite[new]
-        unseen = int(positions[0] - table.next_position[slot])
+        unseen = int(positions[-1] + 1 - table.next_position[slot]) - len(positions)
         if unseen:
             self._gap(request, Gap.UNSEEN, unseen)
         if broken := int(np.count_nonzero(~finite)):

@@ -128,7 +128,7 @@ def compile_plan(file: PolicyFile, artifacts: Mapping[str, Artifact], *, d_model
         watched = [place(check) for name in cards if name not in read for check in _default_checks(name, cards[name])]
         policies.append(_compile_policy(policy, rules, checks, watched))
     bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions)
-    return Plan(bank, tuple(checks), tuple(policies), MappingProxyType(cards), _digest(config, bank))
+    return Plan(bank, tuple(checks), tuple(policies), MappingProxyType(cards), _digest(config, bank, checks))
 
 
 def _compile_policy(
@@ -203,11 +203,28 @@ def _thresholds(
             f"(calibrated: {', '.join(known) or 'none'}). Add above: {{value: NUMBER}}, or calibrate it (telltale train).",
         )
     if above is None:
+        _require_certified(file, where, rule, card, fitting)
         return {calibration.format: calibration.threshold for calibration in fitting}
     target = above.target_fpr
     if target is None:  # pragma: no cover - the model allows exactly one of the two
         raise AssertionError("above has neither value nor target_fpr")
     return {c.format: _certified(file, where, rule, card, c, target) for c in fitting}
+
+
+def _require_certified(
+    file: PolicyFile, where: tuple[str | int, ...], rule: Rule, card: Card, fitting: Sequence[Calibration]
+) -> None:
+    """A threshold whose rate nobody has proved may only flag."""
+    for calibration in fitting:
+        if not calibration.certified and rule.do.action is not Action.FLAG:
+            needed = benign_needed(calibration.target_fpr, confidence=calibration.confidence)
+            raise file.error(
+                (*where, "do", "action"),
+                f"is {rule.do.action.value!r}: the threshold of {card.name!r} for {calibration.format.value} at the stage "
+                f"{rule.when.stage.value!r} is not certified. Its {calibration.num_benign} benign requests do not prove a "
+                f"rate of {calibration.target_fpr} at {calibration.confidence:.0%} confidence, {needed} would. Let the "
+                "rule flag, calibrate on more requests, or state above: {value: NUMBER}.",
+            )
 
 
 def _certified(
@@ -248,6 +265,11 @@ def _default_checks(name: str, card: Card) -> list[Check]:
     ]
 
 
-def _digest(config: Config, bank: Bank) -> str:
-    content = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+def _digest(config: Config, bank: Bank, checks: Sequence[Check]) -> str:
+    # Thresholds and skipped positions come from the cards: neither the policy file nor the weights show a change there.
+    judged = [
+        [check.detector, check.stage, check.aggregate.config(), check.skip_first, dict(check.thresholds)]
+        for check in checks
+    ]
+    content = json.dumps([config.model_dump(mode="json"), judged], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}".encode()).hexdigest()

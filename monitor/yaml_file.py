@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -17,9 +18,12 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from monitor.config import Config
+from probes.aggregate import Aggregator, aggregator_kinds
 from probes.errors import TelltaleError, did_you_mean
 
 Place = tuple[str | int, ...]
+_MAX_DEPTH = 32
+_MAX_SHOWN = 60
 
 
 class PolicyError(TelltaleError, ValueError):
@@ -67,7 +71,7 @@ def read_policy_file(path: Path) -> PolicyFile:
     except ValidationError as error:
         # A list is also called too short when its entries are what is wrong: those say it better.
         items = [item for item in error.errors() if not (item["type"] == "too_short" and item["input"])]
-        lines = [(_line_number(tree, _loc(item)), _line(path, tree, _loc(item), _message(item))) for item in items]
+        lines = [(_line_number(tree, _loc(item)), _line(path, tree, _loc(item), _message(item, tree))) for item in items]
         raise PolicyError("\n".join(text for _, text in sorted(lines, key=lambda line: line[0]))) from error
     return PolicyFile(path, config, tree)
 
@@ -86,23 +90,28 @@ def _parse(path: Path, text: str) -> CommentedMap:
         line = f":{place.line + 1}" if place is not None else ""
         raise PolicyError(f"{path}{line}: not YAML: {error.problem}.") from error
     except YAMLError as error:
-        raise PolicyError(f"{path}: not YAML: {error}.") from error
+        raise PolicyError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, CommentedMap):
         raise PolicyError(f"{path}:1: a policy file is a mapping that begins with version: \"1\".")
-    _refuse_not_finite(path, tree, tree, ())
+    _refuse_not_json(path, tree, tree, ())
     return tree
 
 
-def _refuse_not_finite(path: Path, tree: CommentedMap, node: object, where: Place) -> None:
+def _refuse_not_json(path: Path, tree: CommentedMap, node: object, where: Place) -> None:
+    """YAML can say more than JSON: keys that are no text, NaN, a value inside itself."""
     if isinstance(node, float) and not math.isfinite(node):
         raise PolicyError(_line(path, tree, where, f"is {node}; it must be a finite number."))
+    if len(where) > _MAX_DEPTH:
+        raise PolicyError(_line(path, tree, where[:1], "is nested too deeply, or contains itself. Write it out."))
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(node, dict):
         items = node.items()
     elif isinstance(node, list):
         items = enumerate(node)
     for key, child in items:
-        _refuse_not_finite(path, tree, child, (*where, key))
+        if isinstance(node, dict) and not isinstance(key, str):
+            raise PolicyError(_line(path, tree, where, f"the key {_shown(key)} is not text. Put it in quotes."))
+        _refuse_not_json(path, tree, child, (*where, key))
 
 
 def _line(path: Path, tree: CommentedMap, where: Sequence[str | int], message: str) -> str:
@@ -114,12 +123,10 @@ def _line_number(tree: CommentedMap, where: Sequence[str | int]) -> int:
     node: Any = tree
     line = 0
     for key in where:
-        if isinstance(node, CommentedMap) and key in node:
-            line = node.lc.key(key)[0]
-        elif isinstance(node, CommentedSeq) and isinstance(key, int) and key < len(node):
-            line = node.lc.item(key)[0]
-        else:
+        # What was merged in from an anchor has no line of its own: it is said to stand where it is used.
+        if not isinstance(node, CommentedMap | CommentedSeq) or key not in (node.lc.data or {}):
             break
+        line = node.lc.data[key][0]
         node = node[key]
     return line + 1
 
@@ -128,50 +135,61 @@ def _loc(item: ErrorDetails) -> Place:
     return tuple(item["loc"])
 
 
-def _message(item: ErrorDetails) -> str:
+def _message(item: ErrorDetails, tree: CommentedMap) -> str:
     kind, where = item["type"], _loc(item)
     context = item.get("ctx", {})
     if kind == "extra_forbidden":
         key = str(where[-1])
-        return f"{key!r} is not a key here. {did_you_mean(key, _keys_at(where[:-1]))}"
+        return f"{key!r} is not a key here. {did_you_mean(key, _keys_at(where[:-1], tree))}"
     if kind == "missing":
-        return f"is missing. {_describe(where)}"
+        return f"is missing. {_describe(where, tree)}".rstrip()
     if kind in {"literal_error", "enum"}:
-        found = item["input"]
-        expected = str(context.get("expected", "")).replace(" or ", ", ")
-        known = [part.strip(" '\"") for part in expected.split(",")]
-        return f"is {found!r}. {did_you_mean(str(found), known)}"
+        expected = str(context.get("expected", ""))
+        known = re.findall(r"'([^']*)'", expected) or re.split(", | or ", expected)
+        return f"is {_shown(item['input'])}. {did_you_mean(str(item['input']), known)}"
     if kind == "value_error":
         return f"{str(context.get('error', item['msg'])).rstrip('.')}."
-    return f"is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}. {_describe(where)}".rstrip()
+    message = f"{item['msg'][0].lower()}{item['msg'][1:]}"
+    return f"is {_shown(item['input'])}: {message}. {_describe(where, tree)}".rstrip()
 
 
-def _keys_at(where: Place) -> list[str]:
-    model = _model_at(where)
-    return sorted(model.model_fields) if model is not None else []
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-def _describe(where: Place) -> str:
-    model = _model_at(where[:-1])
+def _keys_at(where: Place, tree: CommentedMap) -> list[str]:
+    model = _model_at(where, tree)
+    if model is None:
+        return []
+    return sorted({*model.model_fields, *(["kind"] if issubclass(model, Aggregator) else [])})
+
+
+def _describe(where: Place, tree: CommentedMap) -> str:
+    model = _model_at(where[:-1], tree)
     field = model.model_fields.get(str(where[-1])) if model is not None and where else None
     return f"It is: {field.description}." if field is not None and field.description else ""
 
 
-def _model_at(where: Place) -> type[BaseModel] | None:
+def _model_at(where: Place, tree: CommentedMap) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Config
+    node: Any = tree
     for key in where:
+        node = node[key]
         if isinstance(key, int):
             continue
         if model is None or key not in model.model_fields:
             return None
         model = _model_in(model.model_fields[key].annotation)
+        if model is Aggregator:
+            model = aggregator_kinds().get(str(node.get("kind")))
     return model
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Union, UnionType, tuple):
+    if get_origin(annotation) in (Annotated, Union, UnionType, tuple):
         for part in get_args(annotation):
             if (found := _model_in(part)) is not None:
                 return found

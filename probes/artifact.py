@@ -69,6 +69,11 @@ class Artifact:
             tensors = load(data)
         except SafetensorError as error:
             raise ArtifactError(f"{path}: not a safetensors file ({error}). Copy it again.") from error
+        except KeyError as error:  # how safetensors says that numpy has no such type
+            raise ArtifactError(
+                f"{path}: holds a tensor of type {error.args[0]}. Float types that are read: F64, F32, F16. "
+                "Train the detector again."
+            ) from error
         return cls(path=path, card=card, tensors=tensors)
 
     def vector(self, name: str, size: int) -> npt.NDArray[np.float64]:

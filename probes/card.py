@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from probes.aggregate import AnyAggregator
 
@@ -31,7 +32,7 @@ class Format(StrEnum):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, hexadecimal")]
@@ -62,9 +63,16 @@ class Calibration(_Strict):
     target_fpr: float = Field(gt=0, lt=1, description="share of benign requests that may fire")
     confidence: float = Field(default=0.95, gt=0, lt=1)
     num_benign: int = Field(gt=0, description="benign requests that were scored")
-    top_scores: tuple[float, ...] = Field(description="the largest benign statistics, largest first")
+    top_scores: tuple[float, ...] = Field(min_length=1, description="the largest benign statistics, largest first")
     data_digest: Digest
     certified: bool = Field(description="whether num_benign suffices for target_fpr at this confidence")
+
+    @field_validator("top_scores")
+    @classmethod
+    def _largest_first(cls, scores: tuple[float, ...]) -> tuple[float, ...]:
+        if any(left < right for left, right in pairwise(scores)):
+            raise ValueError("must stand largest first: a threshold is read from it by rank")
+        return scores
 
 
 class Card(_Strict):

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from probes.errors import TelltaleError, did_you_mean
 
-_TAP = re.compile(r"^(?P<site>[a-z_]+)\.(?P<layer>\d+)$")
+_TAP = re.compile(r"(?P<site>[a-z_]+)\.(?P<layer>[0-9]+)")
 
 
 class TapError(TelltaleError, ValueError):
@@ -39,7 +39,7 @@ class Tap:
         Raises:
             TapError: the text is not ``<site>.<layer>`` with a known site.
         """
-        match = _TAP.match(text)
+        match = _TAP.fullmatch(text)
         known = [site.value for site in Site]
         if match is None:
             raise TapError(f"tap {text!r} is not of the form <site>.<layer>, e.g. 'resid_post.15'. Sites: {known}")

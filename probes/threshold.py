@@ -20,7 +20,7 @@ def allowed_exceedances(num_benign: int, target_fpr: float, *, confidence: float
     risk = 1.0 - confidence
     if num_benign < benign_needed(target_fpr, confidence=confidence):
         return None
-    low, high = 0, max(1, math.ceil(num_benign * target_fpr))
+    low, high = 0, num_benign
     while low < high:
         middle = (low + high + 1) // 2
         if bdtr(middle, num_benign, target_fpr) <= risk:

@@ -59,7 +59,7 @@ def parse_serve(model: str | None, flags: Sequence[str], *, policy_model: str | 
         )
     chosen = model or policy_model or DEFAULT_MODEL
     port = value_of("--port", flags) or str(DEFAULT_PORT)
-    if not port.isdigit() or not 0 < int(port) < 65536:  # noqa: PLR2004 - ports are 16 bits
+    if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:  # noqa: PLR2004 - ports are 16 bits
         raise ArgumentError(f"--port is {port!r}; it must be a number from 1 to 65535.")
     return ServeArguments(chosen, tuple(flags), value_of("--host", flags) or DEFAULT_HOST, int(port))
 
@@ -93,10 +93,11 @@ def is_given(flag: str, flags: Sequence[str]) -> bool:
 
 
 def value_of(flag: str, flags: Sequence[str]) -> str | None:
-    """The value of a flag, or None."""
+    """The value of a flag, or None; of several, the last counts, as for vLLM."""
+    found = None
     for number, item in enumerate(flags):
         if item == flag and number + 1 < len(flags):
-            return flags[number + 1]
-        if item.startswith(f"{flag}="):
-            return item.partition("=")[2]
-    return None
+            found = flags[number + 1]
+        elif item.startswith(f"{flag}="):
+            found = item.partition("=")[2]
+    return found

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import serving
-from probes.errors import TelltaleError
+from serving.packages import shadowed_packages
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -99,6 +99,12 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Entry point: errors that the user can mend are printed without a traceback."""
+    problem = shadowed_packages()
+    if problem is not None:
+        sys.stderr.write(f"telltale: {problem}\n")
+        sys.exit(EXIT_USAGE)
+    from probes.errors import TelltaleError
+
     try:
         app()
     except TelltaleError as error:

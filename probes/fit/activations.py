@@ -1,4 +1,4 @@
-"""Reads the residual stream of a model with transformers, in float32: the windows that a detector is fitted on.
+"""Reads the residual stream of a model with transformers, in float32: what a detector is fitted on.
 
 It is the independent reference for what the serving engine reads, and knows no engine.
 """
@@ -20,11 +20,13 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
+from probes.aggregate import Aggregator
 from probes.card import Format, ModelRef
 from probes.errors import TelltaleError
 from probes.fit.example import Example
+from probes.fit.weights import score_weights
 
-__all__ = ["ActivationError", "Activations", "ActivationReader", "window_means"]
+__all__ = ["ActivationError", "ActivationReader", "Activations"]
 
 _TOKENS_PER_BATCH = 1536
 _SINK_POSITIONS = 4
@@ -40,44 +42,29 @@ class ActivationError(TelltaleError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Means over the last tokens of each request.
+    """Weighted means over the tokens of each request, with the weights that an aggregate gives their scores.
 
     Attributes:
         layers: decoder layers, first axis of ``means``.
-        windows: numbers of tokens, second axis.
-        means: (layers, windows, requests, d_model) float32.
-        full: (windows, requests), whether the request has that many tokens that may be scored.
+        aggregates: linear in the scores, second axis.
+        means: (layers, aggregates, requests, d_model) float32.
+        defined: (aggregates, requests), whether the aggregate has a value for a request of this length.
     """
 
     layers: tuple[int, ...]
-    windows: tuple[int, ...]
+    aggregates: tuple[Aggregator, ...]
     means: Float32
-    full: npt.NDArray[np.bool_]
+    defined: npt.NDArray[np.bool_]
 
-    def at(self, layer: int, window: int) -> Float32:
+    def at(self, layer: int, aggregate: Aggregator) -> Float32:
         """(requests, d_model)."""
-        view: Float32 = self.means[self.layers.index(layer), self.windows.index(window)]
+        view: Float32 = self.means[self.layers.index(layer), self.aggregates.index(aggregate)]
         return view
 
-    def is_full(self, window: int) -> npt.NDArray[np.bool_]:
+    def is_defined(self, aggregate: Aggregator) -> npt.NDArray[np.bool_]:
         """(requests,)."""
-        mask: npt.NDArray[np.bool_] = self.full[self.windows.index(window)]
+        mask: npt.NDArray[np.bool_] = self.defined[self.aggregates.index(aggregate)]
         return mask
-
-
-def window_means(stream: torch.Tensor, windows: Sequence[int], *, skip_first: int) -> tuple[torch.Tensor, list[bool]]:
-    """Mean of the last w positions for each window.
-
-    Args:
-        stream: (layers, positions, d_model).
-        windows: numbers of positions.
-        skip_first: leading positions that are never scored.
-    Returns: (layers, windows, d_model), over what there is; and for each window whether it was full.
-    """
-    scored = stream[:, skip_first:] if stream.shape[1] > skip_first else stream[:, -1:]
-    means = torch.stack([scored[:, -window:].mean(dim=1) for window in windows], dim=1)
-    available = stream.shape[1] - skip_first
-    return means, [window <= available for window in windows]
 
 
 class ActivationReader:
@@ -142,29 +129,40 @@ class ActivationReader:
         return max(positions, default=0)
 
     def read(
-        self, examples: Sequence[Example], *, text_format: Format, windows: Sequence[int], skip_first: int, label: str
+        self,
+        examples: Sequence[Example],
+        *,
+        text_format: Format,
+        aggregates: Sequence[Aggregator],
+        skip_first: int,
+        label: str,
     ) -> Activations:
-        """Means over the last tokens of every example, from the cache if they were read before."""
-        key = self._key(examples, text_format, windows, skip_first)
+        """Weighted means over the tokens of every example, from the cache if they were read before."""
+        key = self._key(examples, text_format, aggregates, skip_first)
         path = self._cache_dir / "features" / f"{key}.safetensors"
         if path.is_file():
             stored = load_file(str(path))
-            return Activations(self.layers, tuple(windows), stored["means"], stored["full"].astype(np.bool_))
-        found = self._read(examples, text_format, windows, skip_first, label)
+            return Activations(self.layers, tuple(aggregates), stored["means"], stored["defined"].astype(np.bool_))
+        found = self._read(examples, text_format, aggregates, skip_first, label)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        save_file({"means": found.means, "full": found.full.astype(np.uint8)}, str(partial))
+        save_file({"means": found.means, "defined": found.defined.astype(np.uint8)}, str(partial))
         partial.replace(path)
         return found
 
     def _read(
-        self, examples: Sequence[Example], text_format: Format, windows: Sequence[int], skip_first: int, label: str
+        self,
+        examples: Sequence[Example],
+        text_format: Format,
+        aggregates: Sequence[Aggregator],
+        skip_first: int,
+        label: str,
     ) -> Activations:
         rows = [self.tokens(example, text_format) for example in examples]
         shared = _shared_prefix(rows)
         shared = shared if shared >= _MIN_SHARED_PREFIX else 0
-        means = np.empty((len(self.layers), len(windows), len(rows), self.model.d_model), dtype=np.float32)
-        full = np.empty((len(windows), len(rows)), dtype=np.bool_)
+        means = np.empty((len(self.layers), len(aggregates), len(rows), self.model.d_model), dtype=np.float32)
+        defined = np.empty((len(aggregates), len(rows)), dtype=np.bool_)
         done = 0
         with self._capture() as captured:
             cache, head = None, torch.empty((len(self.layers), 0, self.model.d_model))
@@ -177,12 +175,13 @@ class ActivationReader:
                 stream = torch.stack([captured[layer] for layer in self.layers])
                 for place, i in enumerate(batch):
                     whole = torch.cat([head, stream[:, place, : len(tails[place])]], dim=1)
-                    values, complete = window_means(whole, windows, skip_first=skip_first)
-                    means[:, :, i] = values.numpy()
-                    full[:, i] = complete
+                    scored = whole[:, min(skip_first, whole.shape[1] - 1) :].numpy()
+                    weights = score_weights(tuple(aggregates), scored.shape[1])
+                    means[:, :, i] = np.matmul(weights.values, scored.astype(np.float64))
+                    defined[:, i] = weights.defined & (whole.shape[1] > skip_first)
                 done += len(batch)
                 self._progress(f"{label}: {done} of {len(rows)} requests read ({text_format.value})")
-        return Activations(self.layers, tuple(windows), means, full)
+        return Activations(self.layers, tuple(aggregates), means, defined)
 
     def _forward_padded(self, rows: Sequence[Sequence[int]], cache: Any, shared: int) -> None:
         longest = max(len(row) for row in rows)
@@ -222,13 +221,15 @@ class ActivationReader:
         if self._network is None:
             network = AutoModel.from_pretrained(str(self._model_dir), dtype=torch.float32, local_files_only=True)
             network.eval()
+            # What lies above the highest layer that is read would be computed for nothing.
+            del _decoder_layers(network, self.model.num_layers)[max(self.layers) + 1 :]
             self._network = network
         return self._network
 
     @contextmanager
     def _capture(self) -> Iterator[Mapping[int, torch.Tensor]]:
         """The output of each layer in the newest forward pass: the residual stream before any final norm."""
-        blocks = _decoder_layers(self._loaded(), self.model.num_layers)
+        blocks = _decoder_layers(self._loaded(), max(self.layers) + 1)
         captured: dict[int, torch.Tensor] = {}
 
         def remember(layer: int) -> Callable[..., None]:
@@ -236,7 +237,8 @@ class ActivationReader:
                 value = output[0] if isinstance(output, tuple) else output
                 if not isinstance(value, torch.Tensor):
                     raise ActivationError(
-                        f"layer {layer} returns a {type(value).__name__}, not a tensor: its convention is not known here."
+                        f"layer {layer} returns a {type(value).__name__}, not a tensor. "
+                        "Only layers that return the residual stream can be read."
                     )
                 captured[layer] = value.float()
 
@@ -249,12 +251,14 @@ class ActivationReader:
             for handle in handles:
                 handle.remove()
 
-    def _key(self, examples: Sequence[Example], text_format: Format, windows: Sequence[int], skip_first: int) -> str:
+    def _key(
+        self, examples: Sequence[Example], text_format: Format, aggregates: Sequence[Aggregator], skip_first: int
+    ) -> str:
         parts = {
             "model": self.model.model_dump(exclude={"id"}),
             "format": text_format.value,
             "layers": self.layers,
-            "windows": tuple(windows),
+            "aggregates": [aggregate.config() for aggregate in aggregates],
             "skip_first": skip_first,
             "messages": [example.messages for example in examples],
         }
@@ -271,7 +275,7 @@ def _decoder_layers(network: torch.nn.Module, count: int) -> torch.nn.ModuleList
     )
 
 
-def _shared_prefix(rows: Sequence[Sequence[int]]) -> int:
+def _shared_prefix(rows: Sequence[list[int]]) -> int:
     if not rows:
         return 0
     low, high = min(rows), max(rows)

@@ -61,9 +61,7 @@ def shuffled_probes(
     features: Floats, labels: Labels, *, inverse_penalty: float, count: int, generator: np.random.Generator
 ) -> list[LinearProbe]:
     """Probes fitted on the same rows with the labels permuted: what the procedure finds where there is nothing."""
-    return [
-        fit_linear(features, generator.permutation(labels), inverse_penalty=inverse_penalty) for _ in range(count)
-    ]
+    return [fit_linear(features, generator.permutation(labels), inverse_penalty=inverse_penalty) for _ in range(count)]
 
 
 def random_probes(probe: LinearProbe, *, count: int, generator: np.random.Generator) -> list[LinearProbe]:

@@ -51,8 +51,9 @@ def calibrate(
     """
     if np.isnan(statistics).any() or not np.isfinite(statistics).any():
         raise CalibrationError(
-            f"calibration for {stage.value}/{text_format.value}: {int(np.isnan(statistics).sum())} of {statistics.size} "
-            "statistics are NaN and at least one must be finite. Use longer requests or a smaller window."
+            f"calibration for {stage.value}/{text_format.value}: {int(np.isnan(statistics).sum())} of "
+            f"{statistics.size} statistics are NaN; none may be, and at least one must be finite. "
+            "Use longer requests or a smaller window."
         )
     count = statistics.size
     kept = max(_LEAST_KEPT, math.ceil(_SHARE_KEPT * count), (allowed_exceedances(count, target_fpr) or 0) + 1)
@@ -79,6 +80,7 @@ def shortfall(calibration: Calibration) -> str:
         return ""
     needed = benign_needed(calibration.target_fpr, confidence=calibration.confidence)
     return (
-        f"not certifiable: {max(1, needed - calibration.num_benign)} more benign requests needed for a false-positive "
-        f"rate of {calibration.target_fpr:g} at {calibration.confidence:.0%} confidence ({calibration.num_benign} given)"
+        f"not certifiable: {max(1, needed - calibration.num_benign)} more benign requests needed for a "
+        f"false-positive rate of {calibration.target_fpr:g} at {calibration.confidence:.0%} confidence "
+        f"({calibration.num_benign} given)"
     )

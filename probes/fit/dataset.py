@@ -56,9 +56,7 @@ def build_dataset(recipe: Recipe, context: SourceContext) -> Dataset:
     hard_benign = rows_of(recipe.development.hard_benign, {0})
     own_benign = rows_of(recipe.calibration.benign, {0})
     positives = rows_of(recipe.training.positives, {1})
-    kept, held = hold_out(
-        rows_of(recipe.training.negatives, {0}), recipe.calibration.held_out, salt=str(recipe.seed)
-    )
+    kept, held = hold_out(rows_of(recipe.training.negatives, {0}), recipe.calibration.held_out, salt=str(recipe.seed))
     rng = context.rng("training rows")
     share = recipe.training.vary_form
     positives = vary_form(positives, share, rng)
@@ -73,8 +71,9 @@ def build_dataset(recipe: Recipe, context: SourceContext) -> Dataset:
     for label, rows in (("positive", positives), ("negative", negatives)):
         if len(rows) < _MIN_PER_CLASS:
             raise DatasetError(
-                f"recipe {recipe.name!r}: {len(rows)} {label} training rows are left after the drop list, duplicates and "
-                f"matching; at least {_MIN_PER_CLASS} are needed. Add sets, or negatives in the positives' form and length."
+                f"recipe {recipe.name!r}: {len(rows)} {label} training rows are left after the drop list, duplicates "
+                f"and matching; at least {_MIN_PER_CLASS} are needed. Add sets, or negatives in the positives' form "
+                "and length."
             )
     if not calibration:
         raise DatasetError(

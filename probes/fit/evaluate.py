@@ -83,7 +83,7 @@ def compare(tested: TestSet, *, seed: int) -> dict[str, Any]:
 
 
 def at_threshold(calibration: Calibration, sets: Mapping[str, tuple[Float64, Labels]]) -> dict[str, Any]:
-    """What the shipped threshold does on each set: how many rows fire of how many, by label; and what an alarm is worth."""
+    """What the threshold does on each set: how many rows of how many fire, by label, and what an alarm is worth."""
     report: dict[str, Any] = {"threshold": round(calibration.threshold, 4), "target_fpr": calibration.target_fpr}
     for name, (scores, labels) in sets.items():
         fired = scores > calibration.threshold

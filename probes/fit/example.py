@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Example", "data_digest", "drop_list", "text_digest", "without_duplicates", "without_dropped"]
+__all__ = ["Example", "data_digest", "drop_list", "text_digest", "without_dropped", "without_duplicates"]
 
 _NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
 _DROP_LIST = Path(__file__).with_name("train_drop_sha256.txt")

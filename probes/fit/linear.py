@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 
+from probes.aggregate import Aggregator
 from probes.fit.measure import auroc
 from probes.fit.split import Fold
 
-__all__ = ["Candidate", "Choice", "LinearProbe", "choose", "fit_linear"]
+__all__ = ["Candidate", "Choice", "Features", "LinearProbe", "choose", "fit_linear"]
 
 Floats = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.int64]
@@ -21,7 +22,7 @@ Float64 = npt.NDArray[np.float64]
 
 _SMALLEST_SCALE = 1e-6
 _MAX_ITERATIONS = 2000
-_FIRST_PASS = 6
+_FIRST_PASS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +75,26 @@ def fit_linear(features: Floats, labels: Labels, *, inverse_penalty: float) -> L
     return LinearProbe(model.coef_[0].astype(np.float32), mean, scale, float(model.intercept_[0]))
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One setting of the search."""
 
     layer: int
-    window: int
+    aggregate: Aggregator
     inverse_penalty: float
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What one layer and aggregate give.
+
+    Attributes:
+        values: (n, d_model).
+        defined: (n,), whether the statistic has a value for the row; where not, it can never fire.
+    """
+
+    values: Floats
+    defined: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,25 +113,25 @@ class Choice:
 
 
 def choose(
-    features_at: Callable[[int, int], Floats],
+    features_at: Callable[[int, Aggregator], Features],
     labels: Labels,
     folds: Sequence[Fold],
     *,
     layers: Sequence[int],
-    windows: Sequence[int],
+    aggregates: Sequence[Aggregator],
     inverse_penalties: Sequence[float],
     progress: Callable[[str], None],
 ) -> Choice:
-    """Try layers and windows at the middle penalty, then all penalties on the best few; highest mean AUROC wins.
+    """Try layers and aggregates at the middle penalty, then all penalties on the best few; highest mean AUROC wins.
 
-    Equal settings: the stronger penalty, then the lower layer.
+    Equal settings: the stronger penalty, then the lower layer, then the first aggregate.
 
     Args:
-        features_at: (layer, window) -> (n, d_model).
+        features_at: (layer, aggregate) -> features of the n rows.
         labels: (n,).
-        folds: splits of the n rows.
+        folds: splits of the n rows; those with the same training rows share one fit.
         layers: to try.
-        windows: to try.
+        aggregates: to try.
         inverse_penalties: to try.
         progress: told how far it is.
     """
@@ -127,12 +141,18 @@ def choose(
     def attempt(candidate: Candidate) -> None:
         if candidate in table:
             return
-        features = features_at(candidate.layer, candidate.window)
+        features = features_at(candidate.layer, candidate.aggregate)
+        fitted: dict[tuple[int, ...], LinearProbe] = {}
         held_out = []
         for fold in folds:
-            train, test = list(fold.train), list(fold.test)
-            probe = fit_linear(features[train], labels[train], inverse_penalty=candidate.inverse_penalty)
-            held_out.append(probe.score(features[test]))
+            if fold.train not in fitted:
+                rows = list(fold.train)
+                fitted[fold.train] = fit_linear(
+                    features.values[rows], labels[rows], inverse_penalty=candidate.inverse_penalty
+                )
+            test = list(fold.test)
+            found = fitted[fold.train].score(features.values[test])
+            held_out.append(np.where(features.defined[test], found, -np.inf))
         scores[candidate] = tuple(held_out)
         table[candidate] = float(
             np.mean([auroc(s, labels[list(f.test)]) for s, f in zip(held_out, folds, strict=True)])
@@ -141,12 +161,12 @@ def choose(
     ordered = sorted(inverse_penalties)
     middle = ordered[len(ordered) // 2]
     for layer in layers:
-        for window in windows:
-            attempt(Candidate(layer, window, middle))
+        for aggregate in aggregates:
+            attempt(Candidate(layer, aggregate, middle))
         progress(f"search: layer {layer} tried, best mean AUROC so far {max(table.values()):.3f}")
-    best_places = sorted(table, key=lambda c: (-table[c], c))[:_FIRST_PASS]
+    best_places = sorted(table, key=lambda c: -table[c])[:_FIRST_PASS]
     for place, penalty in itertools.product(best_places, ordered):
-        attempt(Candidate(place.layer, place.window, penalty))
-    winner = min(table, key=lambda c: (-round(table[c], 4), c.inverse_penalty, c.layer, c.window))
-    progress(f"search: layer {winner.layer}, window {winner.window}, C {winner.inverse_penalty:g}: {table[winner]:.3f}")
+        attempt(Candidate(place.layer, place.aggregate, penalty))
+    winner = min(table, key=lambda c: (-round(table[c], 4), c.inverse_penalty, c.layer, aggregates.index(c.aggregate)))
+    progress(f"search: layer {winner.layer}, {winner.aggregate}, C {winner.inverse_penalty:g}: {table[winner]:.3f}")
     return Choice(winner, scores[winner], table)

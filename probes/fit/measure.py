@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,10 @@ __all__ = ["Estimate", "Quality", "auroc", "measure", "positive_value", "tpr_at_
 
 Float64 = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
-Statistic = Callable[[Float64, Labels], float]
 
 _RESAMPLES = 1000
+_TARGET = 0.01
+_BAND = (2.5, 97.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def auroc(scores: Float64, labels: Labels) -> float:
     return float((ranks[labels == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def tpr_at_fpr(scores: Float64, labels: Labels, target: float = 0.01) -> float:
+def tpr_at_fpr(scores: Float64, labels: Labels, target: float = _TARGET) -> float:
     """Share of positives above the lowest threshold that at most ``target`` of these negatives exceed."""
     negatives = np.sort(scores[labels == 0])[::-1]
     threshold = negatives[int(target * negatives.size)]
@@ -66,19 +66,19 @@ def tpr_at_fpr(scores: Float64, labels: Labels, target: float = 0.01) -> float:
 
 def measure(scores: Float64, labels: Labels, *, seed: int) -> Quality:
     """AUROC and TPR at 1 % FPR with percentile intervals over 1,000 resamples, each label drawn by itself."""
+    positives, negatives = np.sort(scores[labels == 1]), np.sort(scores[labels == 0])[::-1]
     generator = np.random.default_rng(seed)
-    positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
-    draws = []
-    for _ in range(_RESAMPLES):
-        rows = np.concatenate(
-            [generator.choice(positives, positives.size), generator.choice(negatives, negatives.size)]
-        )
-        draws.append((auroc(scores[rows], labels[rows]), tpr_at_fpr(scores[rows], labels[rows])))
-    low, high = np.percentile(np.array(draws), [2.5, 97.5], axis=0)
-    return Quality(
-        Estimate(auroc(scores, labels), float(low[0]), float(high[0])),
-        Estimate(tpr_at_fpr(scores, labels), float(low[1]), float(high[1])),
-    )
+    # How often each row is drawn in each resample: (resamples, rows).
+    drawn_positives = _draw(generator, positives.size)
+    drawn_negatives = _draw(generator, negatives.size)
+    wins = (positives[:, None] > negatives[None, :]) + 0.5 * (positives[:, None] == negatives[None, :])
+    areas = np.einsum("rn,rn->r", drawn_positives @ wins, drawn_negatives) / (positives.size * negatives.size)
+    allowed = int(_TARGET * negatives.size)
+    thresholds = negatives[np.argmax(np.cumsum(drawn_negatives, axis=1) > allowed, axis=1)]
+    below = np.searchsorted(positives, thresholds, side="right")
+    up_to = np.concatenate([np.zeros((_RESAMPLES, 1)), np.cumsum(drawn_positives, axis=1)], axis=1)
+    rates = 1.0 - up_to[np.arange(_RESAMPLES), below] / positives.size
+    return Quality(_estimate(auroc(scores, labels), areas), _estimate(tpr_at_fpr(scores, labels, _TARGET), rates))
 
 
 def positive_value(tpr: float, fpr: float, prevalence: float) -> float:
@@ -86,3 +86,13 @@ def positive_value(tpr: float, fpr: float, prevalence: float) -> float:
     right = tpr * prevalence
     wrong = fpr * (1.0 - prevalence)
     return right / (right + wrong) if right + wrong > 0 else 0.0
+
+
+def _draw(generator: np.random.Generator, count: int) -> Float64:
+    drawn: Float64 = generator.multinomial(count, np.full(count, 1.0 / count), size=_RESAMPLES).astype(np.float64)
+    return drawn
+
+
+def _estimate(value: float, resampled: Float64) -> Estimate:
+    low, high = np.percentile(resampled, _BAND)
+    return Estimate(value, float(low), float(high))

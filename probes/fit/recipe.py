@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from probes.aggregate import AnyAggregator
 from probes.card import Format
 from probes.errors import TelltaleError, did_you_mean
-from probes.fit.sources import AnySource
+from probes.fit.sources import AnySource, source_kinds
 from probes.taps import Site
 
 __all__ = ["Calibrate", "Development", "Recipe", "RecipeError", "Search", "Training", "read_recipe"]
@@ -37,7 +38,9 @@ class Training(_Strict):
         float, Field(ge=0, le=20, description="further negatives per positive, drawn whatever their form and length")
     ] = 0.5
     vary_form: Annotated[float, Field(ge=0, le=1, description="share of rows whose surface is rewritten")] = 0.4
-    formats: Annotated[tuple[Format, ...], Field(min_length=1, description="how the rows are presented")] = (Format.CHAT,)
+    formats: Annotated[tuple[Format, ...], Field(min_length=1, description="how the rows are presented")] = (
+        Format.CHAT,
+    )
 
 
 class Search(_Strict):
@@ -45,9 +48,9 @@ class Search(_Strict):
 
     site: Site = Site.RESID_POST
     layers: Annotated[tuple[int, ...], Field(min_length=1, description="0 = after the first decoder layer")]
-    windows: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=1024)], ...],
-        Field(min_length=1, description="tokens at the end of the prompt whose mean score is the statistic"),
+    aggregates: Annotated[
+        tuple[AnyAggregator, ...],
+        Field(min_length=1, description="how token scores become the statistic: last, mean, ema, rolling"),
     ]
     inverse_penalties: Annotated[
         tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, description="C of the logistic regression")
@@ -125,22 +128,26 @@ def _plain(value: Any) -> Any:
 
 
 def _explain(path: Path, content: Any, error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = [part for part in first["loc"] if not isinstance(part, str) or not part.startswith("function-")]
+    # A misspelt key is also a missing one: the misspelling says more.
+    found = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")[0]
+    place = [part for part in found["loc"] if not isinstance(part, str) or not part.startswith("function-")]
     where = ".".join(str(part) for part in place) or "the file"
     hint = "Correct this field."
-    if first["type"] == "extra_forbidden":
-        hint = did_you_mean(str(place[-1]), _fields_at(place[:-1]))
-    return f"{path}:{_line_of(content, place)}: {where}: {first['msg']}. {hint}"
+    if found["type"] == "extra_forbidden":
+        hint = did_you_mean(str(place[-1]), _fields_at(content, place[:-1]))
+    return f"{path}:{_line_of(content, place)}: {where}: {found['msg']}. {hint}"
 
 
-def _fields_at(place: list[int | str]) -> list[str]:
+def _fields_at(content: Any, place: list[int | str]) -> list[str]:
+    """The keys that are allowed in the mapping at ``place``."""
     model: Any = Recipe
     for part in place:
+        content = content[part]
         field = model.model_fields.get(part) if isinstance(part, str) else None
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
-            return []
-        model = field.annotation
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    if isinstance(content, dict) and content.get("kind") in source_kinds():
+        model = source_kinds()[content["kind"]]
     return list(model.model_fields)
 
 

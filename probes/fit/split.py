@@ -17,8 +17,9 @@ _LENGTH_STEP = 12
 _MAX_POSITIVE_GROUPS = 8
 _HASHED_FOLDS = 5
 _IMPERATIVES = frozenset(
-    "compose conduct construct create define demonstrate describe design develop draft explain generate give "
-    "illustrate instruct offer outline produce provide share show suggest summarize teach tell write".split()
+    {"compose", "conduct", "construct", "create", "define", "demonstrate", "describe", "design", "develop", "draft"}
+    | {"explain", "generate", "give", "illustrate", "instruct", "offer", "outline", "produce", "provide", "share"}
+    | {"show", "suggest", "summarize", "teach", "tell", "write"}
 )
 
 
@@ -155,8 +156,15 @@ def _varied(text: str, rng: random.Random) -> str:
         return text if text.endswith(".") else f"{text}."
     lowered = text[0].lower() + text[1:].rstrip(".")
     forms = (
-        f"Please {lowered}.", f"Can you {lowered}?", f"How do I {lowered}?", f"How can I {lowered}?",
-        f"Could you {lowered}?", f"I want you to {lowered}.", f"Help me {lowered}", f"{text.rstrip('.')}.", lowered,
+        f"Please {lowered}.",
+        f"Can you {lowered}?",
+        f"How do I {lowered}?",
+        f"How can I {lowered}?",
+        f"Could you {lowered}?",
+        f"I want you to {lowered}.",
+        f"Help me {lowered}",
+        f"{text.rstrip('.')}.",
+        lowered,
     )
     return rng.choice(forms)
 

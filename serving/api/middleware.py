@@ -53,28 +53,29 @@ class MonitorMiddleware:
 
 def reserved_key(body: bytes) -> str | None:
     """The first reserved key that a body sets where vLLM would pass it on to the engine, or None."""
-    # Parsed only where the word may stand in it, spelled plainly or escaped.
-    if RESERVED.encode() not in body.lower() and b"\\u" not in body:
+    # Parsed only where the word may stand in it: plainly, escaped, or in UTF-16 and UTF-32, which JSON allows too.
+    if RESERVED.encode() not in body.lower() and b"\\u" not in body and b"\0" not in body:
         return None
     try:
         content = json.loads(body)
-    except ValueError:  # not JSON: vLLM answers that itself
+    except (ValueError, RecursionError):  # not JSON, or deeper than the server's own parser goes: vLLM answers that
         return None
-    return next(_reserved_in(content, "", inside=False), None)
+    return next(_reserved_in(content), None)
 
 
-def _reserved_in(node: Any, path: str, *, inside: bool) -> Iterator[str]:
-    if isinstance(node, list):
-        for child in node if inside else ():
-            yield from _reserved_in(child, path, inside=True)
-    if not isinstance(node, dict):
+def _reserved_in(content: Any) -> Iterator[str]:
+    if not isinstance(content, dict):
         return
-    for key, child in node.items():
-        where = f"{path}.{key}" if path else key
-        if inside and key.lower().startswith(RESERVED):
-            yield where
-        if inside or key in _EXTRA_HOLDERS:
-            yield from _reserved_in(child, where, inside=True)
+    waiting: list[tuple[str, Any]] = [(key, content[key]) for key in content if key in _EXTRA_HOLDERS]
+    while waiting:
+        path, node = waiting.pop()
+        if isinstance(node, list):
+            waiting.extend((path, child) for child in node)
+        elif isinstance(node, dict):
+            for key, child in node.items():
+                if key.lower().startswith(RESERVED):
+                    yield f"{path}.{key}"
+                waiting.append((f"{path}.{key}", child))
 
 
 async def _read_body(receive: Receive) -> tuple[bytes, Receive]:

@@ -1,1 +1,1 @@
-"""vLLM: the only package that imports it. Taps in the worker, decisions in the scheduler, records in the API process."""
+"""The only package that imports vLLM: taps in the worker, decisions in the scheduler, records in the API process."""

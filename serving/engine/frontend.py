@@ -45,7 +45,7 @@ class Frontend:
         self._exporter: Exporter | None = None
 
     def configure(self, deployment: Deployment) -> None:
-        """The engine that this process serves. Later calls (vLLM makes its configuration more than once) change nothing."""
+        """The engine that this process serves; vLLM configures it more than once, later calls change nothing."""
         if self._deployment is None:
             self._deployment = deployment
             self._records = Records(deployment.plan)

@@ -34,9 +34,7 @@ class HoldBack:
             # The flagged token goes; what else rode on its output does not.
             output.prefill_stats = output.prefill_stats or held.prefill_stats
             output.events = [*(held.events or ()), *(output.events or ())] or None
-            output.new_prompt_logprobs_tensors = (
-                output.new_prompt_logprobs_tensors or held.new_prompt_logprobs_tensors
-            )
+            output.new_prompt_logprobs_tensors = output.new_prompt_logprobs_tensors or held.new_prompt_logprobs_tensors
             return [output]
         return [held, output]
 

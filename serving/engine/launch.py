@@ -35,7 +35,9 @@ def prepare_environment(policy: Path) -> None:
     compat.require_version()
     for group, name in ENTRY_POINTS.items():
         if name not in {point.name for point in entry_points(group=group)}:
-            raise LaunchError(f"the entry point {name!r} of {group} is not installed. Install telltale again: make install.")
+            raise LaunchError(
+                f"the entry point {name!r} of {group} is not installed. Install telltale again: make install."
+            )
     os.environ[CONFIG_VARIABLE] = str(policy.resolve())
     # Naming our endpoint plug-in switches vLLM's filter on for all groups: so all that are installed are named.
     names = {point.name for group in _PLUGIN_GROUPS for point in entry_points(group=group)}
@@ -69,13 +71,13 @@ def run_server(arguments: Sequence[str]) -> None:
     Raises:
         probes.errors.TelltaleError: the server refuses to serve unmonitored.
     """
-    from serving.engine.plugin import install  # noqa: PLC0415 - imports vllm
+    from serving.engine.plugin import install
 
     install()
-    from vllm.entrypoints.cli.serve import ServeSubcommand  # noqa: PLC0415
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup  # noqa: PLC0415
-    from vllm.logger import configure_logging_from_args  # noqa: PLC0415
-    from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     # vLLM's own main looks up the version of a distribution that the CPU build does not have.
     cli_env_setup()

@@ -30,7 +30,7 @@ def _true_float32(device: torch.device) -> Iterator[None]:
 
 
 @torch.library.custom_op("telltale::read", mutates_args=("out", "fired"))
-def read(
+def read(  # noqa: PLR0917 - an operator's schema is positional
     hidden: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor,
@@ -57,7 +57,7 @@ def read(
 
 
 @read.register_fake
-def _(
+def _(  # noqa: PLR0917 - as above
     hidden: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor,

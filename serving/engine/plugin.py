@@ -17,6 +17,7 @@ from serving.engine import compat
 from serving.engine.layers import LayerError, require_architecture
 from serving.engine.runtime import CONFIG_VARIABLE, load_deployment, policy_path
 from serving.engine.trust import ensure_key
+from serving.packages import shadowed_packages
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -47,6 +48,9 @@ def register() -> None:
     if policy_path() is None:
         return
     try:
+        problem = shadowed_packages()
+        if problem is not None:
+            raise RefusedError(problem)
         install()
     except TelltaleError as error:
         stop(error)
@@ -66,13 +70,13 @@ def install() -> Frontend:
         CompatError: this vLLM is not the one that was read.
     """
     compat.require_version()
-    from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415 - not before the version is known to fit
+    from vllm.engine.arg_utils import EngineArgs
 
     already: Frontend | None = getattr(EngineArgs, INSTALLED, None)
     if already is not None:
         return already
     compat.require_touchpoints()
-    from serving.engine.wraps import install_wraps  # noqa: PLC0415
+    from serving.engine.wraps import install_wraps
 
     frontend = install_wraps(configure)
     setattr(EngineArgs, INSTALLED, frontend)
@@ -140,5 +144,3 @@ def _additional(config: VllmConfig) -> dict[str, Any]:
     if isinstance(config.additional_config, dict):
         return config.additional_config
     raise RefusedError("--additional-config must be a JSON object for telltale to add its structure to it.")
-
-

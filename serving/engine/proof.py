@@ -11,9 +11,11 @@ from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 import serving
+from probes.card import Format
 from probes.errors import TelltaleError
 from serving.engine.frontend import Frontend, record_of
 from serving.engine.records import Record
+from serving.origin import Origin, enter_origin, leave_origin
 
 _PROMPT_TOKENS = 8
 _NEW_TOKENS = 3
@@ -64,12 +66,13 @@ async def prove(engine: Any, frontend: Frontend) -> Proof:
     _require_same("scheduler", engines, plan.digest)
     before = await engine.collective_rpc("telltale_status")
     _require_same("worker", before, plan.digest)
-    tokens = _prompt(engine)
-    record = await _request(engine, tokens)
+    origin = enter_origin(Origin(Format.CHAT))
+    try:
+        record = await _request(engine, _prompt(engine))
+    finally:
+        leave_origin(origin)
     after = await engine.collective_rpc("telltale_status")
-    fired = {
-        str(tap): _count(after, str(tap)) - _count(before, str(tap)) for tap in plan.bank.taps
-    }
+    fired = {str(tap): _count(after, str(tap)) - _count(before, str(tap)) for tap in plan.bank.taps}
     silent = [tap for tap, count in fired.items() if count <= 0]
     if silent:
         raise ProofError(f"the taps {', '.join(silent)} did not run although a request went through their layers.")
@@ -93,7 +96,11 @@ def _prompt(engine: Any) -> list[int]:
 
 async def _request(engine: Any, tokens: Sequence[int]) -> Record:
     params = SamplingParams(
-        max_tokens=_NEW_TOKENS, temperature=0.0, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        max_tokens=_NEW_TOKENS,
+        temperature=0.0,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )
     found: Record | None = None
     prompt = tokens_input(prompt_token_ids=list(tokens))
@@ -110,11 +117,14 @@ def _require_same(kind: str, statuses: Sequence[Mapping[str, Any]], digest: str)
         raise ProofError(f"no {kind} answered. Look at the log above for the process that failed.")
     for number, status in enumerate(statuses):
         if not status:
-            raise ProofError(f"{kind} {number} runs without the telltale plug-in. Check VLLM_PLUGINS in its environment.")
+            raise ProofError(
+                f"{kind} {number} runs without the telltale plug-in. Check VLLM_PLUGINS in its environment."
+            )
         if status["version"] != serving.__version__ or status["digest"] != digest:
             raise ProofError(
-                f"{kind} {number} runs version {status['version']} with the plan {status['digest'][:12]}..., this process "
-                f"{serving.__version__} with {digest[:12]}...: the policy file or an artifact changed during the start. "
+                f"{kind} {number} runs version {status['version']} with the plan {status['digest'][:12]}..., "
+                f"this process {serving.__version__} with {digest[:12]}...: the policy file or an artifact changed "
+                "during the start. "
                 "Start again."
             )
 

@@ -88,8 +88,10 @@ class Records:
         self._leaving: list[str] = []
 
     def take_in(self, report: StepReport) -> None:
-        """Update the records of a step. Records of ended requests stay until the next report: their last output
-        comes behind the report that ends them."""
+        """Update the records of a step.
+
+        Records of ended requests stay until the next report: their last output comes behind the one that ends them.
+        """
         for request_id in self._leaving:
             self._records.pop(request_id, None)
         self._leaving = [ended.request_id for ended in report.ended]
@@ -100,8 +102,8 @@ class Records:
         count = len(report.request_ids)
         scored = np.frombuffer(report.scored, dtype=np.int64)
         sink = np.frombuffer(report.sink, dtype=np.int64)
-        statistics = np.frombuffer(report.statistics, dtype=np.float32).reshape(count, -1)
-        fired = np.frombuffer(report.fired, dtype=np.bool_).reshape(count, -1)
+        statistics = np.frombuffer(report.statistics, dtype=np.float32).reshape(count, -1).tolist()
+        fired = np.frombuffer(report.fired, dtype=np.bool_).reshape(count, -1).tolist()
         for row, request_id in enumerate(report.request_ids):
             record = self._record(request_id)
             record.policy, record.fmt = report.policies[row], Format(report.formats[row])
@@ -109,8 +111,8 @@ class Records:
             record.skipped = dict(report.gaps.get(request_id, ()))
             if sink[row]:
                 record.skipped[Skip.SINK.value] = int(sink[row])
-            record.statistics = statistics[row]  # type: ignore[assignment]
-            record.fired = fired[row]  # type: ignore[assignment]
+            record.statistics = statistics[row]
+            record.fired = fired[row]
             record.decided = report.decided.get(request_id)
 
     def get(self, request_id: str) -> Record | None:

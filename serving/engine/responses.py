@@ -61,6 +61,10 @@ class StreamDresser:
             index = choice.get("index", 0)
             if choice.get("finish_reason") is None or index not in self._finished:
                 continue
+            if index in self._refusals and choice.get("delta"):
+                # A parser lets out at the end what it still had: that was said before the refusal.
+                yield _event({**chunk, "choices": [{**choice, "finish_reason": None}]})
+                choice["delta"] = {}
             yield from self._refusal(index)
             choice[FIELD] = self._finished.pop(index).describe()
         yield _event(chunk)

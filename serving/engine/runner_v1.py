@@ -18,10 +18,6 @@ from serving.engine.taps import TapSet, install_taps
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
-    _Base = GPUModelRunner
-else:
-    _Base = object
-
 
 class AsyncOutputWithReadouts(AsyncModelRunnerOutput):
     """vLLM's asynchronous result, joined by the readouts of the same step once both have reached the host."""
@@ -32,7 +28,7 @@ class AsyncOutputWithReadouts(AsyncModelRunnerOutput):
         self._device = (readouts, positions)  # kept until the copy is done
         self._readouts = readouts.to("cpu", non_blocking=True)
         self._positions = positions.to("cpu", non_blocking=True)
-        self._copied = torch.cuda.Event()
+        self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._copied.record()
 
     def get_output(self) -> ModelRunnerOutput:
@@ -56,8 +52,8 @@ class _Rows:
         return int(self.counts.sum())
 
 
-class TappedRunner(_Base):
-    """Mixin over vLLM's V1 runners. Only overrides methods that are in ``serving.engine.compat``."""
+class TappedRunner(GPUModelRunner):
+    """What the V1 runners share; every method that it overrides stands in ``serving.engine.compat``."""
 
     telltale_taps: TapSet | None = None
     _telltale_rows: _Rows | None = None
@@ -99,10 +95,10 @@ class TappedRunner(_Base):
         return output
 
 
-def _attach(output: ModelRunnerOutput, rows: _Rows, readouts: torch.Tensor, positions: torch.Tensor) -> ModelRunnerOutput:
-    setattr(
-        output, ATTRIBUTE, WorkerReadouts(rows.request_ids, rows.counts, positions.numpy(), readouts.numpy())
-    )
+def _attach(
+    output: ModelRunnerOutput, rows: _Rows, readouts: torch.Tensor, positions: torch.Tensor
+) -> ModelRunnerOutput:
+    setattr(output, ATTRIBUTE, WorkerReadouts(rows.request_ids, rows.counts, positions.numpy(), readouts.numpy()))
     return output
 
 

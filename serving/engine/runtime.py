@@ -54,9 +54,13 @@ def model_folder(model: str, revision: str | None = None) -> Path:
     folder = Path(model)
     if folder.is_dir():
         return folder
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only where a hub is used
+    from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]))
+    return Path(
+        snapshot_download(
+            model, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+        )
+    )
 
 
 def _served_name(model: str) -> str:

@@ -33,15 +33,11 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.request import Request
 
-    _Base = Scheduler
-else:
-    _Base = object
-
 log = structlog.get_logger(__name__)
 
 
-class MonitoredScheduler(_Base):
-    """Mixin over ``Scheduler`` and ``AsyncScheduler``. Only overrides methods that are in ``serving.engine.compat``."""
+class MonitoredScheduler(Scheduler):
+    """What both schedulers share; every method that it overrides stands in ``serving.engine.compat``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -84,7 +80,7 @@ class MonitoredScheduler(_Base):
             started = time.perf_counter()
             self._observe(scheduler_output, model_runner_output)
             self._observe_seconds.append(time.perf_counter() - started)
-        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         for client in outputs.values():
             client.outputs = [
                 released
@@ -98,7 +94,8 @@ class MonitoredScheduler(_Base):
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
         if not is_blocked(self._monitor.get(request.request_id)):
-            return super()._update_request_with_output(request, new_token_ids, is_stale)
+            kept: tuple[list[int], bool] = super()._update_request_with_output(request, new_token_ids, is_stale)
+            return kept
         del new_token_ids[:]
         new_token_ids, _ = super()._update_request_with_output(request, new_token_ids, is_stale)
         request.status = RequestStatus.FINISHED_STOPPED
@@ -122,7 +119,8 @@ class MonitoredScheduler(_Base):
         if request.status is RequestStatus.FINISHED_ABORTED:
             self._hold_back.drop(request_id)
             self._holds.pop(request_id, None)
-        return super()._free_request(request, delay_free_blocks)
+        freed: tuple[Any, Any] = super()._free_request(request, delay_free_blocks)
+        return freed
 
     def _observe(self, scheduler_output: SchedulerOutput, output: ModelRunnerOutput) -> None:
         readouts = getattr(output, ATTRIBUTE, None)
@@ -131,7 +129,7 @@ class MonitoredScheduler(_Base):
             return
         try:
             self._monitor.observe(_step_of(readouts, scheduler_output, output))
-        except Exception:  # noqa: BLE001 - the one place where a failure of the monitor becomes the policy's on_gap
+        except Exception:
             log.exception("the monitor failed on a step; its requests follow on_gap")
             self._monitor.lose(self._reached(scheduler_output.num_scheduled_tokens), Gap.MONITOR_ERROR)
             return
@@ -162,9 +160,7 @@ class MonitoredScheduler(_Base):
             ended = self._ended.pop(client, [])
             report = make_report(self._monitor, requests, ended, tally)
             tally = None
-            carrier = EngineCoreOutput(
-                request_id=CARRIER_ID, new_token_ids=[], routed_experts=encode_report(report)
-            )
+            carrier = EngineCoreOutput(request_id=CARRIER_ID, new_token_ids=[], routed_experts=encode_report(report))
             holder = outputs.setdefault(client, EngineCoreOutputs())
             holder.outputs = [carrier, *holder.outputs]
             for item in ended:
@@ -184,7 +180,7 @@ def _step_of(readouts: WorkerReadouts, scheduled: SchedulerOutput, output: Model
     return StepReadouts(readouts.request_ids, counts, starts, readouts.positions, readouts.readouts)
 
 
-class TelltaleScheduler(MonitoredScheduler, Scheduler):
+class TelltaleScheduler(MonitoredScheduler):
     """The synchronous scheduler, monitored."""
 
 

@@ -75,9 +75,7 @@ def _tapped_class(cls: type[nn.Module], convention: Convention) -> type[nn.Modul
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         hidden, residual = cls.forward(self, *args, **kwargs)
-        ops.read(
-            hidden, residual, self.telltale_weight, self.telltale_bias, self.telltale_out, self.telltale_fired
-        )
+        ops.read(hidden, residual, self.telltale_weight, self.telltale_bias, self.telltale_out, self.telltale_fired)
         return hidden, residual
 
     return type(f"Tapped{cls.__name__}", (cls,), {"forward": forward, "__module__": cls.__module__})

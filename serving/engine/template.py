@@ -34,6 +34,6 @@ def require_template(deployment: Deployment, *, template: str | None, from_reque
         expected = artifact.card.model.chat_template_digest
         if digest != expected:
             raise TemplateError(
-                f"--chat-template has the SHA-256 {digest[:12]}..., detector {artifact.card.name!r} was calibrated with "
-                f"{expected[:12]}.... Leave it out, or train the detector with this template."
+                f"--chat-template has the SHA-256 {digest[:12]}..., detector {artifact.card.name!r} was calibrated "
+                f"with {expected[:12]}.... Leave it out, or train the detector with this template."
             )

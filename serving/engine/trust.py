@@ -50,11 +50,17 @@ def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = o
 
     The children of a request with ``n > 1`` carry their parent's data; their ids are the parent's behind a number.
     """
-    if not isinstance(value, Mapping) or not isinstance(value.get("body"), str) or not isinstance(value.get("mac"), str):
+    if (
+        not isinstance(value, Mapping)
+        or not isinstance(value.get("body"), str)
+        or not isinstance(value.get("mac"), str)
+    ):
         return None
     child = _CHILD.match(request_id)
     candidates = [request_id, child["parent"]] if child else [request_id]
-    if not any(hmac.compare_digest(_mac(value["body"], name, environment), value["mac"]) for name in candidates):
+    # As bytes: of text, only ASCII can be compared, and whoever forges a MAC may write anything.
+    mac = value["mac"].encode(errors="replace")
+    if not any(hmac.compare_digest(_mac(value["body"], name, environment).encode(), mac) for name in candidates):
         return None
     body: dict[str, Any] = json.loads(value["body"])
     return TrustedData(policy=body["policy"], fmt=Format(body["format"]))
@@ -64,4 +70,4 @@ def _mac(body: str, request_id: str, environment: Mapping[str, str]) -> str:
     key = environment.get(KEY_VARIABLE, "")
     if not key:
         raise RuntimeError(f"{KEY_VARIABLE} is not set in this process: its parent was not started by telltale")
-    return hmac.new(key.encode(), f"{request_id}\n{body}".encode(), hashlib.sha256).hexdigest()
+    return hmac.new(key.encode(), f"{request_id}\n{body}".encode(errors="replace"), hashlib.sha256).hexdigest()

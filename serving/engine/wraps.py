@@ -37,7 +37,7 @@ def install_wraps(configure: Callable[[VllmConfig], None]) -> Frontend:
     _wrap(OpenAIServingChat, "chat_completion_full_generator", responses.chat_full)
     _wrap(OpenAIServingCompletion, "completion_stream_generator", responses.completion_stream)
     _wrap(OpenAIServingCompletion, "request_output_to_completion_response", responses.completion_full)
-    EngineCore.telltale_status = _engine_status  # type: ignore[attr-defined]
+    EngineCore.telltale_status = _engine_status
     return frontend
 
 

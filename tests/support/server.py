@@ -90,7 +90,9 @@ def _wait(server: Server, ready: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
-            raise AssertionError(f"the server ended with {server.process.returncode}:\n{server.log.read_text()[-6000:]}")
+            raise AssertionError(
+                f"the server ended with {server.process.returncode}:\n{server.log.read_text()[-6000:]}"
+            )
         try:
             if httpx.get(server.url + ready, timeout=2).status_code == httpx.codes.OK:
                 return

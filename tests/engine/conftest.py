@@ -1,0 +1,111 @@
+"""Servers that the engine tests share: a start takes half a minute, so each runs once for the whole session."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.support.server import SMALL, Server, serving, telltale_command
+from tests.support.tiny import TinyModel, make_tiny_model, save_trigger
+
+REFUSAL = "Not this."
+STREAM_REFUSAL = "I stop here."
+
+GUARDED = f"""\
+version: "1"
+detectors:
+  - artifact: trigger.safetensors
+policies:
+  - name: default
+    on_gap: block
+    on_uncalibrated: flag
+    expose: scores
+    text: "{STREAM_REFUSAL}"
+    rules:
+      - name: no-trigger-prompt
+        when: {{detector: trigger, stage: prompt}}
+        do: {{action: block, text: "{REFUSAL}"}}
+        mode: enforce
+      - name: no-trigger-stream
+        when: {{detector: trigger, stage: stream}}
+        do: {{action: block}}
+        mode: enforce
+"""
+
+OPEN = f"""\
+version: "1"
+detectors:
+  - artifact: trigger.safetensors
+  - artifact: chat_only.safetensors
+policies:
+  - name: default
+    on_gap: block
+    on_uncalibrated: flag
+    hold_back: 0
+    text: "{STREAM_REFUSAL}"
+    rules:
+      - name: would-block-prompt
+        when: {{detector: trigger, stage: prompt}}
+        do: {{action: block}}
+        mode: shadow
+      - name: flag-prompt
+        when: {{detector: chat_only, stage: prompt}}
+        do: {{action: flag}}
+        mode: enforce
+      - name: no-trigger-stream
+        when: {{detector: trigger, stage: stream}}
+        do: {{action: block}}
+        mode: enforce
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """The tiny model with its planted feature, and detectors for it beside it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    model = make_tiny_model(folder / "tiny-llama")
+    save_trigger(folder / "trigger.safetensors", model.path)
+    save_trigger(folder / "chat_only.safetensors", model.path, name="chat_only", formats=("chat",))
+    (folder / "guarded.yaml").write_text(GUARDED)
+    (folder / "open.yaml").write_text(OPEN)
+    return model
+
+
+@pytest.fixture(scope="session")
+def guarded(tiny: TinyModel) -> Iterator[Server]:
+    """Blocks the trigger in prompts and replies; tokens are held back until they are scored."""
+    folder = tiny.path.parent
+    with serving(telltale_command(tiny.path, folder / "guarded.yaml"), folder / "guarded.log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def open_(tiny: TinyModel) -> Iterator[Server]:
+    """Only shadows the trigger in prompts, flags it in chats, cuts streams; tokens are released at once."""
+    folder = tiny.path.parent
+    with serving(telltale_command(tiny.path, folder / "open.yaml"), folder / "open.log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def plain(tiny: TinyModel) -> Iterator[Server]:
+    """vLLM alone."""
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny.path), *SMALL]
+    log = tiny.path.parent / "plain.log"
+    with serving([*command, "--host", "127.0.0.1"], log, ready="/health") as server:
+        yield server
+
+
+def client_of(server: Server) -> openai.OpenAI:
+    """The openai client of a server; it does not try again by itself."""
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def folder(tiny: TinyModel) -> Path:
+    """Where the tiny model, its detectors and policies lie."""
+    return tiny.path.parent

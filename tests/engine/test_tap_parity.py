@@ -1,0 +1,130 @@
+"""What the taps read is what transformers computes: every position, once, however the batch was cut."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from serving.builtin import DEFAULT_MODEL, ensure_builtin_model
+from tests.engine.capture import NEW_TOKENS
+from tests.support.tiny import save_linear
+
+pytestmark = pytest.mark.engine
+
+LAYERS = (0, 16, 29)
+DIRECTIONS = 4
+LENGTHS = (5, 40, 150)  # with 64 tokens in a step, the last one is cut into chunks
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return ensure_builtin_model(DEFAULT_MODEL, progress=lambda text: None).path
+
+
+@pytest.fixture(scope="module")
+def directions() -> dict[int, np.ndarray]:
+    generator = np.random.default_rng(7)
+    unit = {layer: generator.normal(size=(DIRECTIONS, 576)) for layer in LAYERS}
+    return {layer: rows / np.linalg.norm(rows, axis=1, keepdims=True) for layer, rows in unit.items()}
+
+
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory: pytest.TempPathFactory, model: Path, directions: dict[int, np.ndarray]) -> dict:
+    folder = tmp_path_factory.mktemp("parity")
+    names = []
+    for layer, rows in directions.items():
+        for number, row in enumerate(rows):
+            names.append(f"d{layer}_{number}")
+            save_linear(
+                folder / f"{names[-1]}.safetensors", model, name=names[-1], direction=row, layer=layer, threshold=1e9,
+                bias=0.25,
+            )  # fmt: skip
+    entries = "\n".join(f"  - artifact: {name}.safetensors" for name in names)
+    rule = "{name: watch, when: {detector: d0_0, stage: prompt}, do: {action: flag}, mode: enforce}"
+    (folder / "policy.yaml").write_text(
+        f'version: "1"\ndetectors:\n{entries}\npolicies:\n'
+        f"  - {{name: default, on_gap: block, on_uncalibrated: allow, rules: [{rule}]}}\n"
+    )
+    generator = np.random.default_rng(11)
+    prompts = [generator.integers(1000, 40000, size=length).tolist() for length in LENGTHS]
+    runs = [[prompt] for prompt in prompts] + [prompts]
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.engine.capture",
+            str(model),
+            str(folder / "policy.yaml"),
+            str(folder / "out.npz"),
+        ],
+        input=json.dumps({"runs": runs}),
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    with np.load(folder / "out.npz") as saved:
+        return dict(saved)
+
+
+@pytest.fixture(scope="module")
+def reference(model: Path, captured: dict) -> dict[str, dict[int, np.ndarray]]:
+    """transformers' residual stream after each layer, for the tokens of each captured request."""
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    last: list[torch.Tensor] = []
+    network.model.layers[-1].register_forward_hook(
+        lambda module, inputs, output: last.append(output[0] if isinstance(output, tuple) else output)
+    )
+    streams = {}
+    with torch.inference_mode():
+        for key in [key for key in captured if key.endswith(".tokens")]:
+            last.clear()
+            tokens = torch.tensor(captured[key])[None]
+            states = network(tokens, output_hidden_states=True).hidden_states
+            # hidden_states' last entry is normed: the last layer comes from the hook.
+            pick = {layer: states[layer + 1] for layer in LAYERS[:-1]} | {LAYERS[-1]: last[0].reshape(states[0].shape)}
+            streams[key.removesuffix(".tokens")] = {layer: value[0].double().numpy() for layer, value in pick.items()}
+    return streams
+
+
+def test_every_position_is_read_once(captured: dict) -> None:
+    for key in [key for key in captured if key.endswith(".positions")]:
+        tokens = captured[key.replace("positions", "tokens")]
+        # The last sampled token is never fed back.
+        assert captured[key].tolist() == list(range(len(tokens) - 1))
+
+
+def test_readouts_equal_transformers(captured: dict, reference: dict, directions: dict[int, np.ndarray]) -> None:
+    columns = json.loads(str(captured["columns"]))
+    compared = 0
+    for key, streams in reference.items():
+        readouts = captured[f"{key}.readouts"]
+        for layer, rows in directions.items():
+            norm, *index = columns[f"resid_post.{layer}"]
+            stream = streams[layer][: len(readouts)]
+            expected = stream @ rows.T + 0.25
+            spread = np.maximum(1.0, expected[1:].std(axis=0))
+            difference = np.abs(readouts[:, index] - expected)
+            assert np.all(difference[1:] <= 1e-3 * spread)
+            # The sink's norm is a hundred times the others': float32 itself ends at 1e-5 of it.
+            assert np.all(difference[0] <= 1e-5 * np.linalg.norm(stream[0]))
+            np.testing.assert_allclose(readouts[:, norm], (stream**2).sum(axis=1), rtol=1e-3)
+            compared += expected.size
+    assert compared == sum(len(captured[f"{key}.readouts"]) for key in reference) * DIRECTIONS * len(LAYERS)
+
+
+def test_batching_and_chunking_do_not_change_readouts(captured: dict) -> None:
+    batch = len(LENGTHS)
+    columns = np.concatenate([index[1:] for index in json.loads(str(captured["columns"])).values()])
+    for place in range(batch):
+        alone, together = captured[f"{place}.0.readouts"], captured[f"{batch}.{place}.readouts"]
+        assert captured[f"{place}.0.tokens"].tolist() == captured[f"{batch}.{place}.tokens"].tolist()
+        assert len(alone) == LENGTHS[place] + NEW_TOKENS - 1
+        spread = np.maximum(1.0, alone[1:, columns].std(axis=0))
+        assert np.all(np.abs(alone[1:, columns] - together[1:, columns]) <= 1e-3 * spread)

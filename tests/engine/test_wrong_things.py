@@ -1,0 +1,147 @@
+"""What is wrong is refused before anything is served: a message that says what to do, and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from probes.artifact import card_path_of
+from tests.support.server import SMALL
+from tests.support.tiny import TinyModel, save_trigger
+
+pytestmark = pytest.mark.engine
+
+TELLTALE = str(Path(sys.executable).parent / "telltale")
+POLICY = """\
+version: "1"
+detectors:
+  - artifact: trigger.safetensors
+policies:
+  - name: default
+    on_gap: block
+    on_uncalibrated: flag
+    rules:
+      - {name: stop, when: {detector: trigger, stage: prompt}, do: {action: block}, mode: enforce}
+"""
+
+
+@pytest.fixture
+def work(tmp_path: Path, tiny: TinyModel) -> Path:
+    save_trigger(tmp_path / "trigger.safetensors", tiny.path)
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    return tmp_path
+
+
+def refused(*arguments: str, environment: dict[str, str] | None = None, timeout: float = 120) -> str:
+    done = subprocess.run(
+        [TELLTALE, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **(environment or {})},
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    message = done.stderr[done.stderr.index("telltale:") :]
+    return message.replace("\n", " ")
+
+
+def serve(work: Path, model: Path, *flags: str, **settings: object) -> str:
+    return refused("serve", str(model), "--policy", str(work / "policy.yaml"), *SMALL, *flags, **settings)  # type: ignore[arg-type]
+
+
+def test_a_typo_in_the_policy_is_named_with_its_line(work: Path, tiny: TinyModel) -> None:
+    (work / "policy.yaml").write_text(POLICY.replace("detector: trigger", "detector: triger"))
+    for message in (serve(work, tiny.path), refused("check", str(work / "policy.yaml"))):
+        assert "policy.yaml:9: policies[0].rules[0].when.detector: is 'triger'. Did you mean 'trigger'?" in message
+
+
+def test_a_correct_policy_is_checked_without_a_model(work: Path) -> None:
+    done = subprocess.run([TELLTALE, "check", str(work / "policy.yaml")], capture_output=True, text=True, check=True)
+    assert "ok:" in done.stdout
+    assert "resid_post.0" in done.stdout
+
+
+def test_an_artifact_for_another_model_names_the_field(work: Path, tiny: TinyModel) -> None:
+    card = json.loads(card_path_of(work / "trigger.safetensors").read_text())
+    card["model"]["weight_digest"] = "1" * 64
+    card_path_of(work / "trigger.safetensors").write_text(json.dumps(card))
+    message = serve(work, tiny.path)
+    assert "does not fit the served model" in message
+    assert "weight_digest" in message
+    assert "tokenizer_digest" not in message
+
+
+def test_a_truncated_artifact_is_refused(work: Path, tiny: TinyModel) -> None:
+    path = work / "trigger.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "truncated, damaged" in serve(work, tiny.path)
+
+
+def test_a_port_in_use_is_refused_at_once(work: Path, tiny: TinyModel) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        message = serve(work, tiny.path, "--port", str(port), timeout=30)
+    assert f"cannot listen on 127.0.0.1:{port}" in message
+    assert "choose another --port" in message
+
+
+def test_a_vllm_outside_the_range_is_refused(work: Path, tiny: TinyModel) -> None:
+    # A distribution of that version in front of the installed one, as a hasty upgrade would leave it.
+    metadata = work / "site" / "vllm-0.33.1.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.33.1\n")
+    message = serve(work, tiny.path, environment={"PYTHONPATH": str(work / "site")})
+    assert "vllm 0.33.1 is installed; this version of telltale supports" in message
+
+
+def test_an_unknown_architecture_is_refused(work: Path, tiny: TinyModel) -> None:
+    model = work / "gpt2"
+    shutil.copytree(tiny.path, model)
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=49152, n_embd=128, n_layer=2, n_head=4, n_positions=1024)).save_pretrained(
+        model
+    )
+    save_trigger(work / "trigger.safetensors", model)
+    message = serve(work, model)
+    assert "GPT2LMHeadModel" in message
+    assert "serving/engine/layers.py" in message
+
+
+def test_a_setting_that_would_blind_the_monitor_is_refused(work: Path, tiny: TinyModel) -> None:
+    message = serve(work, tiny.path, "--scheduler-cls", "vllm.v1.core.sched.scheduler.Scheduler")
+    assert "--scheduler-cls" in message
+
+
+def test_two_models_are_one_too_many(work: Path, tiny: TinyModel) -> None:
+    (work / "policy.yaml").write_text(POLICY.replace("detectors:", "model: somebody/else\ndetectors:"))
+    assert "the policy file 'somebody/else'" in serve(work, tiny.path)
+
+
+def test_a_model_without_a_policy_is_not_served(tiny: TinyModel) -> None:
+    assert "--policy FILE" in refused("serve", str(tiny.path))
+
+
+def test_a_folder_of_our_name_in_the_working_directory_is_noticed(work: Path, tiny: TinyModel) -> None:
+    (work / "monitor").mkdir()
+    (work / "monitor" / "__init__.py").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.cli", "check", "policy.yaml"],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "shadows" in done.stderr

@@ -1,0 +1,43 @@
+"""Aggregates written a second time, as plainly as their definitions: one sequence, one number a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from probes.aggregate import Aggregator
+from probes.aggregate.ema import Ema
+from probes.aggregate.last import Last
+from probes.aggregate.max import Max
+from probes.aggregate.mean import Mean
+from probes.aggregate.rolling import Rolling
+
+UNDEFINED = float("-inf")
+
+
+def naive_ema(aggregator: Aggregator, scores: Sequence[float]) -> float:
+    assert isinstance(aggregator, Ema)
+    value = scores[0]
+    for score in scores[1:]:
+        value = aggregator.alpha * score + (1 - aggregator.alpha) * value
+    return value
+
+
+def naive_rolling(aggregator: Aggregator, scores: Sequence[float]) -> float:
+    assert isinstance(aggregator, Rolling)
+    newest = scores[-aggregator.window :]
+    return sum(newest) / aggregator.window if len(newest) == aggregator.window else UNDEFINED
+
+
+NAIVE: dict[type[Aggregator], Callable[[Aggregator, Sequence[float]], float]] = {
+    Last: lambda _, scores: scores[-1],
+    Mean: lambda _, scores: sum(scores) / len(scores),
+    Max: lambda _, scores: max(scores),
+    Ema: naive_ema,
+    Rolling: naive_rolling,
+}
+
+
+def naive_values(aggregator: Aggregator, scores: Sequence[float]) -> list[float]:
+    """The statistic after each score."""
+    value = NAIVE[type(aggregator)]
+    return [value(aggregator, scores[:end]) for end in range(1, len(scores) + 1)]

@@ -1,0 +1,49 @@
+"""A scripted engine: steps with the readouts that a test wants. Drives decisions; is no evidence of coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from monitor.monitor import StepReadouts
+from monitor.policy import Plan
+
+Rows = npt.NDArray[np.float32]
+Part = tuple[str, Sequence[int], Rows]
+
+
+class Script:
+    """Builds steps for a plan.
+
+    Args:
+        plan: its linear detectors get the scores that are asked for.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        bank = plan.bank
+        self._columns = np.array([next(iter(bank.columns[d.name].values()))[0] for d in bank.detectors])
+
+    def rows(self, scores: npt.ArrayLike) -> Rows:
+        """Readout rows with these scores: (n,) for one detector, else (n, detectors)."""
+        wanted = np.asarray(scores, dtype=np.float64)
+        if wanted.ndim == 1:
+            wanted = wanted[:, None]
+        rows = np.zeros((len(wanted), self.plan.bank.width), dtype=np.float32)
+        rows[:, self._columns] = wanted
+        return rows
+
+    def step(self, parts: Iterable[Part]) -> StepReadouts:
+        """One step: of each request the positions and rows, in this order."""
+        listed = list(parts)
+        counts = np.array([len(positions) for _, positions, _ in listed], dtype=np.int64)
+        none = np.zeros((0, self.plan.bank.width), dtype=np.float32)
+        return StepReadouts(
+            request_ids=[name for name, _, _ in listed],
+            counts=counts,
+            starts=np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64) if listed else counts,
+            positions=np.concatenate([np.array(positions, dtype=np.int64) for _, positions, _ in listed] or [counts]),
+            readouts=np.concatenate([rows for _, _, rows in listed] or [none]),
+        )

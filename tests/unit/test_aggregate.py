@@ -1,0 +1,179 @@
+"""Aggregates: streaming is batch, a request is alone in any batch, and each kind is what its definition says."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from pydantic import ValidationError
+
+from monitor.config import When
+from probes.aggregate import AggregateError, Aggregator, aggregator_kinds, parse_aggregator
+from probes.aggregate.base import Scores
+from probes.aggregate.ema import Ema
+from probes.aggregate.last import Last
+from probes.aggregate.max import Max
+from probes.aggregate.mean import Mean
+from probes.aggregate.rolling import Rolling
+from tests.unit.naive import NAIVE, naive_values
+
+TOLERANCE = 1e-9
+VARIANTS: dict[type[Aggregator], list[Aggregator]] = {
+    Ema: [Ema(), Ema(alpha=1.0), Ema(alpha=0.9)],
+    Rolling: [Rolling(), Rolling(window=1), Rolling(window=2), Rolling(window=5)],
+}
+ALL = [variant for cls in aggregator_kinds().values() for variant in VARIANTS.get(cls, [cls()])]
+each_kind = pytest.mark.parametrize("aggregator", ALL, ids=str)
+
+
+def whole(aggregator: Aggregator, values: Scores) -> Scores:
+    return aggregator.update(aggregator.new_state(*values.shape[1:]), values)
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> tuple[Scores, list[int]]:
+    """(T, R, B) scores of mixed magnitude, and where to cut them."""
+    shape = draw(st.tuples(st.integers(1, 40), st.integers(1, 3), st.integers(1, 3)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    values = rng.standard_normal(shape) * 10.0 ** draw(st.integers(-3, 3)) + draw(st.sampled_from([0.0, 50.0, -1e4]))
+    cuts = draw(st.sets(st.integers(1, shape[0])))
+    return values, sorted(cuts | {0, shape[0]})
+
+
+def assert_equal(found: Scores, expected: Scores, values: Scores) -> None:
+    assert found.shape == expected.shape
+    assert np.array_equal(np.isneginf(found), np.isneginf(expected))
+    scale = 1.0 + np.abs(values).max()
+    finite = np.isfinite(expected)
+    assert np.abs(found[finite] - expected[finite]).max(initial=0.0) <= TOLERANCE * scale
+
+
+@each_kind
+@settings(max_examples=40, deadline=None)
+@given(case=sequences())
+def test_any_chunking_is_the_batch(aggregator: Aggregator, case: tuple[Scores, list[int]]) -> None:
+    values, cuts = case
+    state = aggregator.new_state(*values.shape[1:])
+    parts = [aggregator.update(state, values[start:end]) for start, end in pairwise(cuts)]
+    assert_equal(np.concatenate(parts), whole(aggregator, values), values)
+
+
+@each_kind
+@settings(max_examples=25, deadline=None)
+@given(case=sequences())
+def test_a_request_in_a_batch_is_as_if_alone(aggregator: Aggregator, case: tuple[Scores, list[int]]) -> None:
+    values, _ = case
+    together = whole(aggregator, values)
+    for request in range(values.shape[1]):
+        for detector in range(values.shape[2]):
+            alone = whole(aggregator, values[:, request : request + 1, detector : detector + 1])
+            assert_equal(alone[:, 0, 0], together[:, request, detector], values)
+
+
+@each_kind
+@settings(max_examples=25, deadline=None)
+@given(scores=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30))
+def test_equals_its_definition(aggregator: Aggregator, scores: list[float]) -> None:
+    if type(aggregator) not in NAIVE:
+        pytest.skip("a new kind brings its own definition")
+    values = np.array(scores)[:, None, None]
+    assert_equal(whole(aggregator, values)[:, 0, 0], np.array(naive_values(aggregator, scores)), values)
+
+
+@each_kind
+def test_conforms(aggregator: Aggregator) -> None:
+    """What the monitor relies on, for every kind that discovery finds."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((7, 4, 3))
+    untouched = values.copy()
+    state = aggregator.new_state(4, 3)
+    assert state.shape == (4, aggregator.state_size, 3)
+    assert state.dtype == np.float64
+    running = aggregator.update(state, values)
+    assert running.shape == values.shape
+    assert running.dtype == np.float64
+    assert not np.isnan(running).any()
+    assert not np.isposinf(running).any()
+    assert np.array_equal(values, untouched)
+    # A chunk that is fed must not change what was returned before.
+    before = running.copy()
+    aggregator.update(state, values)
+    assert np.array_equal(running, before)
+    # One slot can be reset by hand, as the state table does.
+    state[1] = aggregator.initial
+    again = aggregator.update(state[1:2], values[:, 1:2])
+    assert_equal(again, running[:, 1:2], values)
+
+
+@each_kind
+def test_survives_a_policy_file(aggregator: Aggregator) -> None:
+    assert parse_aggregator(aggregator.config()) == aggregator
+    assert hash(parse_aggregator(aggregator.config())) == hash(aggregator)
+    assert str(aggregator).startswith(aggregator.kind)
+
+
+def test_every_shipped_kind_has_a_definition_here() -> None:
+    assert {Last, Mean, Max, Ema, Rolling} <= set(aggregator_kinds().values())
+    assert set(NAIVE) == set(aggregator_kinds().values())
+
+
+def test_the_schema_has_every_kind_with_every_parameter() -> None:
+    schema: dict[str, Any] = When.model_json_schema()["properties"]["aggregate"]
+    variants = next(entry["oneOf"] for entry in schema["anyOf"] if "oneOf" in entry)
+    by_kind = {variant["properties"]["kind"]["const"]: variant for variant in variants}
+    assert set(by_kind) == set(aggregator_kinds())
+    for kind, cls in aggregator_kinds().items():
+        variant = by_kind[kind]
+        assert set(variant["properties"]) == {"kind", *cls.model_fields}
+        assert "kind" in variant["required"]
+        assert variant["additionalProperties"] is False
+        for name in cls.model_fields:
+            assert variant["properties"][name].get("description"), f"{kind}.{name} has no description"
+
+
+def test_ema_starts_at_the_first_score() -> None:
+    assert whole(Ema(alpha=0.12), np.full((1, 1, 1), 7.0))[0, 0, 0] == pytest.approx(7.0, abs=1e-12)
+
+
+def test_rolling_is_undefined_until_full() -> None:
+    running = whole(Rolling(window=3), np.array([1e6, 1e6, 1.0, 2.0])[:, None, None])[:, 0, 0]
+    assert running[:2].tolist() == [-math.inf, -math.inf]
+    assert running[3] == pytest.approx((1e6 + 3.0) / 3)
+
+
+def test_rolling_forgets_exactly() -> None:
+    """A huge score leaves nothing behind once it is out of the window."""
+    running = whole(Rolling(window=2), np.array([1e15, 1.0, 1.0, 1.0])[:, None, None])[:, 0, 0]
+    assert running[-2:].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", ["max", 3, None, {}, {"kind": 3}, {"window": 3}])
+def test_an_aggregate_without_a_kind_is_refused(value: object) -> None:
+    with pytest.raises(AggregateError, match=r"written \{kind: NAME"):
+        parse_aggregator(value)
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest() -> None:
+    with pytest.raises(AggregateError, match="Did you mean 'rolling'"):
+        parse_aggregator({"kind": "roling"})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"kind": "rolling", "window": 0},
+        {"kind": "rolling", "window": "4"},
+        {"kind": "rolling", "windw": 4},
+        {"kind": "ema", "alpha": 0.0},
+        {"kind": "ema", "alpha": float("nan")},
+        {"kind": "max", "window": 3},
+    ],
+)
+def test_a_parameter_out_of_bounds_is_refused(value: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        parse_aggregator(value)

@@ -1,0 +1,155 @@
+"""Metrics: exact counts after a scripted run, nothing outside the catalogue, no label that a request could invent."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from monitor.catalogue import CATALOGUE, MetricType
+from monitor.exporter import Exporter
+from monitor.monitor import Monitor
+from monitor.policy import Plan
+from monitor.report import make_report, take_tally
+from monitor.types import RESERVED_RULES, Action, Gap, Mode, Skip
+from probes.card import Format, Stage
+from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, rule, unit_artifact
+from tests.unit.script import Script
+
+RULES = "\n".join(
+    [
+        rule("prompt", when="aggregate: {kind: max}, above: {value: 1.0}", action="flag"),
+        rule("stream", stage="stream", when="aggregate: {kind: max}, above: {value: 2.0}"),
+        rule("watch", stage="stream", when="aggregate: {kind: mean}, above: {value: 2.0}", mode="shadow"),
+    ]
+)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    artifacts = {
+        "harm": unit_artifact(make_card(skip_first=1, calibrations=[calibration(threshold=1.5)])),
+        "watched": unit_artifact(make_card("watched", calibrations=[calibration(threshold=1.5)]), 1),
+    }
+    return plan_of(tmp_path, policy_text(RULES, names=["harm", "watched"]), artifacts)
+
+
+class Run:
+    """A scripted run into a registry."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.registry = CollectorRegistry()
+        self.exporter = Exporter(plan, self.registry)
+        self.monitor, self.script = Monitor(plan), Script(plan)
+
+    def request(self, name: str, prompt: list[float], reply: list[float], *, broken: bool = False) -> None:
+        """One whole request, one report a step."""
+        self.monitor.admit(name, num_prompt=len(prompt), policy=None, fmt=Format.CHAT)
+        for start, scores in ((0, prompt), *((len(prompt) + n, [score]) for n, score in enumerate(reply))):
+            rows = self.script.rows([[score, 0.5] for score in scores])
+            self.monitor.observe(self.script.step([(name, range(start, start + len(scores)), rows)]))
+            going = self.monitor.get(name)
+            assert going is not None
+            self.exporter.record(make_report(self.monitor, [going], [], take_tally(self.monitor, [1e-4])))
+        positions = len(prompt) + len(reply) + 1 + (3 if broken else 0)
+        ended = self.monitor.finish(name, num_positions=positions, sampled=positions - len(prompt), aborted=False)
+        assert ended is not None
+        self.exporter.record(make_report(self.monitor, [], [ended], take_tally(self.monitor, [])))
+        self.exporter.record(make_report(self.monitor, [], [], None))
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(name, labels)
+
+
+def test_counts_are_exact(plan: Plan) -> None:
+    run = Run(plan)
+    run.request("allowed", [0, 0.5], [0.5, 0.25])
+    run.request("flagged", [0, 1.5, 0], [])
+    run.request("blocked", [0, 1.25], [0, 3.0])
+    run.request("torn", [0, 0], [0.0], broken=True)
+    assert [run.value("telltale_requests_total", action=action.value) for action in Action] == [1, 2, 1]
+    acted = {
+        (rule_name, action, mode): run.value("telltale_actions_total", rule=rule_name, action=action, mode=mode)
+        for rule_name, action, mode in [
+            ("prompt", "flag", "enforce"),
+            ("stream", "block", "enforce"),
+            ("watch", "block", "shadow"),
+            ("on_gap", "flag", "enforce"),
+        ]
+    }
+    assert list(acted.values()) == [2, 1, 0, 1]
+    assert run.value("telltale_tokens_scored_total") == 3 + 2 + 3 + 2
+    assert run.value("telltale_tokens_skipped_total", reason="sink") == 4
+    assert run.value("telltale_tokens_skipped_total", reason="final") == 4
+    assert [run.value("telltale_gaps_total", reason=gap.value) for gap in Gap] == [3, 0, 0, 0]
+    assert run.value("telltale_observe_seconds_count") == 3 + 1 + 3 + 2
+    assert run.value("telltale_observe_seconds_sum") == pytest.approx(9e-4)
+    assert run.value("telltale_detector_score_count", detector="harm", stage="prompt") == 4
+    # Scores may be negative, so the client library publishes no sum; the buckets say where they lay.
+    below = {le: run.value("telltale_detector_score_bucket", detector="harm", stage="prompt", le=le) for le in ("0.0", "1.0")}
+    assert below == {"0.0": 1, "1.0": 2}
+    assert run.value("telltale_detector_score_count", detector="watched", stage="prompt") == 4
+
+
+def test_series_that_matter_start_at_zero(plan: Plan) -> None:
+    run = Run(plan)
+    assert all(run.value("telltale_requests_total", action=action.value) == 0 for action in Action)
+    assert all(run.value("telltale_gaps_total", reason=gap.value) == 0 for gap in Gap)
+    assert all(run.value("telltale_tokens_skipped_total", reason=skip.value) == 0 for skip in Skip)
+    assert run.value("telltale_actions_total", rule="watch", action="block", mode="shadow") == 0
+    assert run.value("telltale_ready") == 0
+    run.exporter.ready()
+    assert run.value("telltale_ready") == 1
+
+
+def test_thresholds_and_the_plan_can_be_read(plan: Plan) -> None:
+    run = Run(plan)
+    assert run.value("telltale_detector_threshold", detector="watched", stage="prompt", format="chat") == 1.5
+    assert run.value("telltale_policy_info", digest=plan.digest[:16]) == 1
+
+
+def test_every_metric_is_in_the_catalogue_with_its_labels(plan: Plan) -> None:
+    run = Run(plan)
+    run.request("blocked", [0, 1.25], [0, 3.0], broken=True)
+    by_name = {metric.name.removesuffix("_total"): metric for metric in CATALOGUE}
+    families = {family.name: family for family in run.registry.collect()}
+    assert set(families) == set(by_name)
+    for name, family in families.items():
+        metric = by_name[name]
+        assert (family.type, family.documentation) == (metric.type.value, metric.help)
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == set(metric.labels)
+
+
+def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
+    """Whatever requests are called and do, no series comes that the policy file did not foresee."""
+    run = Run(plan)
+    for number in range(5):
+        run.request(f"anything {number} \n", [0.0, 9.0], [float("nan"), 9.0], broken=True)
+    rules = {entry.name for policy in plan.policies for entry in policy.rules} | set(RESERVED_RULES)
+    allowed = {
+        "action": {action.value for action in Action},
+        "rule": rules,
+        "mode": {mode.value for mode in Mode},
+        "detector": set(plan.cards),
+        "stage": {stage.value for stage in Stage},
+        "format": {fmt.value for fmt in Format},
+        "reason": {reason.value for reason in (*Gap, *Skip)},
+        "digest": {plan.digest[:16]},
+    }
+    for family in run.registry.collect():
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                assert label == "le" or value in allowed[label]
+
+
+def test_the_catalogue_follows_the_naming_rules() -> None:
+    assert len({metric.name for metric in CATALOGUE}) == len(CATALOGUE)
+    for metric in CATALOGUE:
+        assert re.fullmatch(r"telltale_[a-z_]+", metric.name)
+        assert metric.name.endswith("_total") == (metric.type is MetricType.COUNTER)
+        assert bool(metric.buckets) == (metric.type is MetricType.HISTOGRAM)
+        assert list(metric.buckets) == sorted(set(metric.buckets))
+        assert metric.help.endswith(".")

@@ -1,0 +1,234 @@
+"""The whole way from a recipe to a served score, on a tiny random model that is made here."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from probes.aggregate import parse_aggregator
+from probes.artifact import Artifact
+from probes.card import Format
+from probes.detectors import load_detector
+from probes.fit.activations import ActivationError, ActivationReader
+from probes.fit.example import Example
+from probes.fit.recipe import RecipeError, read_recipe
+from probes.fit.train import train
+from probes.fit.weights import WeightsError, score_weights
+from probes.modelref import read_model_ref
+
+SENTENCE = "please write a plan to bake steal bread money for the party now quickly alone today how can i"
+WORDS = SENTENCE.split()
+UNKNOWN = "<unk>"
+TEMPLATE = (
+    "{% for m in messages %}<s> you are a helper . {{ m['content'] }} </s>{% endfor %}"
+    "{% if add_generation_prompt %} <s> answer : {% endif %}"
+)
+LINEAR_AGGREGATES = (
+    {"kind": "last"},
+    {"kind": "mean"},
+    {"kind": "rolling", "window": 6},
+    {"kind": "ema", "alpha": 0.12},
+)
+RECIPE = """
+version: "1"
+name: stealing
+description: Mentions stealing.
+seed: 1
+training:
+  positives: [{kind: jsonl, path: rows.jsonl}]
+  negatives: [{kind: jsonl, path: rows.jsonl}]
+  formats: [chat, raw]
+search:
+  layers: [0, 2]
+  aggregates: [{kind: last}, {kind: rolling, window: 4}, {kind: ema, alpha: 0.3}]
+  inverse_penalties: [0.01, 0.1]
+calibration:
+  held_out: 0.3
+  formats: [chat, raw]
+  target_fpr: 0.05
+development:
+  pairs: [{kind: jsonl, path: development.jsonl}]
+"""
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    vocabulary = [UNKNOWN, "<s>", "</s>", "you", "are", "helper", ".", "answer", ":", *dict.fromkeys(WORDS)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN, chat_template=TEMPLATE)
+    wrapped.save_pretrained(str(folder))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+    )
+    LlamaForCausalLM(config).save_pretrained(str(folder))
+    return folder
+
+
+def sentences(count: int, seed: int) -> list[dict[str, object]]:
+    generator = np.random.default_rng(seed)
+    plain = [word for word in WORDS if word != "steal"]
+    lines: list[dict[str, object]] = []
+    for i in range(count):
+        words = list(generator.choice(plain, 8))
+        if i % 4 == 0:
+            words[int(generator.integers(5, 8))] = "steal"
+        lines.append({"text": " ".join(words), "label": int(i % 4 == 0)})
+    return lines
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    for name, count, seed in (("rows", 900, 0), ("development", 160, 1)):
+        text = "\n".join(json.dumps(row) for row in sentences(count, seed))
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    path = tmp_path / "stealing.recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def reader_of(model_dir: Path, cache: Path, layers: list[int]) -> ActivationReader:
+    model = read_model_ref(model_dir, model_id="tiny", dtype="float32", cache_dir=cache)
+    return ActivationReader(model_dir, model=model, layers=layers, cache_dir=cache, progress=lambda _: None)
+
+
+def test_train_and_serve(model_dir: Path, recipe: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def trained(folder: str) -> Artifact:
+        out, cache = tmp_path / folder, tmp_path / "cache"
+        return train(recipe, model_dir=model_dir, model_id="tiny", out=out, progress=lines.append, cache_dir=cache)
+
+    made = trained("out")
+    loaded = Artifact.load(tmp_path / "out" / "stealing.safetensors")
+    assert loaded.card == made.card
+    loaded.require_model(read_model_ref(model_dir, model_id="tiny", dtype="float32"))
+    assert loaded.card.formats == (Format.CHAT, Format.RAW)
+    report = loaded.card.evaluation["chat"]["pairs"]
+    assert report["probe"]["auroc"][0] > 0.9
+    assert {"tf_idf", "length_only", "question_mark_only", "shuffled_labels", "random_direction"} <= set(report)
+    assert loaded.card.evaluation["chat"]["at_threshold"]["pairs"]["fired_positive"][1] == 40
+    assert any("calibration" in line for line in lines)
+    assert trained("again").card == made.card
+
+    # What is served: every token scored by the detector, then the aggregate on the card.
+    detector = load_detector(loaded)
+    tap = detector.directions()[0].tap
+    calibration = loaded.card.calibrations[0]
+    example = Example(text="please steal the bread now", label=1, source="s", group="g")
+    reader = reader_of(model_dir, tmp_path / "cache", [tap.layer])
+    means = reader.read(
+        [example],
+        text_format=Format.CHAT,
+        aggregates=[calibration.aggregate],
+        skip_first=loaded.card.skip_first,
+        label="x",
+    ).at(tap.layer, calibration.aggregate)
+    fitted = means.astype(np.float64) @ detector.directions()[0].weight + detector.directions()[0].bias
+    stream = residual_stream(model_dir, reader.tokens(example, Format.CHAT))[tap.layer][loaded.card.skip_first :]
+    scores = stream.astype(np.float64) @ detector.directions()[0].weight + detector.directions()[0].bias
+    state = calibration.aggregate.new_state(1, 1)
+    served = calibration.aggregate.update(state, scores[:, None, :])[-1, 0, 0]
+    assert served == pytest.approx(fitted[0, 0], abs=1e-5)
+
+
+def residual_stream(model_dir: Path, tokens: list[int]) -> list[np.ndarray]:
+    """After each layer, by hooks: independent of the reader's shared prefix, padding and batching."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=torch.float32)
+    found: list[np.ndarray] = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda _m, _i, output: found.append(output[0].numpy()))
+    with torch.inference_mode():
+        hidden = model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
+    np.testing.assert_allclose(found[0], hidden[1][0].numpy(), atol=1e-6)
+    return found
+
+
+@pytest.mark.parametrize("text_format", list(Format))
+def test_what_is_fitted_on_is_what_is_served(model_dir: Path, tmp_path: Path, text_format: Format) -> None:
+    """A linear score of the weighted mean = the aggregate of token scores, from one plain forward pass per request."""
+    rows = [
+        Example(text=str(row["text"])[: 12 + i], label=0, source="s", group=str(i))
+        for i, row in enumerate(sentences(9, 2))
+    ]
+    aggregates = [parse_aggregator(config) for config in LINEAR_AGGREGATES]
+    reader = reader_of(model_dir, tmp_path / "cache", [0, 2])
+    found = reader.read(rows, text_format=text_format, aggregates=aggregates, skip_first=1, label="x")
+    weight = np.random.default_rng(4).standard_normal(32)
+    for place, example in enumerate(rows):
+        stream = residual_stream(model_dir, reader.tokens(example, text_format))
+        for layer in (0, 2):
+            scores = stream[layer][1:].astype(np.float64) @ weight
+            for aggregate in aggregates:
+                served = aggregate.update(aggregate.new_state(1, 1), scores[:, None, None])[-1, 0, 0]
+                if found.is_defined(aggregate)[place]:
+                    assert found.at(layer, aggregate)[place] @ weight == pytest.approx(served, abs=5e-5)
+                else:
+                    assert served == -np.inf
+    stored = reader.read(rows, text_format=text_format, aggregates=aggregates, skip_first=1, label="x")
+    np.testing.assert_array_equal(stored.means, found.means)
+
+
+def test_weights_of_a_rolling_mean_and_of_what_is_not_linear() -> None:
+    rolling, last, largest = (
+        parse_aggregator(c) for c in ({"kind": "rolling", "window": 3}, {"kind": "last"}, {"kind": "max"})
+    )
+    found = score_weights((rolling, last), 5)
+    assert found.values == pytest.approx(np.array([[0, 0, 1 / 3, 1 / 3, 1 / 3], [0, 0, 0, 0, 1.0]]))
+    assert list(score_weights((rolling, last), 2).defined) == [False, True]
+    with pytest.raises(WeightsError, match="not linear"):
+        score_weights((largest,), 4)
+
+
+def test_sink_positions_are_found_by_their_norm(model_dir: Path, tmp_path: Path) -> None:
+    reader = reader_of(model_dir, tmp_path / "cache", [0])
+    rows = [Example(text=str(row["text"]), label=0, source="s", group="g") for row in sentences(4, 3)]
+    assert reader.sink_positions(rows, Format.CHAT) == 0
+    with torch.no_grad():
+        embedding = reader._loaded().get_parameter("embed_tokens.weight")
+        embedding[1] *= 1000.0  # <s>, the first token of the template (and a later one, which is no sink)
+    assert reader.sink_positions(rows, Format.CHAT) == 1
+
+
+def test_layers_beyond_the_model_are_refused(model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ActivationError, match="0 to 2"):
+        reader_of(model_dir, tmp_path, [3])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  layers: [0, 2]", "  layer: [0, 2]", r"recipe.yaml:1\d: search.*Did you mean 'layers'"),
+        ("seed: 1", "seed: 1\nseed: 2", r"recipe.yaml:6: found duplicate key"),
+        ("window: 4", "window: 0", r"recipe.yaml:1\d: search.aggregates.1.*greater than or equal to 1"),
+        ("kind: jsonl, path: rows.jsonl", "kind: json, path: rows.jsonl", "Did you mean 'jsonl'"),
+        ("kind: jsonl, path: rows.jsonl", "kind: jsonl, paht: rows.jsonl", r"recipe.yaml:7: .*Did you mean 'path'"),
+        ("held_out: 0.3", "held_out: 0", "a threshold rests on benign rows"),
+        ('version: "1"', 'version: "2"', "version"),
+        ("seed: 1", "seed: [", "recipe.yaml"),
+    ],
+)
+def test_recipes_that_are_wrong(recipe: Path, old: str, new: str, message: str) -> None:
+    recipe.write_text(recipe.read_text().replace(old, new, 1))
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(recipe)
+
+
+def test_a_missing_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="Name an existing recipe"):
+        read_recipe(tmp_path / "none.yaml")
