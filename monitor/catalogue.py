@@ -52,14 +52,14 @@ DETECTOR_SCORE = Metric(
     "telltale_detector_score",
     MetricType.HISTOGRAM,
     "Statistic of a detector at the end of a request: at prompt after the last prompt token, at stream its maximum.",
-    ("detector", "stage"),
+    ("detector", "stage", "aggregate"),
     SCORE_BUCKETS,
 )
 DETECTOR_THRESHOLD = Metric(
     "telltale_detector_threshold",
     MetricType.GAUGE,
-    "Threshold above which the statistic fires.",
-    ("detector", "stage", "format"),
+    "Threshold above which a rule fires; the rule is empty for a detector that is only watched.",
+    ("rule", "detector", "stage", "format"),
 )
 TOKENS_SCORED = Metric("telltale_tokens_scored_total", MetricType.COUNTER, "Token positions that were scored.")
 TOKENS_SKIPPED = Metric(

@@ -95,7 +95,7 @@ class Policy(_Strict):
     on_uncalibrated: Action = Field(description="what to do in a format that a detector's card does not list")
     hold_back: Literal[0, 1] | None = Field(
         default=None,
-        description="1: a token is released once it is scored itself; 0: at once. Default: 1 where a rule may block a stream",
+        description="1: a token leaves once it is scored itself; 0: at once. Default: 1 where a rule may block streams",
     )
     expose: Expose = Field(default=Expose.ACTIONS, description="what a client is told")
     text: str = Field(default=DEFAULT_TEXT, min_length=1, max_length=4096, description="what a blocked reply says")

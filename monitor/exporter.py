@@ -32,9 +32,12 @@ class Exporter:
         self._observe = _histogram(catalogue.OBSERVE_SECONDS, registry)
         self._ready = _gauge(catalogue.READY, registry)
         threshold = _gauge(catalogue.DETECTOR_THRESHOLD, registry)
-        for check in plan.checks:
-            for fmt, value in check.thresholds.items():
-                threshold.labels(check.detector, check.stage.value, fmt.value).set(value)
+        for policy in plan.policies:
+            owners = {rule.check: rule.name for rule in policy.rules}
+            for position in policy.checks:
+                check, owner = plan.checks[position], owners.get(position, "")
+                for fmt, value in check.thresholds.items():
+                    threshold.labels(owner, check.detector, check.stage.value, fmt.value).set(value)
         _gauge(catalogue.POLICY_INFO, registry).labels(plan.digest[:16]).set(1)
         # A series that starts at zero makes the first gap or block a visible increase.
         for action in Action:
@@ -75,7 +78,7 @@ class Exporter:
             check = self._plan.checks[position]
             statistic = ended.statistics[position]
             if math.isfinite(statistic):
-                self._scores.labels(check.detector, check.stage.value).observe(statistic)
+                self._scores.labels(check.detector, check.stage.value, str(check.aggregate)).observe(statistic)
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:

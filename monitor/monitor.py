@@ -93,6 +93,8 @@ class Monitor:
             policy: its policy; the first one if None or unknown.
             fmt: how its text reached the model.
         """
+        if request_id in self._live:
+            raise ValueError(f"request {request_id!r} is live already; the engine's ids are unique")
         number = self._policies.get(policy or "", 0)
         compiled = self.plan.policies[number]
         slot = self._table.take(self._thresholds[number, fmt], num_prompt)
@@ -122,7 +124,7 @@ class Monitor:
                 f"{self.plan.bank.width} were expected"
             )
         scores = self.plan.bank.score(step.readouts)
-        finite = np.asarray(np.isfinite(step.readouts[:, self._used]).all(axis=1) & np.isfinite(scores).all(axis=1))
+        finite = self._finite(step.readouts, scores)
         requests = [self._live.get(request_id) for request_id in step.request_ids]
         known = np.array([request is not None for request in requests], dtype=bool) & (step.counts > 0)
         slots = np.array([request.slot if request is not None else 0 for request in requests], dtype=np.intp)
@@ -144,6 +146,20 @@ class Monitor:
             rows = slice(int(step.starts[number]), int(step.starts[number] + step.counts[number]))
             self._observe_chunk(request, step.positions[rows], scores[rows], finite[rows])
         self._judge([request for request, is_known in zip(requests, known, strict=True) if request and is_known])
+
+    def replay(self, request_id: str, readouts: npt.NDArray[np.float32]) -> None:
+        """Take in the rows of a cached prefix: they feed aggregates like computed ones, and count once like them.
+
+        Args:
+            request_id: a live request; others are ignored.
+            readouts: (n, width of the bank), positions 0 to n - 1.
+        """
+        request = self._live.get(request_id)
+        if request is None or len(readouts) == 0:
+            return
+        scores = self.plan.bank.score(readouts)
+        positions = np.arange(len(readouts), dtype=np.int64)
+        self._observe_chunk(request, positions, scores, self._finite(readouts, scores))
 
     def lose(self, reached: Mapping[str, int], reason: Gap) -> None:
         """The rows of a step cannot be scored: count what is missing as a gap and act on it.
@@ -280,6 +296,9 @@ class Monitor:
         self.tally.acted[rule, action, mode] += 1
         if mode is Mode.ENFORCE:
             request.raise_to(action, rule, text)
+
+    def _finite(self, readouts: npt.NDArray[np.float32], scores: Float64) -> npt.NDArray[np.bool_]:
+        return np.asarray(np.isfinite(readouts[:, self._used]).all(axis=1) & np.isfinite(scores).all(axis=1))
 
     def _threshold_row(self, policy: CompiledPolicy, fmt: Format) -> Float64:
         row = np.full(len(self.plan.checks), np.nan)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from monitor.config import Config, Policy, Rule
 from monitor.types import Action, Expose, Mode
-from monitor.yaml_file import PolicyFile
+from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.aggregate import Aggregator
 from probes.artifact import Artifact
 from probes.bank import Bank
@@ -69,9 +69,7 @@ class CompiledPolicy:
 
     def uncalibrated(self, checks: Sequence[Check], fmt: Format) -> bool:
         """Whether an enforcing rule rests on a check that has no threshold for this format."""
-        return any(
-            rule.mode is Mode.ENFORCE and fmt not in checks[rule.check].thresholds for rule in self.rules
-        )
+        return any(rule.mode is Mode.ENFORCE and fmt not in checks[rule.check].thresholds for rule in self.rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,9 @@ def compile_plan(file: PolicyFile, artifacts: Mapping[str, Artifact], *, d_model
     policies = []
     for position, policy in enumerate(config.policies):
         rules = tuple(
-            _compile_rule(file, policy, rule, ("policies", position, "rules", number), cards, place)
+            _compile_rule(
+                file, ("policies", position, "rules", number), policy=policy, rule=rule, cards=cards, place=place
+            )
             for number, rule in enumerate(policy.rules)
         )
         read = {rule.when.detector for rule in policy.rules}
@@ -153,104 +153,106 @@ def _compile_policy(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """A rule, where it stands, and the card that it reads."""
+
+    file: PolicyFile
+    where: Place
+    rule: Rule
+    card: Card
+
+    def error(self, key: Place, message: str) -> PolicyError:
+        return self.file.error((*self.where, *key), message)
+
+
 def _compile_rule(
     file: PolicyFile,
+    where: Place,
+    *,
     policy: Policy,
     rule: Rule,
-    where: tuple[str | int, ...],
     cards: Mapping[str, Card],
     place: Callable[[Check], int],
 ) -> CompiledRule:
     name = rule.when.detector
     if name not in cards:
         raise file.error((*where, "when", "detector"), f"is {name!r}. {did_you_mean(name, cards)}")
-    card = cards[name]
-    aggregate = rule.when.aggregate or _calibrated_aggregate(file, where, rule, card)
-    thresholds = _thresholds(file, where, rule, card, aggregate)
-    check = place(Check(name, rule.when.stage, aggregate, card.skip_first, MappingProxyType(thresholds)))
+    site = _Site(file, where, rule, cards[name])
+    aggregate = rule.when.aggregate or _calibrated_aggregate(site)
+    thresholds = MappingProxyType(_thresholds(site, aggregate))
+    check = place(Check(name, rule.when.stage, aggregate, site.card.skip_first, thresholds))
     return CompiledRule(rule.name, check, Action(rule.do.action), rule.mode, rule.do.text or policy.text)
 
 
-def _calibrated_aggregate(file: PolicyFile, where: tuple[str | int, ...], rule: Rule, card: Card) -> Aggregator:
+def _calibrated_aggregate(site: _Site) -> Aggregator:
+    stage, card = site.rule.when.stage, site.card
     for calibration in card.calibrations:
-        if calibration.stage is rule.when.stage:
+        if calibration.stage is stage:
             return calibration.aggregate
     stages = sorted({calibration.stage.value for calibration in card.calibrations})
-    raise file.error(
-        (*where, "when", "stage"),
-        f"detector {card.name!r} is not calibrated for the stage {rule.when.stage.value!r} (calibrated: {stages or 'none'}). "
+    raise site.error(
+        ("when", "stage"),
+        f"detector {card.name!r} is not calibrated for the stage {stage.value!r} (calibrated: {stages or 'none'}). "
         "Say which aggregate and threshold to use, e.g. aggregate: {kind: ema, alpha: 0.12}, above: {value: 2.0}, or "
         "calibrate it for this stage (telltale train).",
     )
 
 
-def _thresholds(
-    file: PolicyFile, where: tuple[str | int, ...], rule: Rule, card: Card, aggregate: Aggregator
-) -> dict[Format, float]:
-    above = rule.when.above
+def _thresholds(site: _Site, aggregate: Aggregator) -> dict[Format, float]:
+    above, stage, card = site.rule.when.above, site.rule.when.stage, site.card
     if above is not None and above.value is not None:
         return dict.fromkeys(card.formats, above.value)
-    fitting = [
-        calibration
-        for calibration in card.calibrations
-        if calibration.stage is rule.when.stage and calibration.aggregate == aggregate
-    ]
+    fitting = [c for c in card.calibrations if c.stage is stage and c.aggregate == aggregate]
     if not fitting:
         known = sorted({f"{calibration.aggregate} at {calibration.stage.value}" for calibration in card.calibrations})
-        raise file.error(
-            (*where, "when"),
-            f"detector {card.name!r} has no threshold for {aggregate} at the stage {rule.when.stage.value!r} "
-            f"(calibrated: {', '.join(known) or 'none'}). Add above: {{value: NUMBER}}, or calibrate it (telltale train).",
+        raise site.error(
+            ("when",),
+            f"detector {card.name!r} has no threshold for {aggregate} at the stage {stage.value!r} (calibrated: "
+            f"{', '.join(known) or 'none'}). Add above: {{value: NUMBER}}, or calibrate it (telltale train).",
         )
     if above is None:
-        _require_certified(file, where, rule, card, fitting)
-        return {calibration.format: calibration.threshold for calibration in fitting}
+        return {calibration.format: _own_threshold(site, calibration) for calibration in fitting}
     target = above.target_fpr
     if target is None:  # pragma: no cover - the model allows exactly one of the two
         raise AssertionError("above has neither value nor target_fpr")
-    return {c.format: _certified(file, where, rule, card, c, target) for c in fitting}
+    return {calibration.format: _certified(site, calibration, target) for calibration in fitting}
 
 
-def _require_certified(
-    file: PolicyFile, where: tuple[str | int, ...], rule: Rule, card: Card, fitting: Sequence[Calibration]
-) -> None:
-    """A threshold whose rate nobody has proved may only flag."""
-    for calibration in fitting:
-        if not calibration.certified and rule.do.action is not Action.FLAG:
-            needed = benign_needed(calibration.target_fpr, confidence=calibration.confidence)
-            raise file.error(
-                (*where, "do", "action"),
-                f"is {rule.do.action.value!r}: the threshold of {card.name!r} for {calibration.format.value} at the stage "
-                f"{rule.when.stage.value!r} is not certified. Its {calibration.num_benign} benign requests do not prove a "
-                f"rate of {calibration.target_fpr} at {calibration.confidence:.0%} confidence, {needed} would. Let the "
-                "rule flag, calibrate on more requests, or state above: {value: NUMBER}.",
-            )
-
-
-def _certified(
-    file: PolicyFile, where: tuple[str | int, ...], rule: Rule, card: Card, calibration: Calibration, target: float
-) -> float:
-    threshold = threshold_for(
-        calibration.top_scores, calibration.num_benign, target, confidence=calibration.confidence
+def _own_threshold(site: _Site, calibration: Calibration) -> float:
+    """The card's threshold; one whose rate is not proved may only flag."""
+    if calibration.certified or site.rule.do.action is Action.FLAG:
+        return calibration.threshold
+    needed = benign_needed(calibration.target_fpr, confidence=calibration.confidence)
+    raise site.error(
+        ("do", "action"),
+        f"is {site.rule.do.action.value!r}: the threshold of {site.card.name!r} for {calibration.format.value} at the "
+        f"stage {calibration.stage.value!r} is not certified. Its {calibration.num_benign} benign requests do not "
+        f"prove a rate of {calibration.target_fpr} at {calibration.confidence:.0%} confidence, {needed} would. Let the "
+        "rule flag, calibrate on more requests, or state above: {value: NUMBER}.",
     )
+
+
+def _certified(site: _Site, calibration: Calibration, target: float) -> float:
+    threshold = threshold_for(calibration.top_scores, calibration.num_benign, target, confidence=calibration.confidence)
     if threshold is not None:
         return threshold
-    place = (*where, "when", "above", "target_fpr")
+    place = ("when", "above", "target_fpr")
     allowed = allowed_exceedances(calibration.num_benign, target, confidence=calibration.confidence)
     if allowed is not None:
-        raise file.error(
+        raise site.error(
             place,
-            f"is {target}: the card of {card.name!r} keeps the {len(calibration.top_scores)} largest benign statistics, "
-            f"this rate needs {allowed + 1}. Ask for a smaller rate, or state above: {{value: NUMBER}}.",
+            f"is {target}: the card of {site.card.name!r} keeps the {len(calibration.top_scores)} largest benign "
+            f"statistics, this rate needs {allowed + 1}. Ask for a smaller rate, or state above: {{value: NUMBER}}.",
         )
-    needed = benign_needed(target, confidence=calibration.confidence)
-    if rule.do.action is Action.FLAG:
+    if site.rule.do.action is Action.FLAG:
         return calibration.top_scores[0]
-    raise file.error(
+    missing = benign_needed(target, confidence=calibration.confidence) - calibration.num_benign
+    raise site.error(
         place,
         f"is {target}, which {calibration.num_benign} benign requests cannot certify at {calibration.confidence:.0%} "
-        f"confidence: {needed - calibration.num_benign} more are needed. Ask for a larger rate, calibrate on more "
-        "requests, or let the rule only flag.",
+        f"confidence: {missing} more are needed. Ask for a larger rate, calibrate on more requests, or let the rule "
+        "only flag.",
     )
 
 

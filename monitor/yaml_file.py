@@ -71,7 +71,9 @@ def read_policy_file(path: Path) -> PolicyFile:
     except ValidationError as error:
         # A list is also called too short when its entries are what is wrong: those say it better.
         items = [item for item in error.errors() if not (item["type"] == "too_short" and item["input"])]
-        lines = [(_line_number(tree, _loc(item)), _line(path, tree, _loc(item), _message(item, tree))) for item in items]
+        lines = [
+            (_line_number(tree, _loc(item)), _line(path, tree, _loc(item), _message(item, tree))) for item in items
+        ]
         raise PolicyError("\n".join(text for _, text in sorted(lines, key=lambda line: line[0]))) from error
     return PolicyFile(path, config, tree)
 
@@ -92,7 +94,7 @@ def _parse(path: Path, text: str) -> CommentedMap:
     except YAMLError as error:
         raise PolicyError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, CommentedMap):
-        raise PolicyError(f"{path}:1: a policy file is a mapping that begins with version: \"1\".")
+        raise PolicyError(f'{path}:1: a policy file is a mapping that begins with version: "1".')
     _refuse_not_json(path, tree, tree, ())
     return tree
 

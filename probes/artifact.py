@@ -62,8 +62,8 @@ class Artifact:
         digest = hashlib.sha256(data).hexdigest()
         if digest != card.tensors_digest:
             raise ArtifactError(
-                f"{path}: SHA-256 is {digest[:12]}..., its card says {card.tensors_digest[:12]}...: the file is truncated, "
-                "damaged or not the one that the card describes. Copy both files again."
+                f"{path}: SHA-256 is {digest[:12]}..., its card says {card.tensors_digest[:12]}...: the file is "
+                "truncated, damaged or not the one that the card describes. Copy both files again."
             )
         try:
             tensors = load(data)
@@ -107,9 +107,9 @@ class Artifact:
         ]
         if differing:
             raise ArtifactError(
-                f"{self.path}: detector {self.card.name!r} was trained on {card.id!r} and does not fit the served model "
-                f"{served.id!r}. Differing: {'; '.join(differing)}. Serve the model on the card, or train the detector "
-                "on this one (telltale train)."
+                f"{self.path}: detector {self.card.name!r} was trained on {card.id!r} and does not fit the served "
+                f"model {served.id!r}. Differing: {'; '.join(differing)}. Serve the model on the card, or train the "
+                "detector on this one (telltale train)."
             )
 
 
@@ -156,7 +156,7 @@ def _write(path: Path, data: bytes) -> None:
         handle.write(data)
         handle.flush()
         os.fsync(handle.fileno())
-    os.chmod(handle.name, 0o644)  # noqa: S103 - artifacts are public files, mkstemp makes them private
+    os.chmod(handle.name, 0o644)
     os.replace(handle.name, path)
 
 

@@ -111,15 +111,21 @@ class Bank:
     def _place(self, num_layers: int) -> dict[Tap, list[tuple[str, Directions]]]:
         placed: dict[Tap, list[tuple[str, Directions]]] = {}
         for detector in self.detectors:
+            read = [directions.tap for directions in detector.directions()]
+            if len(set(read)) != len(read):
+                raise BankError(
+                    f"detector {detector.name!r} lists a tap twice; its directions at a tap belong together."
+                )
             for directions in detector.directions():
                 if directions.weight.shape[0] != self.d_model:
                     raise BankError(
-                        f"detector {detector.name!r} reads {directions.weight.shape[0]} dimensions at {directions.tap}; "
-                        f"the model has {self.d_model}. It belongs to another model."
+                        f"detector {detector.name!r} reads {directions.weight.shape[0]} dimensions at "
+                        f"{directions.tap}; the model has {self.d_model}. It belongs to another model."
                     )
                 if directions.tap.layer >= num_layers:
                     raise BankError(
-                        f"detector {detector.name!r} reads {directions.tap}; the model's layers are 0 to {num_layers - 1}."
+                        f"detector {detector.name!r} reads {directions.tap}; the model's layers are 0 to "
+                        f"{num_layers - 1}."
                     )
                 placed.setdefault(directions.tap, []).append((detector.name, directions))
         for tap, entries in placed.items():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from probes.aggregate import AnyAggregator
 
@@ -91,3 +91,11 @@ class Card(_Strict):
     training: dict[str, Any] = Field(default_factory=dict, description="how to repeat it: data, digests, settings")
     evaluation: dict[str, Any] = Field(default_factory=dict, description="measured quality, controls beside it")
     created_by: str = Field(default="", description="version that wrote it")
+
+    @model_validator(mode="after")
+    def _one_calibration_each(self) -> Self:
+        keys = [(item.stage, item.format, item.aggregate) for item in self.calibrations]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"two calibrations for {key[2]} at {key[0].value} in the format {key[1].value}")
+        return self

@@ -56,9 +56,7 @@ def load_artifacts(file: PolicyFile) -> dict[str, Artifact]:
     return found
 
 
-def deploy(
-    policy: Path, *, model_dir: Path, model_id: str, dtype: str, chat_template: str | None = None
-) -> Deployment:
+def deploy(policy: Path, *, model_dir: Path, model_id: str, dtype: str, chat_template: str | None = None) -> Deployment:
     """Join a policy file with the model that is to be served.
 
     Args:

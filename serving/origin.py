@@ -19,7 +19,8 @@ class Origin:
     fmt: Format = Format.RAW
 
 
-_CURRENT: ContextVar[Origin] = ContextVar("telltale_origin", default=Origin())
+_NOBODY_SAID = Origin()
+_CURRENT: ContextVar[Origin] = ContextVar("telltale_origin", default=_NOBODY_SAID)
 
 
 def current_origin() -> Origin:

@@ -1,4 +1,4 @@
-"""What a detector is: directions to read at taps, and arithmetic on the numbers read. Knows no engine and no request."""
+"""What a detector is: directions to read at taps, arithmetic on the numbers read. Knows no engine and no request."""
 
 from __future__ import annotations
 

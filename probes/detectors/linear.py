@@ -42,7 +42,9 @@ class Linear(Detector):
                 "Train the detector again: a dimension without spread needs scale 1."
             )
         if len(artifact.card.taps) != 1:
-            raise ArtifactError(f"{artifact.path}: a linear detector reads one tap; its card lists {artifact.card.taps}.")
+            raise ArtifactError(
+                f"{artifact.path}: a linear detector reads one tap; its card lists {artifact.card.taps}."
+            )
         weight = direction / scale
         return cls(name, Tap.parse(artifact.card.taps[0]), weight, float(bias[0] - mean @ weight))
 

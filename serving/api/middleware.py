@@ -15,7 +15,14 @@ from probes.card import Format
 from serving.origin import Origin, enter_origin, leave_origin
 
 RESERVED = "telltale"
-_EXTRA_HOLDERS = ("vllm_xargs", "extra_args", "sampling_params", "extra_body", "kv_transfer_params", "ec_transfer_params")
+_EXTRA_HOLDERS = (
+    "vllm_xargs",
+    "extra_args",
+    "sampling_params",
+    "extra_body",
+    "kv_transfer_params",
+    "ec_transfer_params",
+)
 _CHAT_ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v2/chat")
 
 
@@ -99,7 +106,7 @@ async def _read_body(receive: Receive) -> tuple[bytes, Receive]:
 
 async def _refuse(key: str, send: Send) -> None:
     error = {
-        "message": f"{key!r} is reserved for the server: a request cannot set or change how it is monitored. Leave it out.",
+        "message": f"{key!r} is reserved for the server: a request cannot choose how it is monitored. Leave it out.",
         "type": "invalid_request_error",
         "param": key,
         "code": "reserved_key",

@@ -193,9 +193,9 @@ class Report:
             "to the same prompt: these figures are not a result.**"
         )
         variants = comparison.plain_variants
-        itself = "the same reply each time" if variants == 1 else f"up to {variants} different replies"
+        itself = "one and the same reply every time" if variants == 1 else f"up to {variants} replies"
         points = (
-            f"Tokens: {tokens} Plain vLLM itself gave {itself} to one prompt.",
+            f"Tokens: {tokens} To one prompt, plain vLLM itself gave {itself}.",
             f"The monitor saw everything: {seen.requests:,} requests, {seen.scored:,} positions scored, "
             f"{seen.skipped:,} rightly skipped (the first one, and the last token, which is never fed back), "
             f"{seen.gaps} gaps, {seen.acted} rules fired.",

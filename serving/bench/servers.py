@@ -26,7 +26,6 @@ _STOP_SECONDS = 30.0
 _PAUSE_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 _LOG_LINES = 30
-_STOPPED_STATES = frozenset("TtZX")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ class Server:
         """
         self.require_alive()
         deadline = time.monotonic() + _PAUSE_SECONDS
-        while running := [pid for pid, state in self._members().items() if state not in _STOPPED_STATES]:
+        while running := self._running(states="TtZX"):
             if time.monotonic() > deadline:
                 raise BenchError(
                     f"{self.name}: process {running[0]} cannot be stopped; its server would disturb the other."
@@ -80,7 +79,7 @@ class Server:
 
     def resume(self) -> None:
         """Let its processes go on (SIGCONT)."""
-        self._signal(self._members(), signal.SIGCONT)
+        self._signal(self._running(states="ZX"), signal.SIGCONT)
 
     def end(self) -> None:
         """End it: SIGCONT, SIGTERM, and SIGKILL for what is left of its session after half a minute."""
@@ -91,7 +90,10 @@ class Server:
                 self._process.wait(timeout=_STOP_SECONDS)
         finally:
             # Also when a second Ctrl-C cut the wait short: nothing is left behind.
-            self._signal(self._members(), signal.SIGKILL)
+            deadline = time.monotonic() + _STOP_SECONDS
+            while (left := self._running(states="ZX")) and time.monotonic() < deadline:
+                self._signal(left, signal.SIGKILL)
+                time.sleep(_POLL_SECONDS)
             self._process.wait(timeout=_STOP_SECONDS)
 
     def require_alive(self) -> None:
@@ -123,22 +125,23 @@ class Server:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
         return BenchError(f"{self.name} {what}. The end of its log:\n" + "\n".join(f"  {line}" for line in lines))
 
-    def _members(self) -> dict[int, str]:
-        """Process id -> state, for every process of the session."""
-        found = {}
+    def _running(self, *, states: str) -> list[int]:
+        """The processes of the session that are in none of these states (T: stopped, Z, X: dead)."""
+        found = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
+            # A process may end while its entry is read.
             with contextlib.suppress(OSError):
                 # "pid (name) state ppid pgrp session ...", where the name may hold spaces and brackets.
                 state, _, _, session, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
-                if int(session) == self._process.pid:
-                    found[int(entry.name)] = state
+                if int(session) == self._process.pid and state not in states:
+                    found.append(int(entry.name))
         return found
 
     @staticmethod
-    def _signal(members: Sequence[int] | Mapping[int, str], number: signal.Signals) -> None:
-        for pid in members:
+    def _signal(processes: Sequence[int], number: signal.Signals) -> None:
+        for pid in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 

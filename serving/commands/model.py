@@ -21,6 +21,6 @@ def embedded_folder(model: str) -> Path | None:
 
 def embedded_policy(model: str = DEFAULT_MODEL) -> Path:
     """The policy file that comes with an embedded model."""
-    import probes.packs  # noqa: PLC0415 - only its place is wanted
+    import probes.packs
 
     return Path(probes.packs.__file__).parent / model.partition(":")[2] / "telltale.yaml"

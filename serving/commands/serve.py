@@ -22,7 +22,7 @@ def serve(model: str | None, policy: Path | None, flags: Sequence[str]) -> None:
     if policy is None:
         if model is not None and not is_builtin(model):
             raise ArgumentError(
-                f"model {model!r} has no policy of its own. Write one and pass it: telltale serve {model} --policy FILE."
+                f"model {model!r} has no policy of its own. Write one: telltale serve {model} --policy FILE."
             )
         policy = embedded_policy(model or DEFAULT_MODEL)
     arguments = parse_serve(model, flags, policy_model=read_policy_file(policy).config.model)

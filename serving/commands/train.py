@@ -14,7 +14,7 @@ def train(recipe: Path, model: str | None, out: Path) -> None:
     Raises:
         probes.errors.TelltaleError: the recipe, the data or the model is not usable.
     """
-    from probes.fit.train import train as fit  # noqa: PLC0415 - needs the extra 'train'
+    from probes.fit.train import train as fit
 
     name = model or DEFAULT_MODEL
     folder = embedded_folder(name) or Path(name)

@@ -77,6 +77,14 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     ),
     Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler.add_request", "fa2b51cd04a90977", "overridden"),
     Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler.update_from_output", "85b29db96051135c", "overridden"),
+    Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler.schedule", "da4f2cf2fc39c39e", "overridden"),
+    Touchpoint(
+        "vllm.v1.core.sched.scheduler", "Scheduler._get_local_prefix_cache_hit", "3495ddb7de463024", "overridden"
+    ),
+    Touchpoint("vllm.v1.core.kv_cache_manager", "KVCacheManager.allocate_slots", "8c60d937fd9eb0c8", "overridden"),
+    Touchpoint(
+        "vllm.v1.core.kv_cache_manager", "KVCacheManager.truncate_computed_blocks", "fbf506da812a2db7", "called"
+    ),
     Touchpoint(
         "vllm.v1.core.sched.scheduler", "Scheduler._update_request_with_output", "ff6e3f664c996a8f", "overridden"
     ),

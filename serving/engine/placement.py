@@ -56,7 +56,7 @@ def places_of(
     """
     found = [spans.get(request_id) for request_id in request_ids]
     lengths = np.array([len(span.blocks) if span is not None else 0 for span in found], dtype=np.int64)
-    bases = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    bases = np.cumsum(lengths) - lengths
     firsts = np.array([span.first if span is not None else 0 for span in found], dtype=np.int64)
     ids = np.array([block for span in found if span is not None for block in span.blocks], dtype=np.int64)
     inside = positions // block_size - np.repeat(firsts, counts)

@@ -1,4 +1,4 @@
-"""Cached prefixes stay seen: readouts are filed under the KV blocks of their tokens and replayed where vLLM reuses them."""
+"""Cached prefixes stay seen: readouts are filed under the KV blocks of their tokens and replayed on reuse."""
 
 from __future__ import annotations
 
@@ -73,24 +73,26 @@ class PrefixReadouts:
             for span in spans.values():
                 self.store.lose(np.array(span.blocks, dtype=np.int64))
             return
-        places = places_of(
-            spans, readouts.request_ids, readouts.counts, readouts.positions, block_size=self.block_size
-        )
+        places = places_of(spans, readouts.request_ids, readouts.counts, readouts.positions, block_size=self.block_size)
         self.store.file(places.blocks, places.offsets, readouts.readouts[places.rows])
 
     def allow(self, request_id: str, hit: KVCacheBlocks, num_tokens: int) -> int:
         """How many tokens of a prefix-cache hit may be used: as many as have readouts, or will have them."""
         blocks = np.array([block.block_id for block in hit.blocks[0][: num_tokens // self.block_size]], dtype=np.int64)
         covered = self.store.covered(blocks) if len(blocks) else 0
-        self._hits[request_id] = blocks[:covered]
+        if covered:
+            self._hits[request_id] = blocks[:covered]
+        else:
+            self._hits.pop(request_id, None)
         return covered * self.block_size
 
-    def take_replay(self, request_id: str, before: int) -> npt.NDArray[np.float32] | None:
-        """The rows of a request's cached prefix, once: positions 0 up to ``before``; None if nothing was cached."""
-        blocks = self._hits.pop(request_id, None)
-        if blocks is None or len(blocks) == 0:
-            return None
-        return self.store.read(blocks)[:before]
+    def has_replay(self, request_id: str) -> bool:
+        """Whether a cached prefix of this request has not been replayed yet."""
+        return request_id in self._hits
+
+    def take_replay(self, request_id: str, before: int) -> npt.NDArray[np.float32]:
+        """The rows of a request's cached prefix, once: positions 0 up to ``before``."""
+        return self.store.read(self._hits.pop(request_id))[:before]
 
     def forget(self, request_id: str) -> None:
         """The request has ended."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +62,9 @@ async def prove(engine: Any, frontend: Frontend) -> Proof:
         ProofError: says which part does not answer, differs or does not see.
     """
     plan = frontend.deployment.plan
-    engines = await engine.engine_core.call_utility_all_async("telltale_status")
+    engines = await _ask("scheduler", engine.engine_core.call_utility_all_async("telltale_status"))
     _require_same("scheduler", engines, plan.digest)
-    before = await engine.collective_rpc("telltale_status")
+    before = await _ask("worker", engine.collective_rpc("telltale_status"))
     _require_same("worker", before, plan.digest)
     origin = enter_origin(Origin(Format.CHAT))
     try:
@@ -86,6 +86,16 @@ async def prove(engine: Any, frontend: Frontend) -> Proof:
             "unseen."
         )
     return Proof(plan.digest, len(engines), len(after), fired, record.scored, skipped, described)
+
+
+async def _ask(kind: str, question: Awaitable[Sequence[Mapping[str, Any]]]) -> Sequence[Mapping[str, Any]]:
+    try:
+        return await question
+    except Exception as error:  # vLLM passes on the other process's failure as a bare Exception
+        raise ProofError(
+            f"a {kind} does not answer as a monitored one ({error}). The plug-in is not in place in its process: vLLM "
+            "logs why, above, and goes on without it."
+        ) from error
 
 
 def _prompt(engine: Any) -> list[int]:

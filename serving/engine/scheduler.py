@@ -24,11 +24,13 @@ from monitor.types import Gap
 from probes.card import Format
 from serving.engine.carrier import CARRIER_ID
 from serving.engine.holdback import BLOCKED, HoldBack
+from serving.engine.prefix import PrefixReadouts
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
 from serving.engine.runtime import load_deployment
 from serving.engine.trust import EXTRA_KEY, unseal
 
 if TYPE_CHECKING:
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.request import Request
@@ -49,6 +51,14 @@ class MonitoredScheduler(Scheduler):
         self._clients: dict[str, int] = {}
         self._ended: dict[int, list[Ended]] = {}
         self._observe_seconds: list[float] = []
+        manager = self.kv_cache_manager
+        # With several groups of KV blocks a hit is not a run of blocks: such requests compute all their tokens.
+        single = len(manager.kv_cache_config.kv_cache_groups) == 1
+        self._prefix = (
+            PrefixReadouts(manager, deployment.plan.bank, margin=self.num_spec_tokens)
+            if manager.enable_caching and single
+            else None
+        )
 
     def telltale_status(self) -> dict[str, Any]:
         """Version and digest of what runs here, for the handshake."""
@@ -67,9 +77,26 @@ class MonitoredScheduler(Scheduler):
         )
         self._holds[request.request_id] = self._monitor.policy_of(admitted).hold_back > 0
         self._clients[request.request_id] = request.client_index
-        # Cached positions are not computed, so nothing would read them.
-        request.skip_reading_prefix_cache = True
+        if self._prefix is None:
+            # Cached positions are not computed, so nothing would read them.
+            request.skip_reading_prefix_cache = True
         super().add_request(request)
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """Remember where the rows of the step will belong."""
+        step: SchedulerOutput = super().schedule(*args, **kwargs)
+        if self._prefix is not None:
+            self._prefix.scheduled(step, self.requests)
+        return step
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
+        blocks, num_tokens, boundary, divergent = super()._get_local_prefix_cache_hit(request)
+        if self._prefix is not None:
+            allowed = self._prefix.allow(request.request_id, blocks, num_tokens) if num_tokens else 0
+            if allowed < num_tokens:
+                blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, allowed)
+                num_tokens = allowed
+        return blocks, num_tokens, boundary, divergent
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
@@ -113,6 +140,8 @@ class MonitoredScheduler(Scheduler):
             sampled=request.num_output_tokens,
             aborted=cut_off,
         )
+        if self._prefix is not None:
+            self._prefix.forget(request_id)
         client = self._clients.pop(request_id, request.client_index)
         if ended is not None:
             self._ended.setdefault(client, []).append(ended)
@@ -123,12 +152,18 @@ class MonitoredScheduler(Scheduler):
         return freed
 
     def _observe(self, scheduler_output: SchedulerOutput, output: ModelRunnerOutput) -> None:
-        readouts = getattr(output, ATTRIBUTE, None)
-        if not isinstance(readouts, WorkerReadouts):
+        found = getattr(output, ATTRIBUTE, None)
+        readouts = found if isinstance(found, WorkerReadouts) else None
+        if self._prefix is not None:
+            # First of all: a request of this very step may rest on rows that another one has just computed.
+            self._prefix.file(scheduler_output, readouts)
+        if readouts is None:
             self._monitor.lose(self._reached(scheduler_output.num_scheduled_tokens), Gap.NO_READOUTS)
             return
         try:
-            self._monitor.observe(_step_of(readouts, scheduler_output, output))
+            step = _step_of(readouts, scheduler_output, output)
+            self._replay(step)
+            self._monitor.observe(step)
         except Exception:
             log.exception("the monitor failed on a step; its requests follow on_gap")
             self._monitor.lose(self._reached(scheduler_output.num_scheduled_tokens), Gap.MONITOR_ERROR)
@@ -137,6 +172,14 @@ class MonitoredScheduler(Scheduler):
         missing = {name: n for name, n in scheduler_output.num_scheduled_tokens.items() if seen.get(name) != n}
         if missing:
             self._monitor.lose(self._reached(missing), Gap.NO_READOUTS)
+
+    def _replay(self, step: StepReadouts) -> None:
+        if self._prefix is None:
+            return
+        for request_id, start, count in zip(step.request_ids, step.starts, step.counts, strict=True):
+            if count and self._prefix.has_replay(request_id):
+                rows = self._prefix.take_replay(request_id, before=int(step.positions[start]))
+                self._monitor.replay(request_id, rows)
 
     def _reached(self, scheduled: Mapping[str, int]) -> dict[str, int]:
         """Per request, the position after its last row of this step (steps in flight behind it not counted)."""
@@ -169,7 +212,7 @@ class MonitoredScheduler(Scheduler):
 
 def _step_of(readouts: WorkerReadouts, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> StepReadouts:
     counts = readouts.counts
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+    starts = np.cumsum(counts) - counts
     drafts = scheduled.scheduled_spec_decode_tokens
     if drafts:
         counts = counts.copy()

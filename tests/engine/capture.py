@@ -1,4 +1,4 @@
-"""Run prompts through a monitored engine in this process and keep every row that its monitor saw.
+"""Run prompts through a monitored engine in this process and keep every row that its monitor saw, computed or replayed.
 
 Run as a program, because an engine's settings and wraps belong to a whole process:
 ``python -m tests.engine.capture MODEL POLICY OUT.npz``. Reads ``{"runs": [[[token, ...], ...], ...]}`` from standard
@@ -42,7 +42,15 @@ def main() -> None:
             rows.extend((name, int(step.positions[i]), step.readouts[i].copy()) for i in range(start, start + count))
         observe(step)
 
-    monitor.observe = keep
+    replay = monitor.replay
+    replayed: list[int] = []
+
+    def keep_replay(name: str, readouts: np.ndarray) -> None:
+        rows.extend((name, position, row.copy()) for position, row in enumerate(readouts))
+        replayed.append(len(readouts))
+        replay(name, readouts)
+
+    monitor.observe, monitor.replay = keep, keep_replay
     params = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0, ignore_eos=True)
     columns = {tap: [int(monitor.plan.bank.norm_column(tap))] for tap in monitor.plan.bank.taps}
     for name, places in monitor.plan.bank.columns.items():
@@ -52,7 +60,9 @@ def main() -> None:
     saved: dict[str, np.ndarray] = {}
     for number, prompts in enumerate(runs):
         rows.clear()
+        replayed.clear()
         outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params)
+        saved[f"{number}.replayed"] = np.array(sum(replayed))
         internal = sorted({name for name, _, _ in rows}, key=lambda name: int(name.split("-")[0]))
         for place, (prompt, output, name) in enumerate(zip(prompts, outputs, internal, strict=True)):
             mine = [(position, row) for owner, position, row in rows if owner == name]

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.engine
 
 LAYERS = (0, 16, 29)
 DIRECTIONS = 4
+BLOCK = 128  # tokens in a KV block of the CPU build
 LENGTHS = (5, 40, 150)  # with 64 tokens in a step, the last one is cut into chunks
 
 
@@ -98,6 +99,12 @@ def test_every_position_is_read_once(captured: dict) -> None:
         tokens = captured[key.replace("positions", "tokens")]
         # The last sampled token is never fed back.
         assert captured[key].tolist() == list(range(len(tokens) - 1))
+
+
+def test_the_batch_reused_cached_blocks(captured: dict) -> None:
+    # Each prompt ran alone before: what they left in the prefix cache was replayed, not computed again.
+    assert [int(captured[f"{number}.replayed"]) for number in range(len(LENGTHS))] == [0, 0, 0]
+    assert int(captured[f"{len(LENGTHS)}.replayed"]) == BLOCK * (LENGTHS[-1] // BLOCK)
 
 
 def test_readouts_equal_transformers(captured: dict, reference: dict, directions: dict[int, np.ndarray]) -> None:

@@ -127,7 +127,8 @@ def rule(
     when: str = "",
 ) -> str:
     extra = f", {when}" if when else ""
-    return f"{{name: {name}, when: {{detector: {detector}, stage: {stage}{extra}}}, do: {{action: {action}}}, mode: {mode}}}"
+    condition = f"{{detector: {detector}, stage: {stage}{extra}}}"
+    return f"{{name: {name}, when: {condition}, do: {{action: {action}}}, mode: {mode}}}"
 
 
 def write_policy(folder: Path, text: str) -> PolicyFile:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from monitor.monitor import StepReadouts
+from monitor.monitor import Monitor, StepReadouts
 from monitor.policy import Plan
+from probes.card import Format
+from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, unit_artifact
 
 Rows = npt.NDArray[np.float32]
 Part = tuple[str, Sequence[int], Rows]
@@ -47,3 +50,33 @@ class Script:
             positions=np.concatenate([np.array(positions, dtype=np.int64) for _, positions, _ in listed] or [counts]),
             readouts=np.concatenate([rows for _, _, rows in listed] or [none]),
         )
+
+
+class Case:
+    """A monitor with one linear detector and its script."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.monitor = Monitor(plan)
+        self.script = Script(plan)
+
+    def admit(self, name: str = "a", *, num_prompt: int = 3, fmt: Format = Format.CHAT) -> None:
+        self.monitor.admit(name, num_prompt=num_prompt, policy=None, fmt=fmt)
+
+    def see(self, scores: list[float], start: int = 0, name: str = "a") -> tuple[str, str]:
+        """Feed rows; the action and its rule after them."""
+        rows = self.script.rows(scores)
+        self.monitor.observe(self.script.step([(name, range(start, start + len(scores)), rows)]))
+        return self.state(name)
+
+    def state(self, name: str = "a") -> tuple[str, str]:
+        request = self.monitor.get(name)
+        assert request is not None
+        return request.action.action.value, request.rule
+
+
+def make_case(
+    folder: Path, *rules: str, policy: str = "", skip_first: int = 1, formats: tuple[Format, ...] = ()
+) -> Case:
+    card = make_card(skip_first=skip_first, formats=formats or tuple(Format), calibrations=[calibration()])
+    return Case(plan_of(folder, policy_text("\n".join(rules), policy=policy), {"harm": unit_artifact(card)}))

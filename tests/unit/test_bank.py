@@ -96,14 +96,16 @@ def test_unused_columns_hold_nothing() -> None:
 def test_too_few_columns_name_the_setting() -> None:
     rng = np.random.default_rng(0)
     detectors = [linear(f"d{number}", 2, rng, 4) for number in range(3)] + [linear("other", 1, rng, 4)]
-    with pytest.raises(BankError, match=r"resid_post\.2: .* need 3 directions, 2 are reserved.*reserve\.directions to 3"):
+    with pytest.raises(
+        BankError, match=r"resid_post\.2: .* need 3 directions, 2 are reserved.*reserve\.directions to 3"
+    ):
         make_bank(detectors, 4, capacity=2)
     assert make_bank(detectors, 4, capacity=3).width == 2 * 4
 
 
 def test_what_does_not_fit_the_model_is_refused() -> None:
     rng = np.random.default_rng(0)
-    with pytest.raises(BankError, match="'a' reads 4 dimensions at resid_post.0; the model has 8"):
+    with pytest.raises(BankError, match=r"'a' reads 4 dimensions at resid_post\.0; the model has 8"):
         make_bank([linear("a", 0, rng, 4)], 8)
     with pytest.raises(BankError, match="layers are 0 to 5"):
         make_bank([linear("a", NUM_LAYERS, rng, 4)], 4)

@@ -86,11 +86,14 @@ def test_counts_are_exact(plan: Plan) -> None:
     assert [run.value("telltale_gaps_total", reason=gap.value) for gap in Gap] == [3, 0, 0, 0]
     assert run.value("telltale_observe_seconds_count") == 3 + 1 + 3 + 2
     assert run.value("telltale_observe_seconds_sum") == pytest.approx(9e-4)
-    assert run.value("telltale_detector_score_count", detector="harm", stage="prompt") == 4
+    assert run.value("telltale_detector_score_count", detector="harm", stage="prompt", aggregate="max") == 4
     # Scores may be negative, so the client library publishes no sum; the buckets say where they lay.
-    below = {le: run.value("telltale_detector_score_bucket", detector="harm", stage="prompt", le=le) for le in ("0.0", "1.0")}
+    below = {
+        le: run.value("telltale_detector_score_bucket", detector="harm", stage="prompt", aggregate="max", le=le)
+        for le in ("0.0", "1.0")
+    }
     assert below == {"0.0": 1, "1.0": 2}
-    assert run.value("telltale_detector_score_count", detector="watched", stage="prompt") == 4
+    assert run.value("telltale_detector_score_count", detector="watched", stage="prompt", aggregate="max") == 4
 
 
 def test_series_that_matter_start_at_zero(plan: Plan) -> None:
@@ -106,7 +109,7 @@ def test_series_that_matter_start_at_zero(plan: Plan) -> None:
 
 def test_thresholds_and_the_plan_can_be_read(plan: Plan) -> None:
     run = Run(plan)
-    assert run.value("telltale_detector_threshold", detector="watched", stage="prompt", format="chat") == 1.5
+    assert run.value("telltale_detector_threshold", rule="", detector="watched", stage="prompt", format="chat") == 1.5
     assert run.value("telltale_policy_info", digest=plan.digest[:16]) == 1
 
 
@@ -128,13 +131,14 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
     run = Run(plan)
     for number in range(5):
         run.request(f"anything {number} \n", [0.0, 9.0], [float("nan"), 9.0], broken=True)
-    rules = {entry.name for policy in plan.policies for entry in policy.rules} | set(RESERVED_RULES)
+    rules = {entry.name for policy in plan.policies for entry in policy.rules} | {"", *RESERVED_RULES}
     allowed = {
         "action": {action.value for action in Action},
         "rule": rules,
         "mode": {mode.value for mode in Mode},
         "detector": set(plan.cards),
         "stage": {stage.value for stage in Stage},
+        "aggregate": {str(check.aggregate) for check in plan.checks},
         "format": {fmt.value for fmt in Format},
         "reason": {reason.value for reason in (*Gap, *Skip)},
         "digest": {plan.digest[:16]},

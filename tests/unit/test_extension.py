@@ -119,7 +119,7 @@ def test_before_and_after_the_file_exists(extend: Extend, tmp_path: Path) -> Non
     artifact, _ = product_artifact(tmp_path)
     with pytest.raises(AggregateError):
         parse_aggregator({"kind": "second_largest"})
-    with pytest.raises(ArtifactError, match="'product'.*Known: linear"):
+    with pytest.raises(ArtifactError, match=r"'product'.*Known: linear"):
         load_detector(artifact)
     extend(probes.aggregate, "second_largest", SECOND_LARGEST)
     extend(probes.detectors, "product", PRODUCT)

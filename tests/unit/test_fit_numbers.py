@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import binom
 
 from probes.aggregate import parse_aggregator
-from probes.card import Format, Stage
+from probes.card import Calibration, Format, Stage
 from probes.fit.calibrate import CalibrationError, calibrate, shortfall
 from probes.fit.evaluate import at_threshold, verdict
 from probes.fit.example import Example
@@ -21,7 +21,7 @@ def rows(count: int, label: int = 0, source: str = "s") -> list[Example]:
     ]
 
 
-def calibrated(statistics: np.ndarray, target: float = 0.01):
+def calibrated(statistics: np.ndarray, target: float = 0.01) -> Calibration:
     return calibrate(
         statistics,
         rows(statistics.size),
@@ -85,7 +85,7 @@ def test_the_promise_is_kept_as_often_as_stated() -> None:
     assert np.mean(kept) >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / 400)
 
 
-def planted(count: int = 4000, width: int = 24, seed: int = 3):
+def planted(count: int = 4000, width: int = 24, seed: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
     spread = generator.uniform(0.5, 20.0, width)
     truth = generator.standard_normal(width)

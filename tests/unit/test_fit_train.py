@@ -1,11 +1,13 @@
 """The whole way from a recipe to a served score, on a tiny random model that is made here."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from probes.aggregate import parse_aggregator
 from probes.artifact import Artifact
@@ -51,6 +53,16 @@ calibration:
 development:
   pairs: [{kind: jsonl, path: development.jsonl}]
 """
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads cost more than they bring on matrices this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

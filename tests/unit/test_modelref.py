@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from probes import modelref
+from probes import artifact, modelref
+from probes.card import ModelRef
 from probes.modelref import ModelRefError, chat_template_of, read_model_ref
 
 
@@ -22,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def read(folder: Path, **options: str) -> modelref.ModelRef:
+def read(folder: Path, **options: str) -> ModelRef:
     return read_model_ref(folder, model_id="m", dtype="float32", cache_dir=folder.parent / "cache", **options)
 
 
@@ -63,7 +64,7 @@ def test_tokenizer_config_does_not_change_the_digest_but_its_template_counts(fol
 def test_second_call_reads_no_weights_and_a_change_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = read(folder)
     calls: list[Path] = []
-    real = modelref.sha256_file
+    real = artifact.sha256_file
 
     def counted(path: Path) -> str:
         calls.append(path)

@@ -1,4 +1,4 @@
-"""Decisions, one scripted case each: when a rule fires, what a gap does, what shadow counts, how slots are reused."""
+"""Decisions, one scripted case each: when a rule fires, what shadow counts, how slots are reused."""
 
 from __future__ import annotations
 
@@ -7,43 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monitor.monitor import Monitor, StepReadouts, is_blocked
-from monitor.policy import Plan
-from monitor.types import Action, ActionCode, Gap, Mode, Skip
+from monitor.monitor import StepReadouts, is_blocked
+from monitor.types import Action, Mode, Skip
 from probes.card import Format
-from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, rule, unit_artifact
-from tests.unit.script import Script
+from tests.unit.artifacts import rule
+from tests.unit.script import make_case
 
 PROMPT = rule("prompt", when="aggregate: {kind: max}, above: {value: 1.0}")
 STREAM = rule("stream", stage="stream", when="aggregate: {kind: max}, above: {value: 1.0}")
-
-
-class Case:
-    """A monitor with one linear detector and its script."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.monitor = Monitor(plan)
-        self.script = Script(plan)
-
-    def admit(self, name: str = "a", *, num_prompt: int = 3, fmt: Format = Format.CHAT) -> None:
-        self.monitor.admit(name, num_prompt=num_prompt, policy=None, fmt=fmt)
-
-    def see(self, scores: list[float], start: int = 0, name: str = "a") -> tuple[str, str]:
-        """Feed rows; the action and its rule after them."""
-        rows = self.script.rows(scores)
-        self.monitor.observe(self.script.step([(name, range(start, start + len(scores)), rows)]))
-        return self.state(name)
-
-    def state(self, name: str = "a") -> tuple[str, str]:
-        request = self.monitor.get(name)
-        assert request is not None
-        return request.action.action.value, request.rule
-
-
-def make_case(folder: Path, *rules: str, policy: str = "", skip_first: int = 1, formats: tuple[Format, ...] = ()) -> Case:
-    card = make_card(skip_first=skip_first, formats=formats or tuple(Format), calibrations=[calibration()])
-    return Case(plan_of(folder, policy_text("\n".join(rules), policy=policy), {"harm": unit_artifact(card)}))
 
 
 def test_a_prompt_is_judged_after_its_last_token(tmp_path: Path) -> None:
@@ -94,102 +65,6 @@ def test_the_sink_is_not_read(tmp_path: Path) -> None:
     assert (ended.coverage.sink, ended.coverage.scored, ended.coverage.final) == (3, 1, 0)
 
 
-@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("on_gap", ["block", "flag", "allow"])
-@pytest.mark.parametrize("decoding", [False, True])
-def test_a_readout_that_is_not_finite_is_a_gap(tmp_path: Path, broken: float, on_gap: str, decoding: bool) -> None:
-    case = make_case(tmp_path, PROMPT, STREAM, policy=f"on_gap: {on_gap}")
-    case.admit(num_prompt=3)
-    if decoding:
-        case.see([0, 0, 0])
-        state = case.see([broken], start=3)
-    else:
-        state = case.see([0, broken, 0, 0])
-    assert state == (on_gap, "on_gap" if on_gap != "allow" else "")
-    ended = case.monitor.finish("a", num_positions=5, sampled=2, aborted=False)
-    assert ended is not None
-    assert ended.coverage.skipped() == {"sink": 1, "final": 1, "not_finite": 1}
-    assert case.monitor.take_tally().acted == {("on_gap", Action(on_gap), Mode.ENFORCE): 1}
-
-
-def test_a_broken_norm_is_a_gap_and_an_unused_column_is_not(tmp_path: Path) -> None:
-    case = make_case(tmp_path, PROMPT)
-    bank = case.plan.bank
-    for column, action in ((bank.norm_column(bank.taps[0]), "flag"), (1, "allow")):
-        case.admit(num_prompt=3)
-        rows = case.script.rows([0, 0, 0])
-        rows[1, column] = np.nan
-        case.monitor.observe(case.script.step([("a", range(3), rows)]))
-        assert case.state()[0] == action
-        case.monitor.finish("a", num_positions=3, sampled=0, aborted=False)
-
-
-def test_a_gap_does_not_hide_what_else_was_read(tmp_path: Path) -> None:
-    case = make_case(tmp_path, PROMPT, policy="on_gap: flag")
-    case.admit(num_prompt=3)
-    assert case.see([0, np.nan, 9]) == ("block", "prompt")
-
-
-def test_a_jump_in_positions_is_a_gap(tmp_path: Path) -> None:
-    case = make_case(tmp_path, STREAM, policy="on_gap: block")
-    case.admit(num_prompt=3)
-    case.see([0, 0, 0])
-    assert case.see([0], start=5) == ("block", "on_gap")
-    request = case.monitor.get("a")
-    assert request is not None
-    assert request.gaps == {Gap.UNSEEN: 2}
-
-
-def test_lost_steps_are_gaps_once(tmp_path: Path) -> None:
-    case = make_case(tmp_path, STREAM, policy="on_gap: block")
-    case.admit(num_prompt=3)
-    case.monitor.lose({"a": 3, "nobody": 3}, Gap.NO_READOUTS)
-    assert case.state() == ("block", "on_gap")
-    case.monitor.lose({"a": 3}, Gap.MONITOR_ERROR)
-    case.monitor.lose({"a": 2}, Gap.MONITOR_ERROR)
-    case.see([0, 0, 0])  # a repetition of what was lost
-    ended = case.monitor.finish("a", num_positions=3, sampled=0, aborted=False)
-    assert ended is not None
-    assert ended.coverage.skipped() == {"no_readouts": 3}
-    assert (ended.coverage.scored, ended.coverage.positions) == (0, 3)
-
-
-def test_a_lost_end_of_the_prompt_does_not_stop_the_judgement(tmp_path: Path) -> None:
-    case = make_case(tmp_path, PROMPT, policy="on_gap: allow")
-    case.admit(num_prompt=4)
-    assert case.see([0, 9]) == ("allow", "")
-    case.monitor.lose({"a": 4}, Gap.NO_READOUTS)
-    assert case.state() == ("block", "prompt")
-
-
-def test_what_never_came_is_a_gap_at_the_end(tmp_path: Path) -> None:
-    case = make_case(tmp_path, STREAM, policy="on_gap: flag")
-    case.admit(num_prompt=3)
-    case.see([0, 0, 0])
-    ended = case.monitor.finish("a", num_positions=7, sampled=4, aborted=False)
-    assert ended is not None
-    assert ended.coverage.skipped() == {"sink": 1, "final": 1, "unseen": 3}
-    assert ended.request.action is ActionCode.FLAG
-    assert case.monitor.take_tally().gaps == {Gap.UNSEEN: 3}
-
-
-@pytest.mark.parametrize(
-    ("seen", "num_positions", "sampled", "final"),
-    [(0, 5, 0, 0), (2, 5, 0, 0), (3, 4, 1, 1), (3, 5, 2, 1), (4, 5, 2, 1), (3, 3, 0, 0)],
-)
-def test_what_an_abort_cut_off_is_nobodys_gap(
-    tmp_path: Path, seen: int, num_positions: int, sampled: int, final: int
-) -> None:
-    case = make_case(tmp_path, STREAM, policy="on_gap: block", skip_first=0)
-    case.admit(num_prompt=num_positions - sampled)
-    if seen:
-        case.see([0] * seen)
-    ended = case.monitor.finish("a", num_positions=num_positions, sampled=sampled, aborted=True)
-    assert ended is not None
-    assert (ended.coverage.scored, ended.coverage.final, ended.coverage.gaps) == (seen, final, {})
-    assert ended.request.action is ActionCode.ALLOW
-
-
 def test_an_action_only_rises(tmp_path: Path) -> None:
     flag = rule("flag", stage="stream", action="flag", when="aggregate: {kind: max}, above: {value: 0.5}")
     case = make_case(tmp_path, STREAM, flag)
@@ -230,7 +105,9 @@ def test_an_unknown_policy_is_the_first(tmp_path: Path) -> None:
 
 
 def test_slots_grow_past_the_first_and_are_reused_clean(tmp_path: Path) -> None:
-    case = make_case(tmp_path, PROMPT, STREAM, rule("mean", stage="stream", when="aggregate: {kind: mean}, above: {value: 5}"))
+    case = make_case(
+        tmp_path, PROMPT, STREAM, rule("mean", stage="stream", when="aggregate: {kind: mean}, above: {value: 5}")
+    )
     for number in range(200):
         case.admit(f"r{number}", num_prompt=2)
     slots = {request.slot for number in range(200) if (request := case.monitor.get(f"r{number}")) is not None}
@@ -264,7 +141,9 @@ def test_one_step_of_256_requests(tmp_path: Path) -> None:
         case.admit(name, num_prompt=1)
     scores = np.random.default_rng(0).standard_normal(256).astype(np.float32)
     case.monitor.observe(case.script.step([(name, [0], case.script.rows([0])) for name in names]))
-    case.monitor.observe(case.script.step([(name, [1], case.script.rows([s])) for name, s in zip(names, scores, strict=True)]))
+    case.monitor.observe(
+        case.script.step([(name, [1], case.script.rows([s])) for name, s in zip(names, scores, strict=True)])
+    )
     requests = [request for name in names if (request := case.monitor.get(name)) is not None]
     scored, sink, statistics, fired = case.monitor.snapshot(requests)
     assert np.array_equal(statistics[:, 0], scores.astype(float))

@@ -110,7 +110,10 @@ def test_an_uncertified_threshold_of_the_card_may_only_flag(tmp_path: Path) -> N
         (rule("r", detector="hram"), "when.detector: is 'hram'. Did you mean 'harm'? Known: harm."),
         (rule("r", stage="stream"), "not calibrated for the stage 'stream' (calibrated: ['prompt'])"),
         (rule("r", stage="stream", when="above: {value: 1.0}"), "when.stage: detector 'harm' is not calibrated"),
-        (rule("r", when="aggregate: {kind: mean}"), "no threshold for mean at the stage 'prompt' (calibrated: max at prompt)"),
+        (
+            rule("r", when="aggregate: {kind: mean}"),
+            "no threshold for mean at the stage 'prompt' (calibrated: max at prompt)",
+        ),
         (rule("r", when="aggregate: {kind: mean}, above: {target_fpr: 0.01}"), "no threshold for mean"),
     ],
 )
@@ -122,7 +125,9 @@ def test_what_the_card_cannot_give_is_refused(tmp_path: Path, rules: str, words:
 
 def test_aggregates_are_compared_with_their_parameters(tmp_path: Path) -> None:
     calibrations = [calibration(aggregate=Ema(alpha=0.5))]
-    assert thresholds(compiled(tmp_path, rule("r", when="aggregate: {kind: ema, alpha: 0.5}"), calibrations)) == {"chat": 1.0}
+    assert thresholds(compiled(tmp_path, rule("r", when="aggregate: {kind: ema, alpha: 0.5}"), calibrations)) == {
+        "chat": 1.0
+    }
     assert "no threshold for ema(alpha=0.4)" in refusal(
         tmp_path, rule("r", when="aggregate: {kind: ema, alpha: 0.4}"), calibrations
     )

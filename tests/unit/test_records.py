@@ -89,7 +89,9 @@ class Engine:
     def admit(self, name: str, num_prompt: int) -> None:
         self.monitor.admit(name, num_prompt=num_prompt, policy=None, fmt=Format.CHAT)
 
-    def step(self, rows: dict[str, tuple[int, list[float]]], ends: dict[str, tuple[int, int]] | None = None) -> StepReport:
+    def step(
+        self, rows: dict[str, tuple[int, list[float]]], ends: dict[str, tuple[int, int]] | None = None
+    ) -> StepReport:
         """One step: of each request its first position and scores; then the requests that end with it."""
         parts = [(name, range(at, at + len(s)), self.script.rows(s)) for name, (at, s) in rows.items()]
         self.monitor.observe(self.script.step(parts))

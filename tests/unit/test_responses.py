@@ -1,4 +1,4 @@
-"""Replies as clients get them: the telltale object once, in the finish chunk; refusals apart; no stream without an end."""
+"""Replies as clients get them: the telltale object in the finish chunk, refusals apart, no stream without an end."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def test_only_the_finish_chunk_gets_the_object(plan: Plan) -> None:
     assert dressed(dresser, before) == before  # byte for byte as vLLM made them
     dresser.note(0, output(made, "!", finish="stop"))
     after = dressed(dresser, [event({"content": "!"}, finish="stop"), USAGE, DONE])
-    assert choices(after) == [{"index": 0, "delta": {"content": "!"}, "finish_reason": "stop", "telltale": made.describe()}]
+    assert choices(after) == [
+        {"index": 0, "delta": {"content": "!"}, "finish_reason": "stop", "telltale": made.describe()}
+    ]
     assert after[-2:] == [USAGE, DONE]
 
 
@@ -86,7 +88,9 @@ def test_each_choice_has_its_own(plan: Plan) -> None:
     dresser = StreamDresser(unmix=False)
     allowed, blocked = record(plan), record(plan, blocked=True)
     dresser.note(1, output(blocked, REFUSAL, finish=CONTENT_FILTER, index=1))
-    first = dressed(dresser, [event({"content": "a"}, index=0), event({"content": REFUSAL}, finish=CONTENT_FILTER, index=1)])
+    first = dressed(
+        dresser, [event({"content": "a"}, index=0), event({"content": REFUSAL}, finish=CONTENT_FILTER, index=1)]
+    )
     dresser.note(0, output(allowed, "", finish="length"))
     second = dressed(dresser, [event({}, finish="length"), DONE])
     finals = [choice for choice in choices(first + second) if choice["finish_reason"]]
@@ -97,7 +101,9 @@ def test_each_choice_has_its_own(plan: Plan) -> None:
 @pytest.mark.parametrize("follows_text", [False, True])
 def test_a_parser_never_reads_the_refusal(plan: Plan, follows_text: bool) -> None:
     dresser = StreamDresser(unmix=True)
-    final = output(record(plan, blocked=True), "left" + refusal_delta(REFUSAL, follows_text=follows_text), finish=CONTENT_FILTER)
+    final = output(
+        record(plan, blocked=True), "left" + refusal_delta(REFUSAL, follows_text=follows_text), finish=CONTENT_FILTER
+    )
     dressed(dresser, [event({"role": "assistant"})])
     dresser.note(0, final)
     assert final.text == "left"
@@ -110,7 +116,9 @@ def test_a_parser_never_reads_the_refusal(plan: Plan, follows_text: bool) -> Non
 def test_what_a_parser_lets_out_at_the_end_comes_before_the_refusal(plan: Plan) -> None:
     dresser = StreamDresser(unmix=True)
     dressed(dresser, [event({"role": "assistant"})])
-    dresser.note(0, output(record(plan, blocked=True), refusal_delta(REFUSAL, follows_text=True), finish=CONTENT_FILTER))
+    dresser.note(
+        0, output(record(plan, blocked=True), refusal_delta(REFUSAL, follows_text=True), finish=CONTENT_FILTER)
+    )
     events = dressed(dresser, [event({"content": "tail"}, finish=CONTENT_FILTER), DONE])
     assert said(events) == f"tail\n\n{REFUSAL}"
     assert [choice["finish_reason"] for choice in choices(events)] == [None, None, CONTENT_FILTER]
@@ -168,7 +176,9 @@ class Stream:
     ) -> AsyncGenerator[str, None]:
         async for prompt, result in results:
             for item in result.outputs:
-                yield event({"content": item.text}, finish=item.finish_reason, index=item.index + prompt * (request.n or 1))
+                yield event(
+                    {"content": item.text}, finish=item.finish_reason, index=item.index + prompt * (request.n or 1)
+                )
         yield DONE
 
 
@@ -205,7 +215,10 @@ async def test_a_completion_stream_counts_choices_over_prompts(plan: Plan) -> No
 
     wrapped = completion_stream(Stream.completion_events)
     events = [item async for item in wrapped(Stream(), SimpleNamespace(n=2), None, results())]
-    assert [(choice["index"], choice["telltale"]["action"]) for choice in choices(events)] == [(3, "block"), (0, "allow")]
+    assert [(choice["index"], choice["telltale"]["action"]) for choice in choices(events)] == [
+        (3, "block"),
+        (0, "allow"),
+    ]
 
 
 async def test_a_blocked_reply_is_the_refusal_alone(plan: Plan) -> None:
@@ -213,7 +226,9 @@ async def test_a_blocked_reply_is_the_refusal_alone(plan: Plan) -> None:
     message = ChatMessage(role="assistant", content=REFUSAL, reasoning="how to")
     choice = SimpleNamespace(index=1, message=message, finish_reason="stop", stop_reason="telltale:blocked")
     choice.logprobs, choice.token_ids, choice.routed_experts = ["lp"], [1], "rows"
-    allowed = SimpleNamespace(index=0, message=ChatMessage(role="assistant", content="fine"), finish_reason="stop", logprobs=["lp"])
+    allowed = SimpleNamespace(
+        index=0, message=ChatMessage(role="assistant", content="fine"), finish_reason="stop", logprobs=["lp"]
+    )
     response = SimpleNamespace(choices=[allowed, choice])
 
     async def generator(self: Any, request: Any, results: AsyncIterator[Any]) -> Any:
@@ -221,7 +236,9 @@ async def test_a_blocked_reply_is_the_refusal_alone(plan: Plan) -> None:
             pass
         return response
 
-    outputs = results_of(output(record(plan), "fine", finish="stop"), output(record(plan, blocked=True), REFUSAL, index=1))
+    outputs = results_of(
+        output(record(plan), "fine", finish="stop"), output(record(plan, blocked=True), REFUSAL, index=1)
+    )
     await chat_full(generator)(None, None, outputs)
     assert choice.message.content == REFUSAL
     assert choice.message.reasoning is None
@@ -232,9 +249,16 @@ async def test_a_blocked_reply_is_the_refusal_alone(plan: Plan) -> None:
 
 
 def test_a_text_completion_is_dressed_choice_by_choice(plan: Plan, tmp_path: Path) -> None:
-    made = [SimpleNamespace(finish_reason="stop", stop_reason=None, logprobs="lp", token_ids=[1], routed_experts=None)] * 1
-    made.append(SimpleNamespace(finish_reason="stop", stop_reason="x", logprobs="lp", token_ids=[1], routed_experts=None))
-    results = [SimpleNamespace(outputs=[output(record(plan))]), SimpleNamespace(outputs=[output(record(plan, blocked=True))])]
+    made = [
+        SimpleNamespace(finish_reason="stop", stop_reason=None, logprobs="lp", token_ids=[1], routed_experts=None)
+    ] * 1
+    made.append(
+        SimpleNamespace(finish_reason="stop", stop_reason="x", logprobs="lp", token_ids=[1], routed_experts=None)
+    )
+    results = [
+        SimpleNamespace(outputs=[output(record(plan))]),
+        SimpleNamespace(outputs=[output(record(plan, blocked=True))]),
+    ]
     response = completion_full(lambda self, batch: SimpleNamespace(choices=made))(None, results)
     assert [choice.telltale["action"] for choice in response.choices] == ["allow", "block"]
     assert [(choice.finish_reason, choice.logprobs) for choice in made] == [("stop", "lp"), (CONTENT_FILTER, None)]

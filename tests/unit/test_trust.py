@@ -25,7 +25,9 @@ def test_the_children_of_a_request_carry_its_data(request_id: str, child: int) -
     assert unseal(seal(DATA, request_id, environment=KEY), f"{child}_{request_id}", environment=KEY) == DATA
 
 
-@pytest.mark.parametrize("other", ["req-2", "req-1 ", "", "x_req-1", "0_req-2", "0_0_req-1", "req-1_0", "0-req-1", "_req-1"])
+@pytest.mark.parametrize(
+    "other", ["req-2", "req-1 ", "", "x_req-1", "0_req-2", "0_0_req-1", "req-1_0", "0-req-1", "_req-1"]
+)
 def test_another_request_is_not_trusted(other: str) -> None:
     assert unseal(seal(DATA, "req-1", environment=KEY), other, environment=KEY) is None
 

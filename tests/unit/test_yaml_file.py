@@ -62,7 +62,12 @@ def test_a_valid_file(tmp_path: Path) -> None:
     assert (policy.on_gap, policy.on_uncalibrated, policy.hold_back) == (Action.BLOCK, Action.FLAG, None)
     assert (policy.expose, policy.text) == (Expose.ACTIONS, DEFAULT_TEXT)
     first, second = policy.rules
-    assert (first.when.stage, first.when.aggregate, first.when.above, first.do.text) == (Stage.PROMPT, None, None, "No.")
+    assert (first.when.stage, first.when.aggregate, first.when.above, first.do.text) == (
+        Stage.PROMPT,
+        None,
+        None,
+        "No.",
+    )
     assert second.when.aggregate == Ema(alpha=0.3)
     assert second.when.above is not None
     assert (second.when.above.value, second.mode, file.config.reserve.directions) == (2.5, Mode.SHADOW, 8)
@@ -75,24 +80,24 @@ def test_a_later_mistake_knows_its_line(tmp_path: Path) -> None:
     assert str(error) == f"{tmp_path}/telltale.yaml:16: policies[0].rules[1].when.detector: is 'mine'."
 
 
-RULE = "policies[0].rules[0]"
+RULE, WATCH = "policies[0].rules[0]", "policies[0].rules[1]"
 BY_SCHEMA = [  # replaced, by what, line, key, words of the message
     ('version: "1"', "version: 1", 1, "version", "is 1. Did you mean '1'?"),
     ("on_gap: block", "on_gp: block", 8, "policies[0].on_gp", "not a key here. Did you mean 'on_gap'? Known: expose"),
     ("    on_gap: block\n", "", 7, "policies[0].on_gap", "is missing. It is: what to do when a position"),
     ("    on_uncalibrated: flag\n", "", 7, "policies[0].on_uncalibrated", "is missing. It is: what to do in a format"),
-    ("on_gap: block", "on_gap: blok", 8, "policies[0].on_gap", "is 'blok'. Did you mean 'block'? Known: allow, block, flag"),
+    ("on_gap: block", "on_gap: blok", 8, "policies[0].on_gap", "is 'blok'. Did you mean 'block'? Known: allow, block,"),
     ("on_gap: block", "on_gap: [block]", 8, "policies[0].on_gap", "is ['block']"),
     ("on_gap: block", "on_gap: block\n    hold_back: 2", 9, "policies[0].hold_back", "is 2. Known: 0, 1."),
-    ("stage: prompt", "stage: promt", 12, f"{RULE}.when.stage", "is 'promt'. Did you mean 'prompt'? Known: prompt, stream."),
+    ("stage: prompt", "stage: promt", 12, f"{RULE}.when.stage", "is 'promt'. Did you mean 'prompt'? Known: prompt,"),
     ("{action: block, text: \"No.\"}", "{action: blocc}", 13, f"{RULE}.do.action", "'block'? Known: block, flag."),
     ("mode: enforce", "mode: enforced", 14, f"{RULE}.mode", "Did you mean 'enforce'? Known: enforce, shadow."),
     ("        mode: enforce\n", "", 11, f"{RULE}.mode", "is missing."),
     ("name: refuse-harm", "name: Refuse Harm", 11, f"{RULE}.name", "should match pattern"),
-    ("alpha: 0.3", "alpha: 1.5", 16, "policies[0].rules[1].when.aggregate.alpha", "less than or equal to 1. It is: weight"),
-    ("alpha: 0.3", "alpa: 0.3", 16, "policies[0].rules[1].when.aggregate.alpa", "Did you mean 'alpha'? Known: alpha, kind."),
-    ("alpha: 0.3", 'alpha: "0.3"', 16, "policies[0].rules[1].when.aggregate.alpha", "valid number"),
-    ("kind: ema", "kind: emma", 16, "policies[0].rules[1].when.aggregate", "Did you mean 'ema'? Known: ema, last,"),
+    ("alpha: 0.3", "alpha: 1.5", 16, f"{WATCH}.when.aggregate.alpha", "less than or equal to 1. It is: weight"),
+    ("alpha: 0.3", "alpa: 0.3", 16, f"{WATCH}.when.aggregate.alpa", "Did you mean 'alpha'? Known: alpha, kind."),
+    ("alpha: 0.3", 'alpha: "0.3"', 16, f"{WATCH}.when.aggregate.alpha", "valid number"),
+    ("kind: ema", "kind: emma", 16, f"{WATCH}.when.aggregate", "Did you mean 'ema'? Known: ema, last,"),
     ("directions: 8", "directions: 0", 19, "reserve.directions", "greater than or equal to 1. It is: columns per tap."),
     ("directions: 8", "directions: 8.5", 19, "reserve.directions", "valid integer"),
     ("rules:\n", "rules: []\n    rulez:\n", 10, "policies[0].rules", "at least 1 item"),
@@ -101,9 +106,9 @@ BY_SCHEMA = [  # replaced, by what, line, key, words of the message
 BY_VALIDATOR = [
     ("pack: builtin:smollm2-135m-instruct", "name: x", 4, "detectors[0]", "exactly one of 'pack' and 'artifact'"),
     ("pack: builtin:smollm2-135m-instruct", "{pack: x, artifact: y}", 4, "detectors[0]", "exactly one of"),
-    ("pack: builtin:smollm2-135m-instruct", "{pack: x, name: y}", 4, "detectors[0]", "a pack's detectors keep their names"),
-    ("{value: 2.5}", "{value: 2.5, target_fpr: 0.01}", 16, "policies[0].rules[1].when.above", "exactly one of"),
-    ("{value: 2.5}", "{}", 16, "policies[0].rules[1].when.above", "exactly one of 'value' and 'target_fpr'"),
+    ("pack: builtin:smollm2-135m-instruct", "{pack: x, name: y}", 4, "detectors[0]", "a pack's detectors keep their"),
+    ("{value: 2.5}", "{value: 2.5, target_fpr: 0.01}", 16, f"{WATCH}.when.above", "exactly one of"),
+    ("{value: 2.5}", "{}", 16, f"{WATCH}.when.above", "exactly one of 'value' and 'target_fpr'"),
     ("{action: flag}", "{action: flag, text: x}", 17, "policies[0].rules[1].do", "only 'action: block' has one"),
     ("name: watch", "name: refuse-harm", 7, "policies[0]", "two rules are named 'refuse-harm'"),
     ("name: watch", "name: on_gap", 15, "policies[0].rules[1]", "'on_gap' is what decisions of that policy key"),
@@ -111,10 +116,9 @@ BY_VALIDATOR = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("old", "new", "line", "key", "message"), BY_SCHEMA + BY_VALIDATOR)
-def test_a_mistake_is_one_line_with_its_place(
-    tmp_path: Path, old: str, new: str, line: int, key: str, message: str
-) -> None:
+@pytest.mark.parametrize("case", BY_SCHEMA + BY_VALIDATOR, ids=lambda case: case[1])
+def test_a_mistake_is_one_line_with_its_place(tmp_path: Path, case: tuple[str, str, int, str, str]) -> None:
+    old, new, line, key, message = case
     assert old in VALID
     found = mistakes(tmp_path, VALID.replace(old, new, 1))
     matching = [text for text in found if text.startswith(f"telltale.yaml:{line}: {key}: ")]
@@ -130,7 +134,9 @@ def test_the_schema_refuses_the_same(old: str, new: str) -> None:
 
 
 def test_several_mistakes_stand_in_order(tmp_path: Path) -> None:
-    text = VALID.replace("on_gap: block", "on_gap: blok").replace('"1"', '"2"').replace("directions: 8", "directions: -1")
+    text = (
+        VALID.replace("on_gap: block", "on_gap: blok").replace('"1"', '"2"').replace("directions: 8", "directions: -1")
+    )
     assert [line.split(": ")[0] for line in mistakes(tmp_path, text)] == [
         "telltale.yaml:1",
         "telltale.yaml:8",
@@ -173,7 +179,9 @@ def test_what_is_no_policy_is_said_in_one_line(tmp_path: Path, text: str, start:
 
 def test_a_key_that_was_merged_in_is_said_where_it_is_used(tmp_path: Path) -> None:
     text = VALID.replace("version:", "base: &base {namee: x}\nversion:").replace("  - name: default", "  - <<: *base")
-    assert any(line.startswith("telltale.yaml:8: policies[0].namee: 'namee' is not a key") for line in mistakes(tmp_path, text))
+    assert any(
+        line.startswith("telltale.yaml:8: policies[0].namee: 'namee' is not a key") for line in mistakes(tmp_path, text)
+    )
 
 
 def test_a_long_value_is_not_printed_whole(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""Where a request came from: told by its route, for the time of the request, in its own task only."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from starlette.types import Message, Scope
+
+from probes.card import Format
+from serving.api.middleware import MonitorMiddleware
+from serving.origin import Origin, current_origin, enter_origin, leave_origin
+
+CHAT = "/v1/chat/completions"
+
+
+async def say_origin(request: Request) -> Response:
+    return Response(headers={"x-origin": current_origin().fmt.value})
+
+
+async def fail(request: Request) -> Response:
+    raise RuntimeError("the handler failed")
+
+
+@pytest.fixture
+def client() -> TestClient:
+    routes = [Route("/fail", fail, methods=["POST"]), Route("/{path:path}", say_origin, methods=["GET", "POST"])]
+    return TestClient(MonitorMiddleware(Starlette(routes=routes)))
+
+
+@pytest.mark.parametrize(
+    ("path", "fmt"),
+    [
+        ("/v1/chat/completions", "chat"),
+        ("/v1/chat/completions/", "chat"),
+        ("/v1/chat/completions/batch", "chat"),
+        ("/v1/responses", "chat"),
+        ("/v1/messages", "chat"),
+        ("/v2/chat", "chat"),
+        ("/v1/completions", "raw"),
+        ("/v1/chat/completionsx", "raw"),
+        ("/inference/v1/generate", "raw"),
+        ("/other/v1/chat/completions", "raw"),
+    ],
+)
+def test_the_route_tells_the_format(client: TestClient, path: str, fmt: str) -> None:
+    assert client.post(path, content=b"{}").headers["x-origin"] == fmt
+    assert client.get(path).headers["x-origin"] == fmt
+
+
+def test_a_root_path_is_not_part_of_the_route() -> None:
+    app = MonitorMiddleware(Starlette(routes=[Route("/{path:path}", say_origin, methods=["POST"])]), root_path="/api/")
+    assert TestClient(app).post("/api/v1/chat/completions", content=b"{}").headers["x-origin"] == "chat"
+
+
+def test_the_origin_ends_with_the_request(client: TestClient) -> None:
+    client.post(CHAT, content=b"{}")
+    with pytest.raises(RuntimeError, match="the handler failed"):
+        client.post("/fail", content=b"{}")
+    assert current_origin() == Origin(Format.RAW)
+    token = enter_origin(Origin(Format.CHAT))
+    assert current_origin().fmt is Format.CHAT
+    leave_origin(token)
+    assert current_origin().fmt is Format.RAW
+
+
+async def test_requests_side_by_side_keep_their_origins() -> None:
+    both, seen = asyncio.Barrier(2), {}
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def app(scope: Scope, receive: Any, send: Any) -> None:
+        await both.wait()
+        seen[scope["path"]] = current_origin().fmt
+
+    layer = MonitorMiddleware(app)
+    await asyncio.gather(*(layer(http(path), receive, ignore) for path in (CHAT, "/v1/completions")))
+    assert seen == {CHAT: Format.CHAT, "/v1/completions": Format.RAW}
+
+
+def http(path: str) -> Scope:
+    return {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "root_path": ""}
+
+
+async def ignore(message: Message) -> None:
+    pass
