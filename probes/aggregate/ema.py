@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
-from scipy.signal import lfilter
 
 from probes.aggregate.base import Aggregator, Scores
+
+_BLOCK = 32
+
+
+@lru_cache(maxsize=64)
+def _solved(alpha: float, steps: int) -> tuple[Scores, Scores]:
+    """The recurrence over a few steps: what each mean owes to each score, and to the mean before them."""
+    keep = 1.0 - alpha
+    age = np.subtract.outer(np.arange(steps), np.arange(steps))
+    from_values: Scores = np.where(age >= 0, alpha * keep ** np.maximum(age, 0), 0.0)
+    from_previous: Scores = keep ** np.arange(1, steps + 1, dtype=np.float64)
+    return from_values, from_previous
 
 
 class Ema(Aggregator):
@@ -30,12 +42,16 @@ class Ema(Aggregator):
 
     def update(self, state: Scores, values: Scores) -> Scores:
         """See ``Aggregator.update``."""
-        keep = 1.0 - self.alpha
         previous = np.where(np.isnan(state[:, 0]), values[0], state[:, 0])
-        if values.shape[0] == 1:
-            running = (self.alpha * values[0] + keep * previous)[None]
-        else:
-            running, _ = lfilter([self.alpha], [1.0, -keep], values, axis=0, zi=(keep * previous)[None])
-        state[:, 0] = running[-1]
-        result: Scores = running
-        return result
+        if len(values) == 1:
+            state[:, 0] = self.alpha * values[0] + (1.0 - self.alpha) * previous
+            return state[None, :, 0].copy()
+        running = np.empty_like(values)
+        for start in range(0, len(values), _BLOCK):
+            block = values[start : start + _BLOCK]
+            from_values, from_previous = _solved(self.alpha, len(block))
+            flat = from_values @ block.reshape(len(block), -1)
+            running[start : start + len(block)] = flat.reshape(block.shape) + from_previous[:, None, None] * previous
+            previous = running[start + len(block) - 1]
+        state[:, 0] = previous
+        return running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -17,7 +18,8 @@ from serving.builtin import DEFAULT_MODEL, is_builtin
 from serving.commands.model import embedded_folder, embedded_policy, say
 from serving.engine.launch import prepare_environment
 
-_EMBEDDED_FLAGS = ("--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", "268435456")
+_EMBEDDED_FLAGS = ("--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", "536870912")
+_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
 
 
 def doctor(model: str | None, policy: Path | None) -> None:
@@ -31,6 +33,8 @@ def doctor(model: str | None, policy: Path | None) -> None:
             raise ArgumentError(f"model {model!r} has no policy of its own: telltale doctor {model} --policy FILE.")
         policy = embedded_policy(model or DEFAULT_MODEL)
     name = parse_serve(model, (), policy_model=read_policy_file(policy).config.model).model
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
     prepare_environment(policy)
     folder = embedded_folder(name)
     say("starting the engine")
