@@ -50,8 +50,14 @@ def check(policy: Annotated[Path, typer.Argument(help="Policy file.", show_defau
 def doctor(
     model: Annotated[str | None, typer.Argument(help="Model; the embedded one if left out.")] = None,
     policy: _PolicyOption = None,
+    compat: Annotated[bool, typer.Option("--compat", help="Only compare vLLM's functions with what was read.")] = False,
 ) -> None:
     """Start the engine, send one prompt through, and show versions, model, taps and scores."""
+    if compat:
+        from serving.commands.compat import show_compat
+
+        show_compat()
+        return
     from serving.commands.doctor import doctor as run
 
     run(model, policy)

@@ -1,4 +1,4 @@
-"""The layer over all routes: says where a request comes from, and refuses bodies that reach for reserved keys.
+"""The layer over all routes: says where a request comes from, and refuses bodies that would get past the monitor.
 
 Pure ASGI, so that streams and cancellation pass untouched.
 """
@@ -15,6 +15,8 @@ from probes.card import Format
 from serving.origin import Origin, enter_origin, leave_origin
 
 RESERVED = "telltale"
+BEAM_SEARCH = "use_beam_search"
+_MARKS = (RESERVED.encode(), BEAM_SEARCH.encode(), b"\\u", b"\0")
 _EXTRA_HOLDERS = (
     "vllm_xargs",
     "extra_args",
@@ -45,9 +47,25 @@ class MonitorMiddleware:
             return
         if scope["method"] == "POST":
             body, receive = await _read_body(receive)
-            key = reserved_key(body)
+            content = _suspicious(body)
+            key = reserved_key(content)
             if key is not None:
-                await _refuse(key, send)
+                await _refuse(
+                    send,
+                    param=key,
+                    code="reserved_key",
+                    message=f"{key!r} is reserved for the server: a request cannot choose how it is monitored. "
+                    "Leave it out.",
+                )
+                return
+            if isinstance(content, dict) and content.get(BEAM_SEARCH):
+                await _refuse(
+                    send,
+                    param=BEAM_SEARCH,
+                    code="not_monitored",
+                    message="beam search asks the engine for one token at a time, so that no stream rule would see a "
+                    f"reply. It is refused on a monitored server; leave {BEAM_SEARCH!r} out.",
+                )
                 return
         path = scope["path"].removeprefix(self._root)
         chat = any(path == route or path.startswith(f"{route}/") for route in _CHAT_ROUTES)
@@ -58,16 +76,23 @@ class MonitorMiddleware:
             leave_origin(token)
 
 
-def reserved_key(body: bytes) -> str | None:
+def reserved_key(content: Any) -> str | None:
     """The first reserved key that a body sets where vLLM would pass it on to the engine, or None."""
-    # Parsed only where the word may stand in it: plainly, escaped, or in UTF-16 and UTF-32, which JSON allows too.
-    if RESERVED.encode() not in body.lower() and b"\\u" not in body and b"\0" not in body:
+    return next(_reserved_in(content), None)
+
+
+def _suspicious(body: bytes) -> Any:
+    """The parsed body if one of our words may stand in it, else None.
+
+    It may stand there plainly, escaped, or in UTF-16 and UTF-32, which JSON allows too. All other bodies are left to
+    vLLM's own parser.
+    """
+    if not any(mark in body.lower() for mark in _MARKS):
         return None
     try:
-        content = json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError):  # not JSON, or deeper than the server's own parser goes: vLLM answers that
         return None
-    return next(_reserved_in(content), None)
 
 
 def _reserved_in(content: Any) -> Iterator[str]:
@@ -104,13 +129,8 @@ async def _read_body(receive: Receive) -> tuple[bytes, Receive]:
     return b"".join(parts), replay
 
 
-async def _refuse(key: str, send: Send) -> None:
-    error = {
-        "message": f"{key!r} is reserved for the server: a request cannot choose how it is monitored. Leave it out.",
-        "type": "invalid_request_error",
-        "param": key,
-        "code": "reserved_key",
-    }
+async def _refuse(send: Send, *, param: str, code: str, message: str) -> None:
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
     content = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
     await send({"type": "http.response.start", "status": 400, "headers": headers})

@@ -68,11 +68,14 @@ class MonitoredScheduler(Scheduler):
         """Admit a request to the monitor. Nothing gets past this method, whatever front end it came from."""
         extra = request.sampling_params.extra_args if request.sampling_params is not None else None
         trusted = unseal((extra or {}).get(EXTRA_KEY), request.request_id)
+        if trusted is None:
+            log.warning(
+                "a request without our signature: judged as raw text by the first policy", id=request.request_id
+            )
         admitted = self._monitor.admit(
             request.request_id,
             num_prompt=request.num_prompt_tokens,
             policy=trusted.policy if trusted is not None else None,
-            # Unsigned requests get the format that no chat detector is calibrated for.
             fmt=trusted.fmt if trusted is not None else Format.RAW,
         )
         self._holds[request.request_id] = self._monitor.policy_of(admitted).hold_back > 0
@@ -154,13 +157,13 @@ class MonitoredScheduler(Scheduler):
     def _observe(self, scheduler_output: SchedulerOutput, output: ModelRunnerOutput) -> None:
         found = getattr(output, ATTRIBUTE, None)
         readouts = found if isinstance(found, WorkerReadouts) else None
-        if self._prefix is not None:
-            # First of all: a request of this very step may rest on rows that another one has just computed.
-            self._prefix.file(scheduler_output, readouts)
-        if readouts is None:
-            self._monitor.lose(self._reached(scheduler_output.num_scheduled_tokens), Gap.NO_READOUTS)
-            return
         try:
+            if self._prefix is not None:
+                # First of all: a request of this very step may rest on rows that another one has just computed.
+                self._prefix.file(scheduler_output, readouts)
+            if readouts is None:
+                self._monitor.lose(self._reached(scheduler_output.num_scheduled_tokens), Gap.NO_READOUTS)
+                return
             step = _step_of(readouts, scheduler_output, output)
             self._replay(step)
             self._monitor.observe(step)

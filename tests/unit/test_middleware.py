@@ -101,7 +101,17 @@ def test_no_escape_gets_around_it(client: TestClient) -> None:
 @given(depth=st.integers(0, 400))
 def test_no_depth_gets_around_it(depth: int) -> None:
     body = '{"vllm_xargs":' + '{"a":' * depth + '{"telltale":1}' + "}" * (depth + 1)
-    assert reserved_key(body.encode()) == "vllm_xargs." + "a." * depth + "telltale"
+    assert reserved_key(json.loads(body)) == "vllm_xargs." + "a." * depth + "telltale"
+
+
+def test_beam_search_is_refused_with_its_reason(client: TestClient) -> None:
+    response = client.post("/v1/completions", json={"prompt": "a", "use_beam_search": True})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "use_beam_search"
+    assert "one token at a time" in response.json()["error"]["message"]
+    assert (
+        client.post("/v1/completions", json={"prompt": "use_beam_search", "use_beam_search": False}).status_code == 200
+    )
 
 
 def test_a_body_that_no_parser_reads_is_passed_on(client: TestClient) -> None:
