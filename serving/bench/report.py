@@ -173,7 +173,7 @@ class Report:
             "Both servers are alive throughout; every process of the idle one is stopped (SIGSTOP). They take turns, "
             "and the order changes from round to round. The first round and the first requests of a turn do not count.",
             f"Both serve `{setting.model}` with the same flags: `{' '.join(setting.flags)}`. **Prefix caching is off "
-            "in both**: this version of Telltale does not read the prefix cache.",
+            "in both**: every round sends the same prompts, and has to compute them anew.",
             f"Telltale: {setting.monitored}",
             f"Throughput: {work.concurrent} concurrent completions of {work.prompt_tokens} prompt tokens and "
             f"{work.output_tokens} generated ones, from the first request to the last reply; generated tokens count.",

@@ -90,7 +90,7 @@ def configure(config: VllmConfig) -> None:
         RefusedError: a setting would leave tokens unscored.
         probes.errors.TelltaleError: the policy, an artifact or the model is not usable.
     """
-    _refuse(config)
+    refuse_unmonitorable(config)
     ensure_key()
     deployment = load_deployment(config)
     bank = deployment.plan.bank
@@ -111,7 +111,12 @@ def configure(config: VllmConfig) -> None:
     log.info("monitoring", policy=str(policy_path()), taps=structure["taps"], digest=deployment.plan.digest[:12])
 
 
-def _refuse(config: VllmConfig) -> None:
+def refuse_unmonitorable(config: VllmConfig) -> None:
+    """Refuse settings under which a token could pass unseen, or under which nobody has tried.
+
+    Raises:
+        RefusedError: names the setting.
+    """
     model, parallel, scheduling = config.model_config, config.parallel_config, config.scheduler_config
     try:
         require_architecture(list(model.architectures))
@@ -121,7 +126,10 @@ def _refuse(config: VllmConfig) -> None:
     chosen = scheduling.scheduler_cls
     refusals = {
         "pooling models (--runner pooling)": model.runner_type != "generate",
-        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "tensor parallelism (--tensor-parallel-size)": parallel.tensor_parallel_size > 1,
+        "pipeline parallelism (--pipeline-parallel-size)": parallel.pipeline_parallel_size > 1,
+        "data parallelism (--data-parallel-size)": parallel.data_parallel_size > 1,
+        "speculative decoding (--speculative-config)": config.speculative_config is not None,
         "dual-batch overlap (--enable-dbo)": bool(parallel.enable_dbo),
         "KV transfer (--kv-transfer-config)": config.kv_transfer_config is not None,
         "a scheduler class of its own (--scheduler-cls)": chosen is not None and chosen not in ours,

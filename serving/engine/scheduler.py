@@ -47,7 +47,6 @@ class MonitoredScheduler(Scheduler):
         self._digest = deployment.plan.digest
         self._monitor = Monitor(deployment.plan)
         self._hold_back = HoldBack()
-        self._holds: dict[str, bool] = {}
         self._clients: dict[str, int] = {}
         self._ended: dict[int, list[Ended]] = {}
         self._observe_seconds: list[float] = []
@@ -78,7 +77,8 @@ class MonitoredScheduler(Scheduler):
             policy=trusted.policy if trusted is not None else None,
             fmt=trusted.fmt if trusted is not None else Format.RAW,
         )
-        self._holds[request.request_id] = self._monitor.policy_of(admitted).hold_back > 0
+        depth = self._monitor.policy_of(admitted).hold_back
+        self._hold_back.begin(request.request_id, depth=depth, num_prompt=request.num_prompt_tokens)
         self._clients[request.request_id] = request.client_index
         if self._prefix is None:
             # Cached positions are not computed, so nothing would read them.
@@ -115,7 +115,9 @@ class MonitoredScheduler(Scheduler):
             client.outputs = [
                 released
                 for output in client.outputs
-                for released in self._hold_back.pass_through(output, hold=self._holds.get(output.request_id, False))
+                for released in self._hold_back.pass_through(
+                    output, scored=self._monitor.positions_of(output.request_id)
+                )
             ]
         self._report(outputs, step_ids)
         return outputs
@@ -150,7 +152,6 @@ class MonitoredScheduler(Scheduler):
             self._ended.setdefault(client, []).append(ended)
         if request.status is RequestStatus.FINISHED_ABORTED:
             self._hold_back.drop(request_id)
-            self._holds.pop(request_id, None)
         freed: tuple[Any, Any] = super()._free_request(request, delay_free_blocks)
         return freed
 
@@ -209,8 +210,6 @@ class MonitoredScheduler(Scheduler):
             carrier = EngineCoreOutput(request_id=CARRIER_ID, new_token_ids=[], routed_experts=encode_report(report))
             holder = outputs.setdefault(client, EngineCoreOutputs())
             holder.outputs = [carrier, *holder.outputs]
-            for item in ended:
-                self._holds.pop(item.request.request_id, None)
 
 
 def _step_of(readouts: WorkerReadouts, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> StepReadouts:

@@ -1,4 +1,4 @@
-"""Hold-back: tokens leave in order and unchanged, one step late; a block drops the held token and nothing else."""
+"""Hold-back: tokens leave in order and unchanged, late by k scored positions; a block drops those that wait."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from vllm.v1.metrics.stats import PrefillStats
 
 from serving.engine.holdback import BLOCKED, HoldBack
 
+PROMPT = 10
+
 
 def output(name: str, *tokens: int, finish: FinishReason | None = None, **settings: Any) -> EngineCoreOutput:
     return EngineCoreOutput(request_id=name, new_token_ids=list(tokens), finish_reason=finish, **settings)
@@ -20,52 +22,70 @@ def tokens_of(outputs: list[EngineCoreOutput]) -> list[list[int]]:
     return [list(item.new_token_ids) for item in outputs]
 
 
+class Stream:
+    """A request whose every step computes the token that the step before sampled, as an engine does."""
+
+    def __init__(self, box: HoldBack, name: str, depth: int) -> None:
+        self.box, self.name, self.scored = box, name, PROMPT
+        box.begin(name, depth=depth, num_prompt=PROMPT)
+
+    def step(self, *tokens: int, finish: FinishReason | None = None, **settings: Any) -> list[EngineCoreOutput]:
+        released = self.box.pass_through(output(self.name, *tokens, finish=finish, **settings), scored=self.scored)
+        self.scored += len(tokens)
+        return released
+
+
 @given(
-    streams=st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers(1, 6), min_size=1),
-    order=st.randoms(use_true_random=False),
-    hold=st.booleans(),
+    length=st.integers(1, 30), depth=st.integers(0, 12), widths=st.lists(st.integers(1, 4), min_size=30, max_size=30)
 )
-def test_every_output_leaves_once_in_order_and_is_the_same_object(
-    streams: dict[str, int], order: Any, hold: bool
-) -> None:
-    sent = {
-        name: [output(name, at, finish=FinishReason.STOP if at == length - 1 else None) for at in range(length)]
-        for name, length in streams.items()
-    }
-    left: dict[str, list[EngineCoreOutput]] = {name: [] for name in streams}
-    waiting = {name: list(items) for name, items in sent.items()}
+def test_a_token_leaves_once_k_positions_from_it_on_are_scored(length: int, depth: int, widths: list[int]) -> None:
+    """Against the definition: the token at p leaves when all positions up to p + k - 1 have been scored."""
+    stream = Stream(HoldBack(), "a", depth)
+    sent, left, position = [], [], PROMPT
+    for number in range(length):
+        scored = stream.scored
+        tokens = tuple(range(position, position + widths[number]))
+        position += widths[number]
+        sent.append(tokens)
+        left += [tuple(item.new_token_ids) for item in stream.step(*tokens)]
+        expected = [tokens for tokens in sent if depth == 0 or tokens[-1] + depth - 1 < scored]
+        assert left == expected
+    left += [tuple(item.new_token_ids) for item in stream.step(position, finish=FinishReason.STOP)]
+    assert left == [*sent, (position,)]
+
+
+@given(order=st.lists(st.sampled_from("abc"), min_size=1, max_size=40), depth=st.integers(0, 3))
+def test_requests_do_not_mix_and_outputs_stay_the_same_objects(order: list[str], depth: int) -> None:
     box = HoldBack()
-    while waiting:
-        name = order.choice(sorted(waiting))
-        item = waiting[name].pop(0)
-        released = box.pass_through(item, hold=hold)
-        assert all(entry.request_id == name for entry in released)
-        left[name] += released
-        # With hold-back, exactly the newest token of a live stream is inside.
-        assert len(left[name]) == len(sent[name]) - len(waiting[name]) - (hold and item.finish_reason is None)
-        if not waiting[name]:
-            del waiting[name]
-    for name, items in sent.items():
-        assert all(one is other for one, other in zip(left[name], items, strict=True))
+    streams = {name: Stream(box, name, depth) for name in "abc"}
+    sent: dict[str, list[EngineCoreOutput]] = {name: [] for name in "abc"}
+    left: dict[str, list[EngineCoreOutput]] = {name: [] for name in "abc"}
+    for number, name in enumerate(order):
+        item = output(name, number)
+        sent[name].append(item)
+        left[name] += box.pass_through(item, scored=streams[name].scored)
+        streams[name].scored += 1
+    for name in "abc":
+        item = output(name, finish=FinishReason.LENGTH)
+        left[name] += box.pass_through(item, scored=streams[name].scored)
+        assert all(one is other for one, other in zip(left[name], [*sent[name], item], strict=True))
 
 
 def test_a_natural_finish_lets_everything_out() -> None:
-    box = HoldBack()
-    assert box.pass_through(output("a", 1), hold=True) == []
-    assert tokens_of(box.pass_through(output("a", 2), hold=True)) == [[1]]
-    assert tokens_of(box.pass_through(output("a", 3, finish=FinishReason.LENGTH), hold=True)) == [[2], [3]]
+    stream = Stream(HoldBack(), "a", 1)
+    assert stream.step(1) == []
+    assert tokens_of(stream.step(2)) == [[1]]
+    assert tokens_of(stream.step(3, finish=FinishReason.LENGTH)) == [[2], [3]]
 
 
-def test_a_block_drops_the_held_token_and_keeps_what_rode_on_it() -> None:
-    box = HoldBack()
+def test_a_block_drops_what_waits_and_keeps_what_rode_on_it() -> None:
     stats = PrefillStats()
     first, second = (EngineCoreEvent(kind, 1.0) for kind in (EngineCoreEventType.QUEUED, EngineCoreEventType.SCHEDULED))
     prompt_logprobs: Any = ("prompt", "logprobs")
-    held = output("a", 7, prefill_stats=stats, events=[first], new_prompt_logprobs_tensors=prompt_logprobs)
-    assert box.pass_through(held, hold=True) == []
-    final = output("a", finish=FinishReason.STOP, stop_reason=BLOCKED, events=[second])
-    (released,) = box.pass_through(final, hold=True)
-    assert released is final
+    stream = Stream(HoldBack(), "a", 3)
+    assert stream.step(7, prefill_stats=stats, events=[first], new_prompt_logprobs_tensors=prompt_logprobs) == []
+    assert stream.step(8) == []
+    (released,) = stream.step(finish=FinishReason.STOP, stop_reason=BLOCKED, events=[second])
     assert released.new_token_ids == []
     assert released.prefill_stats is stats
     assert released.events == [first, second]
@@ -74,40 +94,35 @@ def test_a_block_drops_the_held_token_and_keeps_what_rode_on_it() -> None:
 
 def test_a_block_keeps_its_own_and_leaves_nothing_behind() -> None:
     box = HoldBack()
-    box.pass_through(output("a", 7), hold=True)
+    stream = Stream(box, "a", 1)
+    stream.step(7)
     own = PrefillStats()
-    final = output("a", finish=FinishReason.STOP, stop_reason=BLOCKED, prefill_stats=own)
-    assert box.pass_through(final, hold=True) == [final]
+    (final,) = stream.step(finish=FinishReason.STOP, stop_reason=BLOCKED, prefill_stats=own)
     assert final.prefill_stats is own
     assert final.events is None
-    assert tokens_of(box.pass_through(output("a", 8, finish=FinishReason.STOP), hold=True)) == [[8]]
+    again = Stream(box, "a", 1)
+    assert tokens_of(again.step(8, finish=FinishReason.STOP)) == [[8]]
 
 
 def test_a_block_without_a_held_token() -> None:
     """A prompt that is refused, or a policy that holds nothing back."""
-    final = output("a", finish=FinishReason.STOP, stop_reason=BLOCKED)
-    assert HoldBack().pass_through(final, hold=True) == [final]
+    for depth in (0, 1):
+        (final,) = Stream(HoldBack(), "a", depth).step(finish=FinishReason.STOP, stop_reason=BLOCKED)
+        assert final.stop_reason == BLOCKED
 
 
-def test_a_stop_string_that_spells_the_mark_is_no_block() -> None:
-    box = HoldBack()
-    box.pass_through(output("a", 1), hold=True)
-    final = output("a", 2, finish=FinishReason.STOP, stop_reason="another")
-    assert tokens_of(box.pass_through(final, hold=True)) == [[1], [2]]
+def test_a_stop_reason_that_is_not_the_mark_is_no_block() -> None:
+    stream = Stream(HoldBack(), "a", 1)
+    stream.step(1)
+    assert tokens_of(stream.step(2, finish=FinishReason.STOP, stop_reason="another")) == [[1], [2]]
 
 
 def test_an_abort_drops_what_was_held() -> None:
     box = HoldBack()
-    box.pass_through(output("a", 1), hold=True)
-    box.pass_through(output("b", 1), hold=True)
+    first, second = Stream(box, "a", 1), Stream(box, "b", 1)
+    first.step(1)
+    second.step(1)
     box.drop("a")
     box.drop("nobody")
-    assert tokens_of(box.pass_through(output("a", 2, finish=FinishReason.ABORT), hold=True)) == [[2]]
-    assert tokens_of(box.pass_through(output("b", 2, finish=FinishReason.STOP), hold=True)) == [[1], [2]]
-
-
-def test_nothing_is_held_where_the_policy_does_not_ask() -> None:
-    box = HoldBack()
-    assert tokens_of(box.pass_through(output("a", 1), hold=False)) == [[1]]
-    box.pass_through(output("b", 1), hold=True)
-    assert tokens_of(box.pass_through(output("b", 2), hold=False)) == [[1], [2]]
+    assert tokens_of(first.step(2, finish=FinishReason.ABORT)) == [[2]]
+    assert tokens_of(second.step(2, finish=FinishReason.STOP)) == [[1], [2]]

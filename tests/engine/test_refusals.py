@@ -1,0 +1,45 @@
+"""Settings under which tokens could pass unseen end the start, each with its name and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from serving.engine.plugin import RefusedError, refuse_unmonitorable
+from tests.support.tiny import TinyModel
+
+pytestmark = pytest.mark.engine
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "--tensor-parallel-size": {"tensor_parallel_size": 2},
+    "--pipeline-parallel-size": {"pipeline_parallel_size": 2},
+    "--data-parallel-size": {"data_parallel_size": 2},
+    "--speculative-config": {
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
+    },
+    "--enable-lora": {"enable_lora": True},
+    "--scheduler-cls": {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"},
+    "--kv-transfer-config": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+}
+
+
+def config_with(model: TinyModel, **settings: Any) -> Any:
+    from vllm.config import KVTransferConfig
+    from vllm.engine.arg_utils import EngineArgs
+
+    if "kv_transfer_config" in settings:
+        settings["kv_transfer_config"] = KVTransferConfig(**settings["kv_transfer_config"])
+    arguments = EngineArgs(model=str(model.path), dtype="float32", enforce_eager=True, max_model_len=256, **settings)
+    return arguments.create_engine_config()
+
+
+def test_plain_settings_pass(tiny: TinyModel) -> None:
+    refuse_unmonitorable(config_with(tiny))
+
+
+@pytest.mark.parametrize("flag", SETTINGS)
+def test_a_setting_is_refused_by_its_name(tiny: TinyModel, flag: str) -> None:
+    with pytest.raises(RefusedError, match=flag) as caught:
+        refuse_unmonitorable(config_with(tiny, **SETTINGS[flag]))
+    assert "Leave it out" in str(caught.value)
