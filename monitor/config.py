@@ -97,7 +97,7 @@ class Policy(_Strict):
         default=None,
         ge=0,
         le=1024,
-        description="k: a token leaves once k positions from it on are scored; 0: at once. "
+        description="how many positions from a token on must be scored before it leaves; 0: at once. "
         "Default: 1 where a rule may block a stream",
     )
     expose: Expose = Field(default=Expose.ACTIONS, description="what a client is told")

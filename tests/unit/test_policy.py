@@ -142,6 +142,7 @@ def test_aggregates_are_compared_with_their_parameters(tmp_path: Path) -> None:
         (rule("r", stage="prompt"), "", 0),
         (rule("r", stage="stream"), "hold_back: 0", 0),
         (rule("r", stage="prompt"), "hold_back: 1", 1),
+        (rule("r", stage="stream"), "hold_back: 16", 16),
     ],
 )
 def test_tokens_are_held_back_where_a_rule_may_block_a_stream(

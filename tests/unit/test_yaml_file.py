@@ -88,7 +88,7 @@ BY_SCHEMA = [  # replaced, by what, line, key, words of the message
     ("    on_uncalibrated: flag\n", "", 7, "policies[0].on_uncalibrated", "is missing. It is: what to do in a format"),
     ("on_gap: block", "on_gap: blok", 8, "policies[0].on_gap", "is 'blok'. Did you mean 'block'? Known: allow, block,"),
     ("on_gap: block", "on_gap: [block]", 8, "policies[0].on_gap", "is ['block']"),
-    ("on_gap: block", "on_gap: block\n    hold_back: 2", 9, "policies[0].hold_back", "is 2. Known: 0, 1."),
+    ("on_gap: block", "on_gap: block\n    hold_back: 2000", 9, "policies[0].hold_back", "less than or equal to 1024."),
     ("stage: prompt", "stage: promt", 12, f"{RULE}.when.stage", "is 'promt'. Did you mean 'prompt'? Known: prompt,"),
     ("{action: block, text: \"No.\"}", "{action: blocc}", 13, f"{RULE}.do.action", "'block'? Known: block, flag."),
     ("mode: enforce", "mode: enforced", 14, f"{RULE}.mode", "Did you mean 'enforce'? Known: enforce, shadow."),
