@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+import serving
 from probes.errors import TelltaleError
 from serving.engine import compat
 from serving.engine.layers import LayerError, require_architecture
@@ -102,8 +103,12 @@ def configure(config: VllmConfig) -> None:
         )
     parallel.worker_cls = worker or parallel.worker_cls
     scheduling.scheduler_cls = _SCHEDULERS[bool(scheduling.async_scheduling)]
+    from serving.engine.ops import OP_VERSION
+
+    # Part of vLLM's compile-cache key: a graph that was compiled without these taps, or with others, is never loaded.
     structure: dict[str, Any] = {
-        "version": 1,
+        "version": serving.__version__,
+        "operator": OP_VERSION,
         "taps": [str(tap) for tap in bank.taps],
         "directions": bank.capacity,
     }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serving.engine.plugin import RefusedError, refuse_unmonitorable
+from serving.engine.plugin import RefusedError, configure, refuse_unmonitorable
 from tests.support.tiny import TinyModel
 
 pytestmark = pytest.mark.engine
@@ -43,3 +44,17 @@ def test_a_setting_is_refused_by_its_name(tiny: TinyModel, flag: str) -> None:
     with pytest.raises(RefusedError, match=flag) as caught:
         refuse_unmonitorable(config_with(tiny, **SETTINGS[flag]))
     assert "Leave it out" in str(caught.value)
+
+
+def test_the_compile_cache_key_knows_the_taps(tiny: TinyModel, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that was compiled without taps must never be loaded with them."""
+    # Made before the variable is set: the plug-in must not install itself in the process of the tests.
+    plain, tapped, again = (config_with(tiny) for _ in range(3))
+    monkeypatch.setenv("TELLTALE_CONFIG", str(folder / "guarded.yaml"))
+    monkeypatch.setenv("TELLTALE_KEY", "0" * 64)
+    for config in (tapped, again):
+        configure(config)
+    assert tapped.compute_hash() == again.compute_hash() != plain.compute_hash()
+    assert tapped.additional_config["telltale"]["taps"] == ["resid_post.0"]
+    assert tapped.parallel_config.worker_cls == "serving.engine.worker.TelltaleCPUWorker"
+    assert tapped.scheduler_config.scheduler_cls == "serving.engine.scheduler.TelltaleScheduler"
