@@ -15,7 +15,7 @@ import structlog
 import serving
 from probes.errors import TelltaleError
 from serving.engine import compat
-from serving.engine.layers import LayerError, require_architecture
+from serving.engine.refusals import RefusedError, refuse_unmonitorable
 from serving.engine.runtime import CONFIG_VARIABLE, load_deployment, policy_path
 from serving.engine.trust import ensure_key
 from serving.packages import shadowed_packages
@@ -38,10 +38,6 @@ _SCHEDULERS = {
     False: "serving.engine.scheduler.TelltaleScheduler",
     True: "serving.engine.scheduler.TelltaleAsyncScheduler",
 }
-
-
-class RefusedError(TelltaleError, RuntimeError):
-    """A setting of vLLM under which not every token would be scored."""
 
 
 def register() -> None:
@@ -91,7 +87,7 @@ def configure(config: VllmConfig) -> None:
         RefusedError: a setting would leave tokens unscored.
         probes.errors.TelltaleError: the policy, an artifact or the model is not usable.
     """
-    refuse_unmonitorable(config)
+    refuse_unmonitorable(config, schedulers=_SCHEDULERS.values())
     ensure_key()
     deployment = load_deployment(config)
     bank = deployment.plan.bank
@@ -114,43 +110,6 @@ def configure(config: VllmConfig) -> None:
     }
     config.additional_config = {**_additional(config), "telltale": structure}
     log.info("monitoring", policy=str(policy_path()), taps=structure["taps"], digest=deployment.plan.digest[:12])
-
-
-def refuse_unmonitorable(config: VllmConfig) -> None:
-    """Refuse settings under which a token could pass unseen, or under which nobody has tried.
-
-    Raises:
-        RefusedError: names the setting.
-    """
-    model, parallel, scheduling = config.model_config, config.parallel_config, config.scheduler_config
-    try:
-        require_architecture(list(model.architectures))
-    except LayerError as error:
-        raise RefusedError(f"{model.model}: {error}") from error
-    ours = set(_SCHEDULERS.values())
-    chosen = scheduling.scheduler_cls
-    refusals = {
-        "pooling models (--runner pooling)": model.runner_type != "generate",
-        "tensor parallelism (--tensor-parallel-size)": parallel.tensor_parallel_size > 1,
-        "pipeline parallelism (--pipeline-parallel-size)": parallel.pipeline_parallel_size > 1,
-        "data parallelism (--data-parallel-size)": parallel.data_parallel_size > 1,
-        "speculative decoding (--speculative-config)": config.speculative_config is not None,
-        "dual-batch overlap (--enable-dbo)": bool(parallel.enable_dbo),
-        "KV transfer (--kv-transfer-config)": config.kv_transfer_config is not None,
-        "a scheduler class of its own (--scheduler-cls)": chosen is not None and chosen not in ours,
-        "LoRA adapters (--enable-lora)": config.lora_config is not None,
-        "returned routed experts (--enable-return-routed-experts)": bool(
-            config.aux_output_config.enable_return_routed_experts
-        ),
-        "the Rust front end (VLLM_USE_RUST_FRONTEND)": os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in {"", "0"},
-        "the V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)": bool(config.use_v2_model_runner),
-    }
-    for what, asked in refusals.items():
-        if asked:
-            raise RefusedError(
-                f"{what} cannot be monitored by this version, so the server does not start with it. Leave it out, or "
-                f"unset {CONFIG_VARIABLE} to run vLLM unmonitored."
-            )
 
 
 def _additional(config: VllmConfig) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The V1 model runner with taps: row order from ``_prepare_inputs``, readouts copied out with the step's result."""
+"""The V1 model runner with taps: row order from ``_prepare_inputs``, readouts copied out with the step's result.
+
+On a pipeline, a stage hands what its taps read to the next one beside the hidden states; only the last one answers.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from vllm.distributed import get_pp_group
+from vllm.sequence import IntermediateTensors
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -17,6 +22,10 @@ from serving.engine.taps import TapSet, install_taps
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
+
+
+UPSTREAM = "telltale_readouts"
+"""Key of the readouts among the tensors that one pipeline stage sends to the next."""
 
 
 class AsyncOutputWithReadouts(AsyncModelRunnerOutput):
@@ -57,6 +66,7 @@ class TappedRunner(GPUModelRunner):
 
     telltale_taps: TapSet | None = None
     _telltale_rows: _Rows | None = None
+    _telltale_upstream: torch.Tensor | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load, then tap the layers: before any profile run, compilation or capture sees them."""
@@ -71,9 +81,25 @@ class TappedRunner(GPUModelRunner):
         )
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
-        """Forget the rows of the step before: a step without tokens has none."""
-        self._telltale_rows = None
-        return super().execute_model(scheduler_output, *args, **kwargs)
+        """Forget the rows of the step before (a step without tokens has none); send on what this stage has read."""
+        self._telltale_rows = self._telltale_upstream = None
+        output = super().execute_model(scheduler_output, *args, **kwargs)
+        if isinstance(output, IntermediateTensors) and self._telltale_rows is not None:
+            return IntermediateTensors({**output.tensors, UPSTREAM: self._collect(self._telltale_rows.total)})
+        return output
+
+    def sync_and_gather_intermediate_tensors(
+        self, num_tokens: int, intermediate_tensors: IntermediateTensors | None, sync_self: bool
+    ) -> IntermediateTensors:
+        """Take the readouts of the stages before out of what they sent."""
+        if intermediate_tensors is not None:
+            self._telltale_upstream = intermediate_tensors.tensors.pop(UPSTREAM, None)
+        if self.intermediate_tensors is None:
+            # vLLM makes this buffer in its warm-up, which an eager CPU engine with a given cache size leaves out.
+            self.intermediate_tensors = self.model.make_empty_intermediate_tensors(
+                batch_size=self.max_num_tokens, dtype=self.model_config.dtype, device=self.device
+            )
+        return super().sync_and_gather_intermediate_tensors(num_tokens, intermediate_tensors, sync_self)
 
     def _prepare_inputs(self, scheduler_output: SchedulerOutput, num_scheduled_tokens: npt.NDArray[np.int32]) -> Any:
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
@@ -87,12 +113,22 @@ class TappedRunner(GPUModelRunner):
         rows, taps = self._telltale_rows, self.telltale_taps
         if rows is None or taps is None or output is None or output is EMPTY_MODEL_RUNNER_OUTPUT:
             return output
-        readouts, positions = taps.collect(rows.total), self.positions[: rows.total].clone()
+        readouts, positions = self._collect(rows.total), self.positions[: rows.total].clone()
         if isinstance(output, AsyncModelRunnerOutput):
             return AsyncOutputWithReadouts(output, readouts, positions, rows)
         if isinstance(output, ModelRunnerOutput):
             return _attach(output, rows, readouts.cpu(), positions.cpu())
         return output
+
+    def _collect(self, num_rows: int) -> torch.Tensor:
+        """What this stage and those before it have read: columns of taps that have not come yet are NaN."""
+        assert self.telltale_taps is not None  # noqa: S101 - rows are noted only once the model is loaded
+        own = self.telltale_taps.collect(num_rows)
+        if get_pp_group().is_first_rank:
+            return own
+        if self._telltale_upstream is None:
+            return own
+        return torch.where(self.telltale_taps.present, own, self._telltale_upstream[:num_rows])
 
 
 def _attach(

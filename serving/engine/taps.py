@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm.model_executor.models.utils import PPMissingLayer
 
 from probes.bank import Bank, TapMatrix
 from probes.taps import Tap
@@ -21,12 +22,24 @@ class TapSet:
     moved, slept and captured with the model, and never saved with it.
     """
 
-    def __init__(self, layers: Sequence[tuple[Tap, nn.Module]]) -> None:
-        self._layers = tuple(layers)
+    def __init__(self, layers: Sequence[tuple[Tap, nn.Module | None]], *, width: int, device: torch.device) -> None:
+        self._layers = tuple((tap, layer) for tap, layer in layers if layer is not None)
+        self._pieces = tuple(layer for _, layer in layers)
+        self._width = width
+        self._device = device
+        present = [torch.full((width,), layer is not None, device=device) for layer in self._pieces]
+        self.present = torch.cat(present) if present else torch.zeros(0, dtype=torch.bool, device=device)
 
     def collect(self, num_rows: int) -> torch.Tensor:
-        """The readouts of the step that ran last: (num_rows, width of the bank) float32, a fresh tensor."""
-        return torch.cat([layer.telltale_out[:num_rows] for _, layer in self._layers], dim=1)  # type: ignore[index]
+        """The readouts of the step that ran last: (num_rows, width of the bank) float32, a fresh tensor.
+
+        Columns of taps on other pipeline stages are NaN, so that nobody can take them for readouts.
+        """
+        absent = torch.full((num_rows, self._width), float("nan"), device=self._device)
+        return torch.cat(
+            [absent if layer is None else layer.telltale_out[:num_rows] for layer in self._pieces],  # type: ignore[index]
+            dim=1,
+        )
 
     def fired(self) -> dict[str, int]:
         """How often each tap has run, by its name."""
@@ -43,15 +56,17 @@ def install_taps(model: nn.Module, bank: Bank, *, num_layers: int, max_rows: int
         max_rows: the most rows of one step.
         device: of the model.
     Raises:
-        LayerError: the layers are not known, or a tapped layer is not on this worker.
+        LayerError: the layers are not known.
     """
     layers = decoder_layers(model, num_layers)
-    tapped = []
+    tapped: list[tuple[Tap, nn.Module | None]] = []
     for matrix in bank.matrices:
         layer = layers[matrix.tap.layer]
-        _tap(layer, matrix, max_rows=max_rows, device=device)
-        tapped.append((matrix.tap, layer))
-    return TapSet(tapped)
+        here = not isinstance(layer, PPMissingLayer)
+        if here:
+            _tap(layer, matrix, max_rows=max_rows, device=device)
+        tapped.append((matrix.tap, layer if here else None))
+    return TapSet(tapped, width=bank.capacity + 1, device=device)
 
 
 def _tap(layer: nn.Module, matrix: TapMatrix, *, max_rows: int, device: torch.device) -> None:

@@ -7,22 +7,40 @@ from typing import Any
 
 import pytest
 
-from serving.engine.plugin import RefusedError, configure, refuse_unmonitorable
+from serving.engine.plugin import configure
+from serving.engine.refusals import RefusedError, refuse_unmonitorable
 from tests.support.tiny import TinyModel
 
 pytestmark = pytest.mark.engine
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "--tensor-parallel-size": {"tensor_parallel_size": 2},
-    "--pipeline-parallel-size": {"pipeline_parallel_size": 2},
-    "--data-parallel-size": {"data_parallel_size": 2},
-    "--speculative-config": {
-        "speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
-    },
     "--enable-lora": {"enable_lora": True},
     "--scheduler-cls": {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"},
     "--kv-transfer-config": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+    "KV transfer or offloading": {"kv_offloading_size": 1.0},
 }
+PASSING: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "tensor parallel": {"tensor_parallel_size": 2},
+    "pipeline parallel": {"pipeline_parallel_size": 2},
+    "data parallel": {"data_parallel_size": 2},
+    "ngram drafts": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}},
+}
+# Settings that a CPU's configuration cannot be made with: they are put into a finished one.
+LATER: dict[str, tuple[str, str, Any]] = {
+    "--enable-dbo": ("parallel_config", "enable_dbo", True),
+    "--prefill-context-parallel-size": ("parallel_config", "prefill_context_parallel_size", 2),
+    "--decode-context-parallel-size": ("parallel_config", "decode_context_parallel_size", 2),
+    "--kv-sharing-fast-prefill": ("cache_config", "kv_sharing_fast_prefill", True),
+    "--enable-return-routed-experts": ("aux_output_config", "enable_return_routed_experts", True),
+    "--runner pooling": ("model_config", "runner_type", "pooling"),
+}
+VARIABLES = (
+    "VLLM_USE_RUST_FRONTEND",
+    "VLLM_SERVER_DEV_MODE",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+    "VLLM_ALLOW_INSECURE_SERIALIZATION",
+)
 
 
 def config_with(model: TinyModel, **settings: Any) -> Any:
@@ -35,8 +53,45 @@ def config_with(model: TinyModel, **settings: Any) -> Any:
     return arguments.create_engine_config()
 
 
-def test_plain_settings_pass(tiny: TinyModel) -> None:
-    refuse_unmonitorable(config_with(tiny))
+@pytest.mark.parametrize("name", PASSING)
+def test_what_was_tried_passes(tiny: TinyModel, name: str) -> None:
+    refuse_unmonitorable(config_with(tiny, **PASSING[name]))
+
+
+@pytest.mark.parametrize("flag", LATER)
+def test_a_setting_of_other_devices_is_refused_by_its_name(tiny: TinyModel, flag: str) -> None:
+    config = config_with(tiny)
+    part, name, value = LATER[flag]
+    setattr(getattr(config, part), name, value)
+    with pytest.raises(RefusedError, match=flag):
+        refuse_unmonitorable(config)
+
+
+def test_drafts_of_another_model_are_refused(tiny: TinyModel) -> None:
+    config = config_with(tiny, **PASSING["ngram drafts"])
+    config.speculative_config.method = "eagle3"
+    with pytest.raises(RefusedError, match="--speculative-config"):
+        refuse_unmonitorable(config)
+
+
+def test_token_sharded_experts_are_refused(tiny: TinyModel) -> None:
+    config = config_with(tiny)
+    parallel = config.parallel_config
+    parallel.enable_expert_parallel = True
+    parallel.all2all_backend = "allgather_reducescatter"
+    parallel.tensor_parallel_size = parallel.data_parallel_size = 2
+    with pytest.raises(RefusedError, match="--enable-expert-parallel"):
+        refuse_unmonitorable(config)
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_a_variable_is_refused_by_its_name(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    config = config_with(tiny)
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(RefusedError, match=variable):
+        refuse_unmonitorable(config)
+    monkeypatch.setenv(variable, "0")
+    refuse_unmonitorable(config)
 
 
 @pytest.mark.parametrize("flag", SETTINGS)
