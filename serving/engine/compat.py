@@ -95,6 +95,13 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "c4c4ccac872af040",
         "overridden",
     ),
+    Touchpoint("vllm.v1.core.sched.utils", "check_stop", "5149b60c92d21064", "called"),
+    Touchpoint(
+        "vllm.v1.worker.gpu_model_runner",
+        "GPUModelRunner.sync_and_gather_intermediate_tensors",
+        "ab853c8015d42481",
+        "overridden",
+    ),
     Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.execute_model", "e058bf791a298e98", "overridden"),
     Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._prepare_inputs", "c31a77c123a09a04", "overridden"),
     Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.sample_tokens", "047e6a4738dead56", "overridden"),

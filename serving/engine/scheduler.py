@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import structlog
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -23,6 +22,7 @@ from monitor.report import encode_report, make_report, take_tally
 from monitor.types import Gap
 from probes.card import Format
 from serving.engine.carrier import CARRIER_ID
+from serving.engine.drafts import step_readouts
 from serving.engine.holdback import BLOCKED, HoldBack
 from serving.engine.prefix import PrefixReadouts
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
@@ -141,7 +141,8 @@ class MonitoredScheduler(Scheduler):
         cut_off = request.status in (RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_ERROR)
         ended = self._monitor.finish(
             request_id,
-            num_positions=request.num_tokens,
+            # A block drops the tokens of its step, also drafts that the model had accepted and computed.
+            num_positions=max(request.num_tokens, self._monitor.positions_of(request_id)),
             sampled=request.num_output_tokens,
             aborted=cut_off,
         )
@@ -165,7 +166,9 @@ class MonitoredScheduler(Scheduler):
             if readouts is None:
                 self._monitor.lose(self._reached(scheduler_output.num_scheduled_tokens), Gap.NO_READOUTS)
                 return
-            step = _step_of(readouts, scheduler_output, output)
+            step = step_readouts(
+                readouts, scheduler_output, output, requests=self.requests, max_model_len=self.max_model_len
+            )
             self._replay(step)
             self._monitor.observe(step)
         except Exception:
@@ -210,19 +213,6 @@ class MonitoredScheduler(Scheduler):
             carrier = EngineCoreOutput(request_id=CARRIER_ID, new_token_ids=[], routed_experts=encode_report(report))
             holder = outputs.setdefault(client, EngineCoreOutputs())
             holder.outputs = [carrier, *holder.outputs]
-
-
-def _step_of(readouts: WorkerReadouts, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> StepReadouts:
-    counts = readouts.counts
-    starts = np.cumsum(counts) - counts
-    drafts = scheduled.scheduled_spec_decode_tokens
-    if drafts:
-        counts = counts.copy()
-        for number, request_id in enumerate(readouts.request_ids):
-            sampled = output.sampled_token_ids[output.req_id_to_index[request_id]] if output.sampled_token_ids else []
-            if sampled and request_id in drafts:
-                counts[number] -= len(drafts[request_id]) - max(len(sampled) - 1, 0)
-    return StepReadouts(readouts.request_ids, counts, starts, readouts.positions, readouts.readouts)
 
 
 class TelltaleScheduler(MonitoredScheduler):
