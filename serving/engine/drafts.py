@@ -31,7 +31,7 @@ class _Ahead:
         self.sampling_params = request.sampling_params
         self.max_tokens = request.max_tokens
         self.output_token_ids = list(request.output_token_ids)
-        self._num_prompt = request.num_tokens - request.num_output_tokens
+        self._num_prompt: int = request.num_tokens - request.num_output_tokens
         self.status: Any = None
         self.stop_reason: Any = None
 

@@ -16,7 +16,7 @@ import serving
 from probes.errors import TelltaleError
 from serving.engine import compat
 from serving.engine.refusals import RefusedError, refuse_unmonitorable
-from serving.engine.runtime import CONFIG_VARIABLE, load_deployment, policy_path
+from serving.engine.runtime import load_deployment, policy_path
 from serving.engine.trust import ensure_key
 from serving.packages import shadowed_packages
 

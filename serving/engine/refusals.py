@@ -1,4 +1,4 @@
-"""Settings of vLLM under which a token could pass unseen: each is refused at the start, with its name and its reason."""
+"""Settings of vLLM under which a token could pass unseen: refused at the start, each with its name and its reason."""
 
 from __future__ import annotations
 

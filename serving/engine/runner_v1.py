@@ -64,6 +64,7 @@ class _Rows:
 class TappedRunner(GPUModelRunner):
     """What the V1 runners share; every method that it overrides stands in ``serving.engine.compat``."""
 
+    intermediate_tensors: IntermediateTensors | None
     telltale_taps: TapSet | None = None
     _telltale_rows: _Rows | None = None
     _telltale_upstream: torch.Tensor | None = None
@@ -84,9 +85,7 @@ class TappedRunner(GPUModelRunner):
         """Forget the rows of the step before (a step without tokens has none); send on what this stage has read."""
         self._telltale_rows = self._telltale_upstream = None
         output = super().execute_model(scheduler_output, *args, **kwargs)
-        if isinstance(output, IntermediateTensors) and self._telltale_rows is not None:
-            return IntermediateTensors({**output.tensors, UPSTREAM: self._collect(self._telltale_rows.total)})
-        return output
+        return self._with_readouts(output) if isinstance(output, IntermediateTensors) else output
 
     def sync_and_gather_intermediate_tensors(
         self, num_tokens: int, intermediate_tensors: IntermediateTensors | None, sync_self: bool
@@ -119,6 +118,10 @@ class TappedRunner(GPUModelRunner):
         if isinstance(output, ModelRunnerOutput):
             return _attach(output, rows, readouts.cpu(), positions.cpu())
         return output
+
+    def _with_readouts(self, sent: IntermediateTensors) -> IntermediateTensors:
+        rows = self._telltale_rows
+        return sent if rows is None else IntermediateTensors({**sent.tensors, UPSTREAM: self._collect(rows.total)})
 
     def _collect(self, num_rows: int) -> torch.Tensor:
         """What this stage and those before it have read: columns of taps that have not come yet are NaN."""

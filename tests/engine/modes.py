@@ -116,14 +116,12 @@ def run_mode(mode: str, model: str) -> dict[str, Any]:
         "scheduler": [cls.__name__ for cls in type(engine.engine_core.engine_core.scheduler).__mro__],
     }
     engine.engine_core.shutdown()
-    del llm, engine, recorder
-    gc.collect()
     return found
 
 
 def _order(key: str, choices: int) -> tuple[int, int]:
     if choices == 1:
-        return int(key.split("-")[0]), 0
+        return int(key.split("-", maxsplit=1)[0]), 0
     child, parent = key.split("_", 1)
     return int(parent.split("-")[0]), int(child)
 
@@ -154,6 +152,7 @@ def main() -> None:
 
             plugin._SCHEDULERS = {False: plugin._SCHEDULERS[True], True: plugin._SCHEDULERS[True]}
         found[mode] = run_mode(mode, model)
+        gc.collect()
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
         from vllm.platforms import current_platform
 

@@ -1,4 +1,4 @@
-"""vLLM's two schedulers with the monitor inside, driven hard: few blocks, shared prefixes, aborts, results that come late.
+"""The monitor in vLLM's two schedulers, driven hard: few blocks, shared prefixes, aborts, results that come late.
 
 A scripted worker answers, so this says nothing about taps; it shows that no row is lost, counted twice or given to
 another request, whatever the scheduler does and however many steps are in flight.
@@ -23,23 +23,32 @@ pytestmark = pytest.mark.engine
 BLOCK = 16
 NUM_BLOCKS = 12
 VOCABULARY = 40
+KINDS = ("synchronous", "asynchronous", "drafts")
+EMA = "{kind: ema, alpha: 0.3}"
+WINDOWS = (
+    ("{kind: max}", 1, 8.0),
+    ("{kind: rolling, window: 4}", 4, 2.0),
+    ("{kind: m_of_n, count: 2, window: 5}", 5, 4.0),
+)
+"""Aggregates, the tokens that each looks at, and a threshold that some of the scripted replies pass."""
 END = 7
 """The token that ends a reply."""
 POLICY = """\
 version: "1"
-detectors: [{{artifact: {name}.safetensors}}]
+detectors: [{{artifact: scripted.safetensors}}]
 policies:
   - name: default
     on_gap: block
     on_uncalibrated: allow
     hold_back: {hold_back}
     rules:
-      - {{name: prompt, when: {{detector: {name}, stage: prompt, aggregate: {{kind: mean}}, above: {{value: 1.0e9}}}},
+      - {{name: prompt, when: {{detector: scripted, stage: prompt, aggregate: {{kind: mean}}, above: {{value: 1.0e9}}}},
          do: {{action: block}}, mode: enforce}}
-      - {{name: stream, when: {{detector: {name}, stage: stream, aggregate: {{kind: ema, alpha: 0.3}},
-         above: {{value: 1.0e9}}}}, do: {{action: block}}, mode: enforce}}
+      - {{name: stream, when: {{detector: scripted, stage: stream, aggregate: {aggregate}, above: {{value: {above}}}}},
+         do: {{action: block}}, mode: enforce}}
 reserve: {{directions: 4}}
 """
+NEVER = 1e9
 
 
 class ScriptedWorker:
@@ -140,19 +149,20 @@ class Rig:
         return bool(self.flying) or self.scheduler.has_unfinished_requests()
 
 
-@pytest.fixture(params=[0, 2], ids=["at_once", "held_back"])
-def rig_of(request: pytest.FixtureRequest, tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+@pytest.fixture
+def rig_of(tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
+    from serving.engine import runtime
     from serving.engine.scheduler import TelltaleAsyncScheduler, TelltaleScheduler
 
-    name = f"scripted_{request.param}"
-    save_linear(tmp_path / f"{name}.safetensors", tiny.path, name=name, direction=np.eye(128)[1], skip_first=1)
-    (tmp_path / "policy.yaml").write_text(POLICY.format(name=name, hold_back=request.param))
+    save_linear(tmp_path / "scripted.safetensors", tiny.path, name="scripted", direction=np.eye(128)[1], skip_first=1)
     monkeypatch.setenv("TELLTALE_CONFIG", str(tmp_path / "policy.yaml"))
     monkeypatch.setenv("TELLTALE_KEY", "0" * 64)
 
-    def make(kind: str, seed: int) -> Rig:
+    def make(kind: str, seed: int, *, hold_back: int, aggregate: str = EMA, above: float = NEVER) -> Rig:
+        (tmp_path / "policy.yaml").write_text(POLICY.format(hold_back=hold_back, aggregate=aggregate, above=above))
+        runtime._deploy.cache_clear()
         drafts = kind == "drafts"
         arguments = EngineArgs(
             model=str(tiny.path),
@@ -171,10 +181,8 @@ def rig_of(request: pytest.FixtureRequest, tiny: TinyModel, tmp_path: Path, monk
     return make
 
 
-@pytest.mark.parametrize("kind", ["synchronous", "asynchronous", "drafts"])
-@pytest.mark.parametrize("seed", range(3))
-def test_every_request_is_accounted_for(rig_of: Any, kind: str, seed: int) -> None:
-    rig = rig_of(kind, seed)
+def run_crowd(rig: Rig, seed: int) -> set[str]:
+    """Many requests in a short time, some with a common prefix, some aborted: their names are returned."""
     random = np.random.default_rng(100 + seed)
     shared = random.integers(VOCABULARY, size=3 * BLOCK).tolist()
     aborted = set()
@@ -191,6 +199,15 @@ def test_every_request_is_accounted_for(rig_of: Any, kind: str, seed: int) -> No
             rig.abort(victim)
     while rig.busy():
         rig.tick()
+    return aborted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("hold_back", [0, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_request_is_accounted_for(rig_of: Any, kind: str, hold_back: int, seed: int) -> None:
+    rig = rig_of(kind, seed, hold_back=hold_back)
+    aborted = run_crowd(rig, seed)
     check_accounts(rig, aborted)
     ended, events = rig.recorder.ended, rig.recorder.events
     assert len(ended) == 40
@@ -199,6 +216,33 @@ def test_every_request_is_accounted_for(rig_of: Any, kind: str, seed: int) -> No
     if kind == "drafts":
         assert events["accepted"] > 0
         assert events["rejected"] > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("window", WINDOWS, ids=lambda window: window[0].strip("{}"))
+def test_hold_back_of_a_window_leaks_nothing_of_it(rig_of: Any, kind: str, window: tuple[str, int, float]) -> None:
+    """What fired the rule is a window of tokens; held back by its length, none of them is ever shown."""
+    aggregate, size, above = window
+    leaked = {
+        hold_back: leaked_tokens(rig_of(kind, 5, hold_back=hold_back, aggregate=aggregate, above=above), size)
+        for hold_back in {0, size - 1, size, size + 3}
+    }
+    assert leaked[size] == leaked[size + 3] == 0
+    # One less lets out the first token of each window, nothing all of it: the count does count.
+    assert 0 < leaked[size - 1] <= leaked[0]
+
+
+def leaked_tokens(rig: Rig, window: int) -> int:
+    """Tokens that were shown although they belong to the newest ``window`` when their request was blocked."""
+    run_crowd(rig, 5)
+    leaked = 0
+    blocked = [item for item in rig.recorder.ended.values() if item.request.rule == "stream"]
+    assert len(blocked) > 5
+    for ended in blocked:
+        first = ended.coverage.positions - window
+        shown_up_to = ended.request.num_prompt + len(rig.said[ended.request.request_id])
+        leaked += max(0, shown_up_to - max(first, ended.request.num_prompt))
+    return leaked
 
 
 def check_accounts(rig: Rig, aborted: set[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from probes.aggregate import Aggregator
 from probes.aggregate.ema import Ema
 from probes.aggregate.last import Last
+from probes.aggregate.m_of_n import MOfN
 from probes.aggregate.max import Max
 from probes.aggregate.mean import Mean
 from probes.aggregate.rolling import Rolling
@@ -28,11 +29,18 @@ def naive_rolling(aggregator: Aggregator, scores: Sequence[float]) -> float:
     return sum(newest) / aggregator.window if len(newest) == aggregator.window else UNDEFINED
 
 
+def naive_m_of_n(aggregator: Aggregator, scores: Sequence[float]) -> float:
+    assert isinstance(aggregator, MOfN)
+    newest = sorted(scores[-aggregator.window :], reverse=True)
+    return newest[aggregator.count - 1] if len(newest) >= aggregator.count else UNDEFINED
+
+
 NAIVE: dict[type[Aggregator], Callable[[Aggregator, Sequence[float]], float]] = {
     Last: lambda _, scores: scores[-1],
     Mean: lambda _, scores: sum(scores) / len(scores),
     Max: lambda _, scores: max(scores),
     Ema: naive_ema,
+    MOfN: naive_m_of_n,
     Rolling: naive_rolling,
 }
 

@@ -17,6 +17,7 @@ from probes.aggregate import AggregateError, Aggregator, aggregator_kinds, parse
 from probes.aggregate.base import Scores
 from probes.aggregate.ema import Ema
 from probes.aggregate.last import Last
+from probes.aggregate.m_of_n import MOfN
 from probes.aggregate.max import Max
 from probes.aggregate.mean import Mean
 from probes.aggregate.rolling import Rolling
@@ -25,6 +26,7 @@ from tests.unit.naive import NAIVE, naive_values
 TOLERANCE = 1e-9
 VARIANTS: dict[type[Aggregator], list[Aggregator]] = {
     Ema: [Ema(), Ema(alpha=1.0), Ema(alpha=0.9)],
+    MOfN: [MOfN(), MOfN(count=1, window=1), MOfN(count=1, window=4), MOfN(count=4, window=4), MOfN(count=2, window=3)],
     Rolling: [Rolling(), Rolling(window=1), Rolling(window=2), Rolling(window=5)],
 }
 ALL = [variant for cls in aggregator_kinds().values() for variant in VARIANTS.get(cls, [cls()])]
@@ -146,6 +148,14 @@ def test_rolling_is_undefined_until_full() -> None:
     assert running[3] == pytest.approx((1e6 + 3.0) / 3)
 
 
+def test_m_of_n_is_above_exactly_when_m_of_the_newest_n_are() -> None:
+    values = np.random.default_rng(3).standard_normal((200, 1, 1))
+    running = whole(MOfN(count=3, window=7), values)
+    for end in range(1, len(values) + 1):
+        above = np.count_nonzero(values[max(0, end - 7) : end] > 0.4)
+        assert (running[end - 1, 0, 0] > 0.4) == (above >= 3)
+
+
 def test_rolling_forgets_exactly() -> None:
     """A huge score leaves nothing behind once it is out of the window."""
     running = whole(Rolling(window=2), np.array([1e15, 1.0, 1.0, 1.0])[:, None, None])[:, 0, 0]
@@ -172,6 +182,7 @@ def test_an_unknown_kind_is_refused_with_the_nearest() -> None:
         {"kind": "ema", "alpha": 0.0},
         {"kind": "ema", "alpha": float("nan")},
         {"kind": "max", "window": 3},
+        {"kind": "m_of_n", "count": 4, "window": 3},
     ],
 )
 def test_a_parameter_out_of_bounds_is_refused(value: dict[str, object]) -> None:
