@@ -79,7 +79,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 def guarded(tiny: TinyModel) -> Iterator[Server]:
     """Blocks the trigger in prompts and replies; tokens are held back until they are scored."""
     folder = tiny.path.parent
-    with serving(telltale_command(tiny.path, folder / "guarded.yaml"), folder / "guarded.log") as server:
+    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    with serving(telltale_command(tiny.path, folder / "guarded.yaml", *tools), folder / "guarded.log") as server:
         yield server
 
 
