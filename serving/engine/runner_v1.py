@@ -13,6 +13,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
 from serving.engine.runtime import load_deployment
+from serving.engine.selfcheck import check_taps
 from serving.engine.taps import TapSet, install_taps
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class TappedRunner(GPUModelRunner):
             max_rows=self.max_num_tokens,
             device=self.device,
         )
+        check_taps(self.get_model(), self.telltale_taps, self.vllm_config, device=self.device)
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         """Forget the rows of the step before: a step without tokens has none."""
