@@ -70,7 +70,6 @@ class LayerClass:
         multiplier: of a layer, what both outputs are multiplied by on their way into the stream.
         layers: where the list of layers is, from the language model's class.
         final_norm: where the norm is that takes the stream after the last layer.
-        not_run: why no test has run it here; None if one has.
     """
 
     convention: Convention
@@ -84,7 +83,6 @@ class LayerClass:
     multiplier: Callable[[Any], float] | None = None
     layers: str = "model.layers"
     final_norm: str = "model.norm"
-    not_run: str | None = None
 
 
 def source_digest(function: object) -> str:

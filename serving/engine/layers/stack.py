@@ -66,9 +66,7 @@ def decoder_stack(model: nn.Module, num_layers: int) -> Stack:
     root = get_language_model() if get_language_model is not None else model
     paths = sorted({known.layers for known in KNOWN.values()})
     found = [
-        module
-        for path in paths
-        if isinstance(module := _at(root, path), nn.ModuleList) and len(module) == num_layers
+        module for path in paths if isinstance(module := _at(root, path), nn.ModuleList) and len(module) == num_layers
     ]
     if len(found) != 1:
         raise LayerError(
