@@ -20,6 +20,11 @@ class Site(StrEnum):
 
     RESID_POST = "resid_post"
     """The residual stream after the layer: transformers' ``hidden_states[layer + 1]``, before any final norm."""
+    ATTN_OUT = "attn_out"
+    """What the layer's attention module returns: after its output projection and the sum over tensor-parallel ranks,
+    before any norm or multiplier that stands between it and the stream."""
+    MLP_OUT = "mlp_out"
+    """What the layer's MLP or mixture-of-experts module returns, in the same sense."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -34,7 +39,7 @@ class Tap:
 
     @classmethod
     def parse(cls, text: str) -> Tap:
-        """Read ``resid_post.15``.
+        """Read ``resid_post.15``, ``attn_out.3`` or ``mlp_out.3``.
 
         Raises:
             TapError: the text is not ``<site>.<layer>`` with a known site.

@@ -74,8 +74,7 @@ def doctor(model: str | None, policy: Path | None) -> None:
         str(matrix.tap): f"{matrix.used} of {bank.capacity} directions, ran {proof.taps[str(matrix.tap)]} times"
         for matrix in bank.matrices
     }
-    layers = [f"resid_post.{layer}" for layer in range(reference.num_layers)]
-    _table(console, "taps", [(layer, read[layer]) for layer in layers if layer in read])
+    _table(console, "taps", read.items())
     _table(
         console,
         "one scored prompt",

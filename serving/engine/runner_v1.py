@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from vllm.distributed import get_pp_group
 from vllm.sequence import IntermediateTensors
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
@@ -18,6 +17,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
 from serving.engine.runtime import load_deployment
+from serving.engine.selfcheck import check_taps
 from serving.engine.taps import TapSet, install_taps
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class TappedRunner(GPUModelRunner):
             max_rows=self.max_num_tokens,
             device=self.device,
         )
+        check_taps(self.get_model(), self.telltale_taps, self.vllm_config, device=self.device)
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         """Forget the rows of the step before (a step without tokens has none); send on what this stage has read."""
@@ -124,14 +125,8 @@ class TappedRunner(GPUModelRunner):
         return sent if rows is None else IntermediateTensors({**sent.tensors, UPSTREAM: self._collect(rows.total)})
 
     def _collect(self, num_rows: int) -> torch.Tensor:
-        """What this stage and those before it have read: columns of taps that have not come yet are NaN."""
         assert self.telltale_taps is not None  # noqa: S101 - rows are noted only once the model is loaded
-        own = self.telltale_taps.collect(num_rows)
-        if get_pp_group().is_first_rank:
-            return own
-        if self._telltale_upstream is None:
-            return own
-        return torch.where(self.telltale_taps.present, own, self._telltale_upstream[:num_rows])
+        return self.telltale_taps.collect(num_rows, self._telltale_upstream)
 
 
 def _attach(

@@ -1,53 +1,100 @@
-"""Taps in a loaded model: buffers on chosen layer instances, and the rows that a step left in them."""
+"""Taps in a loaded model: buffers on chosen module instances, and the rows that a step left in them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from vllm.model_executor.models.utils import PPMissingLayer
 
 from probes.bank import Bank, TapMatrix
-from probes.taps import Tap
+from probes.taps import Site, Tap
 from serving.engine import ops
-from serving.engine.layers import Convention, LayerError, convention_of, decoder_layers
+from serving.engine.layers import LayerClass, LayerError, Stack, decoder_stack
+
+Pick = Callable[[Any], tuple[torch.Tensor, torch.Tensor | None]]
+"""From what a module returned, the one or two tensors whose sum is read."""
 
 
 class TapSet:
     """All taps of one worker.
 
-    Every tapped layer carries its weights and its output buffer as non-persistent module buffers, so that they are
-    moved, slept and captured with the model, and never saved with it.
+    Every tapped module carries its weights and its output buffer as non-persistent module buffers, so that they are
+    moved, slept and captured with the model, and never saved with it. A pipeline stage holds the taps of its own
+    layers only; ``collect`` has the width of the whole bank on every stage.
+
+    Args:
+        bank: what is read, on all stages.
+        modules: the tapped modules of this worker.
+        stack: the decoder layers of this worker.
+        device: of the buffers.
     """
 
-    def __init__(self, layers: Sequence[tuple[Tap, nn.Module | None]], *, width: int, device: torch.device) -> None:
-        self._layers = tuple((tap, layer) for tap, layer in layers if layer is not None)
-        self._pieces = tuple(layer for _, layer in layers)
-        self._width = width
+    def __init__(self, bank: Bank, modules: Mapping[Tap, nn.Module], stack: Stack, device: torch.device) -> None:
+        self.bank = bank
+        self.stack = stack
+        self._modules = dict(modules)
         self._device = device
-        present = [torch.full((width,), layer is not None, device=device) for layer in self._pieces]
-        self.present = torch.cat(present) if present else torch.zeros(0, dtype=torch.bool, device=device)
 
-    def collect(self, num_rows: int) -> torch.Tensor:
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """The taps on this worker, in the order of the bank."""
+        return tuple(self._modules)
+
+    @property
+    def absent(self) -> tuple[Tap, ...]:
+        """The taps of the bank whose layers are on other pipeline stages."""
+        return tuple(tap for tap in self.bank.taps if tap not in self._modules)
+
+    @property
+    def present_columns(self) -> list[slice]:
+        """The columns of a readout row that this worker fills, one slice for each of its taps."""
+        step = self.bank.capacity + 1
+        return [
+            slice(number * step, (number + 1) * step)
+            for number, tap in enumerate(self.bank.taps)
+            if tap in self._modules
+        ]
+
+    def module(self, tap: Tap) -> nn.Module:
+        """The module that carries a tap of this worker."""
+        return self._modules[tap]
+
+    def collect(self, num_rows: int, upstream: torch.Tensor | None = None) -> torch.Tensor:
         """The readouts of the step that ran last: (num_rows, width of the bank) float32, a fresh tensor.
 
-        Columns of taps on other pipeline stages are NaN, so that nobody can take them for readouts.
+        Args:
+            num_rows: rows of the step.
+            upstream: what the pipeline stages before this one have read, of the same width. Without it, the columns of
+                taps on other stages are NaN, so that nobody can take them for readouts.
         """
-        absent = torch.full((num_rows, self._width), float("nan"), device=self._device)
-        return torch.cat(
-            [absent if layer is None else layer.telltale_out[:num_rows] for layer in self._pieces],  # type: ignore[index]
-            dim=1,
-        )
+        parts: list[torch.Tensor] = [module.telltale_out[:num_rows] for module in self._modules.values()]  # type: ignore[index]
+        if parts and not self.absent:
+            return torch.cat(parts, dim=1)
+        if upstream is not None:
+            rows = upstream[:num_rows].clone()
+        else:
+            rows = torch.full((num_rows, self.bank.width), float("nan"), dtype=torch.float32, device=self._device)
+        for columns, part in zip(self.present_columns, parts, strict=True):
+            rows[:, columns] = part
+        return rows
 
     def fired(self) -> dict[str, int]:
-        """How often each tap has run, by its name."""
-        return {str(tap): int(layer.telltale_fired.item()) for tap, layer in self._layers}  # type: ignore[operator]
+        """How often each tap of this worker has run, by its name."""
+        return {str(tap): int(module.telltale_fired.item()) for tap, module in self._modules.items()}  # type: ignore[operator]
+
+    def clear(self) -> None:
+        """Forget what was read so far: no tap has fired, and no row was written."""
+        for module in self._modules.values():
+            module.telltale_out.fill_(float("nan"))  # type: ignore[operator]
+            module.telltale_fired.zero_()  # type: ignore[operator]
 
 
 def install_taps(model: nn.Module, bank: Bank, *, num_layers: int, max_rows: int, device: torch.device) -> TapSet:
-    """Tap the layers that the bank reads. Layers that are not read stay as they were.
+    """Tap what the bank reads, as far as it is on this worker. Modules that are not read stay as they were.
 
     Args:
         model: loaded, before its first forward.
@@ -56,21 +103,48 @@ def install_taps(model: nn.Module, bank: Bank, *, num_layers: int, max_rows: int
         max_rows: the most rows of one step.
         device: of the model.
     Raises:
-        LayerError: the layers are not known.
+        LayerError: the layers are not known, or a module that is to be tapped is not where its class has it.
     """
-    layers = decoder_layers(model, num_layers)
-    tapped: list[tuple[Tap, nn.Module | None]] = []
+    stack = decoder_stack(model, num_layers)
+    tapped: dict[Tap, nn.Module] = {}
     for matrix in bank.matrices:
-        layer = layers[matrix.tap.layer]
-        here = not isinstance(layer, PPMissingLayer)
-        if here:
-            _tap(layer, matrix, max_rows=max_rows, device=device)
-        tapped.append((matrix.tap, layer if here else None))
-    return TapSet(tapped, width=bank.capacity + 1, device=device)
+        layer = stack.layers.get(matrix.tap.layer)
+        if layer is None:
+            continue
+        module, pick = _place(layer, matrix.tap.site, stack.known)
+        _tap(module, pick, matrix, max_rows=max_rows, device=device)
+        tapped[matrix.tap] = module
+    return TapSet(bank, tapped, stack, device)
 
 
-def _tap(layer: nn.Module, matrix: TapMatrix, *, max_rows: int, device: torch.device) -> None:
-    convention = convention_of(layer)
+def output_of(output: Any) -> tuple[torch.Tensor, None]:
+    """What an attention or MLP module returned; transformers' modules return further things behind it.
+
+    Raises:
+        LayerError: it is no tensor and begins with none.
+    """
+    value = output[0] if isinstance(output, tuple) else output
+    if not isinstance(value, torch.Tensor):
+        raise LayerError(f"a module returned a {type(value).__name__} where its output was to be read.")
+    return value, None
+
+
+def rows_of(value: torch.Tensor) -> torch.Tensor:
+    """(n, d_model), without the batch dimension that transformers' layers have in front."""
+    return value if value.dim() <= 2 else value.flatten(0, -2)  # noqa: PLR2004
+
+
+def _place(layer: nn.Module, site: Site, known: LayerClass) -> tuple[nn.Module, Pick]:
+    if site is Site.RESID_POST:
+        return layer, known.convention.stream
+    name = known.attention if site is Site.ATTN_OUT else known.mlp
+    module = getattr(layer, name, None)
+    if not isinstance(module, nn.Module):
+        raise LayerError(f"{type(layer).__name__} has no module {name!r} to read {site.value} from.")
+    return module, output_of
+
+
+def _tap(module: nn.Module, pick: Pick, matrix: TapMatrix, *, max_rows: int, device: torch.device) -> None:
     width = matrix.weight.shape[1]
     buffers = {
         "telltale_weight": torch.from_numpy(matrix.weight.copy()).to(device),
@@ -79,18 +153,33 @@ def _tap(layer: nn.Module, matrix: TapMatrix, *, max_rows: int, device: torch.de
         "telltale_fired": torch.zeros(1, dtype=torch.int64, device=device),
     }
     for name, buffer in buffers.items():
-        layer.register_buffer(name, buffer, persistent=False)
+        module.register_buffer(name, buffer, persistent=False)
     # The class of this instance alone: draft models reuse the class, and must not be read.
-    layer.__class__ = _tapped_class(type(layer), convention)
+    module.__class__ = _tapped_class(module, pick)
 
 
-def _tapped_class(cls: type[nn.Module], convention: Convention) -> type[nn.Module]:
-    if convention is not Convention.FUSED:  # pragma: no cover - the enum has one member
-        raise LayerError(f"{cls.__name__}: no tap is written for the convention {convention.value!r}.")
+def _tapped_class(module: nn.Module, pick: Pick) -> type[nn.Module]:
+    cls = type(module)
+    inner: Callable[..., Any] = cls.forward
+    # vLLM binds rewritten forwards to single modules of transformers; such a forward would hide the tap's.
+    bound = vars(module).pop("forward", None)
+    if bound is not None:
+        if not inspect.ismethod(bound) or bound.__self__ is not module:
+            raise LayerError(f"{cls.__name__} has a forward of another object, which cannot be tapped.")
+        inner = bound.__func__
 
+    @functools.wraps(inner)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        hidden, residual = cls.forward(self, *args, **kwargs)
-        ops.read(hidden, residual, self.telltale_weight, self.telltale_bias, self.telltale_out, self.telltale_fired)
-        return hidden, residual
+        output = inner(self, *args, **kwargs)
+        hidden, residual = pick(output)
+        ops.read(
+            rows_of(hidden),
+            None if residual is None else rows_of(residual),
+            self.telltale_weight,
+            self.telltale_bias,
+            self.telltale_out,
+            self.telltale_fired,
+        )
+        return output
 
     return type(f"Tapped{cls.__name__}", (cls,), {"forward": forward, "__module__": cls.__module__})

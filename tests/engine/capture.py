@@ -22,6 +22,11 @@ def main() -> None:
     model, policy, out = sys.argv[1:4]
     runs: list[list[list[int]]] = json.load(sys.stdin)["runs"]
     os.environ |= {"TELLTALE_CONFIG": policy, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    np.savez(out, **capture(model, runs))
+
+
+def capture(model: str, runs: list[list[list[int]]]) -> dict[str, np.ndarray]:
+    """Run batches of prompts through one monitored engine; the environment names the policy."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -70,7 +75,7 @@ def main() -> None:
             saved[f"{number}.{place}.positions"] = np.array([position for position, _ in mine])
             saved[f"{number}.{place}.readouts"] = np.stack([row for _, row in mine])
     saved["columns"] = np.array(json.dumps({str(tap): index for tap, index in columns.items()}))
-    np.savez(out, **saved)
+    return saved
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from probes.aggregate.max import Max
 from probes.artifact import Artifact, save_artifact
 from probes.card import Calibration, Card, Format, Stage
 from probes.modelref import read_model_ref
+from probes.taps import Site, Tap
 from serving.builtin import DEFAULT_MODEL, ensure_builtin_model
 
 MARK = 8.0
@@ -111,6 +112,7 @@ def save_linear(
     name: str,
     direction: np.ndarray,
     layer: int = 0,
+    site: Site = Site.RESID_POST,
     stages: tuple[Stage, ...] = (Stage.PROMPT, Stage.STREAM),
     aggregate: Aggregator | None = None,
     threshold: float = THRESHOLD,
@@ -141,7 +143,7 @@ def save_linear(
         kind="linear",
         description="a direction planted by the tests",
         model=read_model_ref(model, model_id=model.name, dtype="float32"),
-        taps=(f"resid_post.{layer}",),
+        taps=(str(Tap(layer, site)),),
         formats=tuple(Format(fmt) for fmt in formats),
         skip_first=skip_first,
         tensors_digest=_DIGEST,
