@@ -135,7 +135,7 @@ def refuse_unmonitorable(config: VllmConfig) -> None:
         "pipeline parallelism (--pipeline-parallel-size)": parallel.pipeline_parallel_size > 1,
         "data parallelism (--data-parallel-size)": parallel.data_parallel_size > 1,
         "speculative decoding (--speculative-config)": config.speculative_config is not None,
-        "dual-batch overlap (--enable-dbo)": bool(parallel.enable_dbo),
+        "dual-batch overlap (--enable-dbo, --ubatch-size)": bool(parallel.use_ubatching),
         "KV transfer (--kv-transfer-config)": config.kv_transfer_config is not None,
         "a scheduler class of its own (--scheduler-cls)": chosen is not None and chosen not in ours,
         "LoRA adapters (--enable-lora)": config.lora_config is not None,
@@ -143,7 +143,8 @@ def refuse_unmonitorable(config: VllmConfig) -> None:
             config.aux_output_config.enable_return_routed_experts
         ),
         "the Rust front end (VLLM_USE_RUST_FRONTEND)": os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in {"", "0"},
-        "the V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)": bool(config.use_v2_model_runner),
+        "prefill context parallelism (--prefill-context-parallel-size)": parallel.prefill_context_parallel_size > 1,
+        "fast prefill of shared KV (--kv-sharing-fast-prefill)": bool(config.cache_config.kv_sharing_fast_prefill),
     }
     for what, asked in refusals.items():
         if asked:
