@@ -9,28 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 OP_VERSION = 1
 """Part of vLLM's compile-cache key: raise it whenever the operator's meaning changes."""
 
-_TF32 = "tf32"
+_NARROW = frozenset({"bf16", "tf32"})
+"""What torch may compute float32 products in, where it was told that this will do."""
 
 
 @contextmanager
 def true_float32(device: torch.device) -> Iterator[None]:
-    """Keep float32 products from becoming TF32, which costs 3e-3 on streams with large dimensions.
+    """Keep float32 products from becoming TF32 (CUDA) or bfloat16 (oneDNN on a CPU with AMX).
 
-    Only ``torch.backends.cuda.matmul.fp32_precision`` is read and written: cuBLAS is configured from it whatever way
-    it was set, ``torch.set_float32_matmul_precision`` and ``allow_tf32`` included. Those older ways cannot be used
+    TF32 costs 3e-4 of a row's norm on streams with large dimensions, a thousand times what float32 does.
+
+    Only the backend's own ``matmul.fp32_precision`` is read and written: the libraries are configured from it whatever
+    way it was set, ``torch.set_float32_matmul_precision`` and ``allow_tf32`` included. Those older ways cannot be used
     here: torch raises when they are read in a process that also used the newer one, as parts of vLLM do.
 
     Args:
-        device: where the products are computed; anything but CUDA has no TF32.
+        device: where the products are computed.
     """
-    matmul = torch.backends.cuda.matmul
-    if device.type != "cuda" or matmul.fp32_precision != _TF32:
+    backend: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    matmul = backend.matmul
+    before = matmul.fp32_precision
+    if before not in _NARROW:
         yield
         return
     matmul.fp32_precision = "ieee"
@@ -39,8 +45,8 @@ def true_float32(device: torch.device) -> Iterator[None]:
     finally:
         # What was inherited from torch.backends.fp32_precision is inherited again, what was set here is set again.
         matmul.fp32_precision = "none"
-        if matmul.fp32_precision != _TF32:
-            matmul.fp32_precision = _TF32
+        if matmul.fp32_precision != before:
+            matmul.fp32_precision = before
 
 
 @torch.library.custom_op("telltale::read", mutates_args=("out", "fired"))

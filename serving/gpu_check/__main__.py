@@ -65,7 +65,9 @@ def run(options: argparse.Namespace) -> GpuReport:
             checks.guard("op.cost", lambda: found.extend(measure_costs(device, _say)))
             costs = tuple(found)
         else:
-            checks.skip("op.cost", "left out with --no-cost" if options.no_cost else "times mean something on CUDA only")
+            checks.skip(
+                "op.cost", "left out with --no-cost" if options.no_cost else "times mean something on CUDA only"
+            )
     if options.tier in {"engine", "all"}:
         if importlib.util.find_spec("vllm") is None:
             if options.tier == "engine":
@@ -117,7 +119,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Check what Telltale needs of a GPU. Tier op needs torch alone, tier engine vLLM as well.",
     )
     parser.add_argument("--tier", choices=TIERS, default="all")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: what can be checked without CUDA")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: what can be checked without CUDA"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder of the report")
     parser.add_argument("--name", default="gpu-check", help="name of the report's two files")
     parser.add_argument("--model", default=None, help="folder of the engine tier's model; the embedded one if left out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ class Layer:
 
     def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
         def weight(rows: int, columns: int) -> torch.Tensor:
-            return torch.randn(rows, columns, device=device, dtype=dtype) / columns**0.5
+            return torch.randn(rows, columns, device=device, dtype=dtype) / math.sqrt(columns)
 
         self._qkv, self._out = weight(shape.qkv, shape.d_model), weight(shape.d_model, shape.heads)
         self._up, self._down = weight(2 * shape.mlp, shape.d_model), weight(shape.d_model, shape.mlp)
@@ -60,7 +61,8 @@ class Layer:
         attention = linear(normed(residual, (self._shape.d_model,), self._norm), self._qkv)[:, : self._shape.heads]
         residual = linear(attention, self._out) + residual
         gate, up = linear(normed(residual, (self._shape.d_model,), self._norm), self._up).chunk(2, dim=1)
-        return linear(torch.nn.functional.silu(gate) * up, self._down), residual
+        added: torch.Tensor = linear(torch.nn.functional.silu(gate) * up, self._down)
+        return added, residual
 
 
 def measure_costs(
@@ -78,7 +80,8 @@ def measure_costs(
         layer = Layer(shape, device, dtype)
         for count in rows:
             for width in directions:
-                costs.append(_measure(layer, shape, count, width, device, dtype))
+                case = Case(device, dtype, d_model=shape.d_model, rows=count, directions=width)
+                costs.append(_measure(layer, shape, case))
                 one = costs[-1]
                 progress(
                     f"cost     {one.shape}, {count} rows, {width} directions: layer {one.layer_us:.1f} us, the tap "
@@ -90,12 +93,10 @@ def measure_costs(
     return tuple(costs)
 
 
-def _measure(
-    layer: Layer, shape: Shape, rows: int, directions: int, device: torch.device, dtype: torch.dtype
-) -> Cost:
-    case = Case(device, dtype, d_model=shape.d_model, rows=rows, directions=directions)
+def _measure(layer: Layer, shape: Shape, case: Case) -> Cost:
+    device, (rows, _), directions = case.hidden.device, case.hidden.shape, case.weight.shape[1]
     # A layer's input, not the case's massive rows: those would overflow the activation.
-    hidden = torch.randn(rows, shape.d_model, device=device, dtype=dtype)
+    hidden = torch.randn_like(case.hidden)
     residual = torch.randn_like(hidden)
 
     def run_layer() -> None:
@@ -134,7 +135,8 @@ class _Timer:
             start = time.perf_counter()
             for _ in range(self._inner):
                 self._work()
-            return (time.perf_counter() - start) * 1e6 / self._inner
+            seconds: float = time.perf_counter() - start
+            return seconds * 1e6 / self._inner
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         for _ in range(self._inner):

@@ -31,10 +31,10 @@ def stream(rows: int, dtype: torch.dtype, *, d_model: int = D_MODEL) -> tuple[to
 def precision() -> Iterator[None]:
     """torch's settings are those of the process: put them back."""
     yield
-    torch.backends.cuda.matmul.fp32_precision = "none"
     torch.backends.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.matmul.fp32_precision = "none"
+    for backend in (torch.backends.cuda, torch.backends.mkldnn):
+        backend.matmul.fp32_precision = "none"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -91,7 +91,7 @@ def test_rows_beyond_the_step_keep_what_they_held() -> None:
 def test_a_step_that_does_not_fit_is_refused() -> None:
     weight, bias, out, fired = buffers(3)
     hidden, residual = stream(4, torch.float32)
-    with pytest.raises(ValueError, match="4 rows.*buffer 3"):
+    with pytest.raises(ValueError, match=r"4 rows.*buffer 3"):
         ops.read(hidden, residual, weight, bias, out, fired)
 
 
@@ -197,3 +197,13 @@ def test_settings_are_left_alone_where_nothing_is_to_be_changed(precision: None)
     matmul.fp32_precision = "tf32"
     with ops.true_float32(torch.device("cpu")):
         assert matmul.fp32_precision == "tf32"
+
+
+def test_a_cpus_bfloat16_products_are_off_inside(precision: None) -> None:
+    matmul = torch.backends.mkldnn.matmul
+    torch.set_float32_matmul_precision("medium")
+    assert matmul.fp32_precision == "bf16"
+    with ops.true_float32(torch.device("cpu")):
+        assert matmul.fp32_precision == "ieee"
+    assert matmul.fp32_precision == "bf16"
+    assert torch.get_float32_matmul_precision() == "medium"
