@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -95,13 +96,16 @@ def check_operator(checks: Checks, device: torch.device) -> None:
         checks.guard(f"op.exact.{_name(dtype)}", lambda dtype=dtype: _exact(checks, device, dtype))  # type: ignore[misc]
     checks.guard("op.precision", lambda: _precision(checks, device))
     checks.guard("op.rows", lambda: _rows(checks, device))
-    if device.type != "cuda":
-        for name in ("op.no_sync", "op.compiled", "op.graph"):
+    if device.type == "cuda" or shutil.which("g++") is not None:
+        checks.guard("op.compiled", lambda: _compiled(checks, device))
+    else:
+        checks.skip("op.compiled", "there is no C++ compiler for torch's inductor")
+    if device.type == "cuda":
+        checks.guard("op.no_sync", lambda: _no_sync(checks, device))
+        checks.guard("op.graph", lambda: _graph(checks, device))
+    else:
+        for name in ("op.no_sync", "op.graph"):
             checks.skip(name, f"needs CUDA; this ran on {device.type}")
-        return
-    checks.guard("op.no_sync", lambda: _no_sync(checks, device))
-    checks.guard("op.compiled", lambda: _compiled(checks, device))
-    checks.guard("op.graph", lambda: _graph(checks, device))
 
 
 def _exact(checks: Checks, device: torch.device, dtype: torch.dtype) -> None:
@@ -199,6 +203,7 @@ def _compiled(checks: Checks, device: torch.device) -> None:
             compiled(source.hidden, source.residual)
             plain = Case(device, torch.bfloat16, rows=rows)
             plain.hidden, plain.residual = torch.nn.functional.silu(source.hidden) * 2, source.residual
+            plain.weight, plain.bias = case.weight, case.bias
             plain.read()
             # The compiled layer rounds its activation once, the other one twice.
             norms = plain.out[:, -1:].sqrt()
