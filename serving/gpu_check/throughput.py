@@ -50,7 +50,8 @@ def check_throughput(
     folder = work / "throughput"
     folder.mkdir()
     layers = sorted({reference.num_layers // 4, reference.num_layers // 2, 3 * reference.num_layers // 4})
-    policy = write_monitored(folder, reference, model_id=model_id, layers=layers)
+    # The policy names the folder that is served: telltale serve takes the model from it.
+    policy = write_monitored(folder, reference, model_id=str(model), layers=layers)
     # Both are on the device at once, so neither may take all of it.
     flags = ["--host", "127.0.0.1", "--dtype", dtype, "--no-enable-prefix-caching", "--served-model-name", _NAME]
     flags += ["--max-num-seqs", "64", "--max-model-len", "2048", "--kv-cache-memory-bytes", str(1 << 30)]
@@ -65,7 +66,7 @@ def check_throughput(
         ),
         Program(
             "telltale",
-            [sys.executable, "-m", "serving.cli", "serve", str(model), "--policy", str(policy), *flags],
+            [sys.executable, "-m", "serving.cli", "serve", "--policy", str(policy), *flags],
             environment,
             "/ready",
         ),

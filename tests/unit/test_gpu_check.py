@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -24,20 +25,28 @@ from serving.gpu_check.result import Checks, Cost
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-WITHOUT_VLLM = """
-import sys
-for name in ("vllm", "transformers"):
+WITHOUT_VLLM = """\
+#!{python}
+import runpy, sys
+for name in ("vllm", "transformers", "typer", "httpx"):
     sys.modules[name] = None
-from serving.gpu_check.__main__ import main
-sys.exit(main(sys.argv[1:]))
+assert sys.argv[1:3] == ["-m", "serving.gpu_check"]
+sys.argv[1:3] = []
+sys.path.insert(0, {root!r})
+runpy.run_module("serving.gpu_check", run_name="__main__", alter_sys=True)
 """
+"""A Python that has torch, but neither vLLM nor what comes with it."""
 real_read = ops.read
 Read = Callable[..., None]
 
 
-def test_the_script_runs_its_first_tier_on_a_cpu(tmp_path: Path) -> None:
+def test_the_first_tier_runs_on_a_cpu_with_torch_alone(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(WITHOUT_VLLM.format(python=sys.executable, root=str(ROOT)))
+    python.chmod(0o755)
     command = ["scripts/gpu_check.sh", "--tier", "op", "--device", "cpu", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment())
+    environment = {**os.environ, "PYTHON": str(python)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
     content = json.loads((tmp_path / "gpu-check.json").read_text())
     outcomes = {check["name"]: check["outcome"] for check in content["checks"]}
     assert content["passed"]
@@ -50,11 +59,6 @@ def test_the_script_runs_its_first_tier_on_a_cpu(tmp_path: Path) -> None:
     assert (tmp_path / "gpu-check.md").read_text().startswith("# GPU check: no check failed")
 
 
-def test_the_first_tier_needs_torch_alone(tmp_path: Path) -> None:
-    arguments = ["--tier", "op", "--device", "cpu", "--out", str(tmp_path)]
-    subprocess.run([sys.executable, "-c", WITHOUT_VLLM, *arguments], cwd=ROOT, check=True, env=environment())
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_machine_without_cuda_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(tmp_path)]) == EXIT_IMPOSSIBLE
@@ -64,10 +68,13 @@ def test_a_machine_without_cuda_is_told_so(tmp_path: Path, capsys: pytest.Captur
     assert not list(tmp_path.iterdir())
 
 
-def environment() -> dict[str, str]:
-    import os
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the compiler, and at the widths that the tests name."""
+    from serving.gpu_check import operator
 
-    return {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    monkeypatch.setattr(operator.shutil, "which", lambda name: None)
+    monkeypatch.setattr(operator, "WIDTHS", (576, 4096))
 
 
 def rounded_read(*arguments: torch.Tensor) -> None:
@@ -96,11 +103,11 @@ def broken_read(*arguments: torch.Tensor) -> None:
     [
         (rounded_read, {"op.exact.bfloat16.4096", "op.exact.float32.576", "op.precision.high"}),
         (mixing_read, {"op.rows.padded"}),
-        (silent_read, {"op.exact.float16.8192"}),
+        (silent_read, {"op.exact.float16.4096"}),
         (broken_read, {"op.exact.bfloat16", "op.precision", "op.rows"}),
     ],
 )
-def test_a_wrong_operator_is_found(monkeypatch: pytest.MonkeyPatch, read: Read, fails: set[str]) -> None:
+def test_a_wrong_operator_is_found(quick: None, monkeypatch: pytest.MonkeyPatch, read: Read, fails: set[str]) -> None:
     monkeypatch.setattr(ops, "read", read)
     said: list[str] = []
     checks = Checks(said.append)
@@ -111,7 +118,7 @@ def test_a_wrong_operator_is_found(monkeypatch: pytest.MonkeyPatch, read: Read, 
 
 
 def test_a_failed_check_is_named_and_ends_with_status_1(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ops, "read", mixing_read)
     assert main(["--tier", "op", "--device", "cpu", "--out", str(tmp_path)]) == EXIT_FAILED
