@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,14 @@ _NEVER = 1e9
 _DIGEST = "0" * 64
 
 
-def write_monitored(folder: Path, model: ModelRef, *, model_id: str) -> Path:
+def write_monitored(
+    folder: Path,
+    model: ModelRef,
+    *,
+    model_id: str,
+    layers: Sequence[int] = LAYERS,
+    directions: int = DIRECTIONS,
+) -> Path:
     """Write the detectors and a policy that reads all of them.
 
     The first detector may block at the prompt, all others flag at every token of the reply.
@@ -31,13 +39,15 @@ def write_monitored(folder: Path, model: ModelRef, *, model_id: str) -> Path:
         folder: for the files.
         model: what the cards are bound to.
         model_id: what the policy calls it.
+        layers: to tap.
+        directions: at each tap.
     Returns: the policy file.
     """
     rng = np.random.default_rng(_SEED)
     entries: list[dict[str, object]] = []
     rules: list[dict[str, object]] = []
-    for layer in LAYERS:
-        for number in range(DIRECTIONS):
+    for layer in layers:
+        for number in range(directions):
             name = f"random_{layer}_{number}"
             stage, aggregate = (Stage.STREAM, Ema()) if rules else (Stage.PROMPT, Mean())
             direction = rng.standard_normal(model.d_model)
@@ -64,7 +74,7 @@ def write_monitored(folder: Path, model: ModelRef, *, model_id: str) -> Path:
         "model": model_id,
         "detectors": entries,
         "policies": [policy],
-        "reserve": {"directions": DIRECTIONS},
+        "reserve": {"directions": directions},
     }
     target = folder / "telltale.yaml"
     target.write_text(json.dumps(content, indent=1), encoding="utf-8")  # JSON is YAML

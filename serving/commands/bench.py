@@ -22,6 +22,7 @@ from serving.bench.rounds import Bench, Comparison, require_unmonitored
 from serving.bench.servers import Program, ended_by_signals, running
 from serving.builtin import DEFAULT_MODEL, ensure_builtin_model
 from serving.commands.model import say
+from serving.engine.launch import server_environment
 from serving.engine.runtime import CONFIG_VARIABLE
 
 _NOT_SHARED = {CONFIG_VARIABLE, "VLLM_PLUGINS"}
@@ -77,7 +78,7 @@ def _compare(work: Path, model: Path, flags: list[str], workload: Workload, roun
     policy = write_monitored(work, reference, model_id=DEFAULT_MODEL)
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_SHARED}
     # What telltale serve sets for itself, for both.
-    environment |= {"VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_NO_USAGE_STATS": "1"}
+    environment = server_environment() | environment
     plain = Program(
         "plain vLLM",
         [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model), *flags],

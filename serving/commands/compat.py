@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serving.cli import EXIT_FAILED
-from serving.engine.compat import SUPPORTED, TOUCHPOINTS, installed_version, require_version
+from serving.engine.compat import SUPPORTED, installed_version, require_version, touchpoints
 
 
 def show_compat() -> None:
@@ -23,13 +23,14 @@ def show_compat() -> None:
     for column in ("function", "use", "read", "installed", ""):
         table.add_column(column, overflow="fold")
     changed = 0
-    for point in TOUCHPOINTS:
+    points = touchpoints()
+    for point in points:
         found = point.found()
         changed += found != point.sha256
         verdict = "same" if found == point.sha256 else "CHANGED"
         table.add_row(f"{point.module}.{point.name}", point.use, point.sha256, found, verdict)
     console = Console(width=180)
     console.print(table)
-    console.print(f"{len(TOUCHPOINTS)} functions, {changed} changed")
+    console.print(f"{len(points)} functions, {changed} changed")
     if changed:
         sys.exit(EXIT_FAILED)

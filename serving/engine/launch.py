@@ -44,8 +44,23 @@ def prepare_environment(policy: Path) -> None:
     wanted = os.environ.get("VLLM_PLUGINS")
     chosen = names if wanted is None else {name for name in wanted.split(",") if name}
     os.environ["VLLM_PLUGINS"] = ",".join(sorted(chosen | set(ENTRY_POINTS.values())))
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    for name, value in server_environment().items():
+        os.environ.setdefault(name, value)
+
+
+def server_environment() -> dict[str, str]:
+    """What the server is started with unless the operator's environment says otherwise.
+
+    On CUDA the model runner is vLLM's choice: V2, and V1 for what V2 cannot do. On a CPU it is V1: vLLM takes V2 there
+    as soon as some Triton for CPUs is installed, and V2 through such a Triton is slow and little used.
+
+    Raises:
+        serving.engine.compat.CompatError: vLLM is missing.
+    """
+    values = {"VLLM_NO_USAGE_STATS": "1"}
+    if compat.installed_version()[0] == compat.CPU_DISTRIBUTION:
+        values["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    return values
 
 
 def require_free_port(host: str, port: int) -> None:

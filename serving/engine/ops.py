@@ -1,32 +1,52 @@
 """The tap operator: ``readout = s @ W + b`` and ``|s|^2`` in true float32, written into a small persistent buffer.
 
 It knows neither requests nor detectors. It is a ``torch.library`` operator, so that it survives compilation and CUDA
-graphs; it mutates only its own buffers and never waits for the device.
+graphs; it mutates only its own buffers, never waits for the device, and treats every row by itself: what stands in
+the padded rows of a graph, were it NaN, reaches no other row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 OP_VERSION = 1
 """Part of vLLM's compile-cache key: raise it whenever the operator's meaning changes."""
 
+_NARROW = frozenset({"bf16", "tf32"})
+"""What torch may compute float32 products in, where it was told that this will do."""
+
 
 @contextmanager
-def _true_float32(device: torch.device) -> Iterator[None]:
-    """Keep a float32 product from becoming TF32, which costs 3e-3 on streams with large dimensions."""
-    if device.type != "cuda":
+def true_float32(device: torch.device) -> Iterator[None]:
+    """Keep float32 products from becoming TF32 (CUDA) or bfloat16 (oneDNN on a CPU with AMX).
+
+    TF32 costs 3e-4 of a row's norm on streams with large dimensions, a thousand times what float32 does.
+
+    Only the backend's own ``matmul.fp32_precision`` is read and written: the libraries are configured from it whatever
+    way it was set, ``torch.set_float32_matmul_precision`` and ``allow_tf32`` included. Those older ways cannot be used
+    here: torch raises when they are read in a process that also used the newer one, as parts of vLLM do.
+
+    Args:
+        device: where the products are computed.
+    """
+    backend: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    matmul = backend.matmul
+    before = matmul.fp32_precision
+    if before not in _NARROW:
         yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    matmul.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        # What was inherited from torch.backends.fp32_precision is inherited again, what was set here is set again.
+        matmul.fp32_precision = "none"
+        if matmul.fp32_precision != before:
+            matmul.fp32_precision = before
 
 
 @torch.library.custom_op("telltale::read", mutates_args=("out", "fired"))
@@ -47,13 +67,30 @@ def read(  # noqa: PLR0917 - an operator's schema is positional
         bias: (k,) float32.
         out: (at least n, k + 1) float32; row i gets the k products and then ``|s|^2``.
         fired: (1,) int64, counts calls.
+    Raises:
+        ValueError: the step has more rows than ``out``: torch would write elsewhere and only warn.
     """
     rows, width = hidden.shape[0], weight.shape[1]
-    stream = hidden.float() if residual is None else hidden.float() + residual.float()
-    with _true_float32(hidden.device):
-        torch.addmm(bias, stream, weight, out=out[:rows, :width])
-    out[:rows, width] = torch.linalg.vecdot(stream, stream)
+    if rows > out.shape[0]:
+        raise ValueError(f"a step has {rows} rows, the tap's buffer {out.shape[0]}: not every row would be read.")
+    stream = _stream(hidden, residual)
+    products, squares = out[:rows, :width], out[:rows, width]
+    with true_float32(hidden.device):
+        torch.mm(stream, weight, out=products)
+    products.add_(bias)
+    # A reduction, not a product: no TF32 here, and no second (n, d_model) tensor.
+    torch.linalg.vector_norm(stream, dim=1, out=squares)
+    squares.square_()
     fired.add_(1)
+
+
+def _stream(hidden: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    """The stream in float32: one new (n, d_model) tensor at most, the sum never rounded to a narrower type."""
+    if residual is None:
+        return hidden.float()
+    if hidden.dtype is torch.float32:
+        return hidden + residual
+    return hidden.float().add_(residual)
 
 
 @read.register_fake

@@ -82,10 +82,13 @@ def _of_engine(config: VllmConfig, schedulers: Collection[str]) -> Iterator[tupl
         )
     if config.kv_transfer_config is not None:
         yield "KV transfer or offloading (--kv-transfer-config)", "prefixes would come in that nobody has scored"
+    if config.use_v2_model_runner and config.parallel_config.pipeline_parallel_size > 1:
+        yield (
+            "pipeline parallelism with the V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)",
+            "its stages do not hand on what they read",
+        )
     if config.aux_output_config.enable_return_routed_experts:
         yield "--enable-return-routed-experts", "that field carries our reports"
-    if config.use_v2_model_runner:
-        yield "the V2 model runner (VLLM_USE_V2_MODEL_RUNNER)", "its taps have not run; set it to 0"
 
 
 def _of_environment() -> Iterator[tuple[str, str]]:

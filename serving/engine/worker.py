@@ -1,31 +1,11 @@
-"""Workers with taps: vLLM's own classes whose model runner is replaced by ours."""
+"""The CPU worker with taps: vLLM's own class whose model runner is replaced by ours."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-import serving
-from serving.engine.runner_v1 import TappedCPUModelRunner, TappedRunner
-from serving.engine.runtime import load_deployment
-
-
-class WorkerStatus:
-    """Mixin: what a worker says of itself when asked through ``collective_rpc``."""
-
-    model_runner: Any
-    vllm_config: Any
-
-    def telltale_status(self) -> dict[str, Any]:
-        """Version, digest of the plan, and how often each tap has run."""
-        runner = self.model_runner
-        taps = runner.telltale_taps if isinstance(runner, TappedRunner) else None
-        return {
-            "version": serving.__version__,
-            "digest": load_deployment(self.vllm_config).plan.digest,
-            "taps": taps.fired() if taps is not None else {},
-        }
+from serving.engine.runner_v1 import TappedCPUModelRunner
+from serving.engine.status import WorkerStatus
 
 
 class TelltaleCPUWorker(WorkerStatus, CPUWorker):
@@ -34,4 +14,9 @@ class TelltaleCPUWorker(WorkerStatus, CPUWorker):
     def init_device(self) -> None:
         """Build vLLM's runner, then make it ours: the CPU worker offers no other way in."""
         super().init_device()
-        self.model_runner.__class__ = TappedCPUModelRunner
+        if self.use_v2_model_runner:
+            from serving.engine.runner_v2 import TappedV2CPUModelRunner
+
+            self.model_runner.__class__ = TappedV2CPUModelRunner
+        else:
+            self.model_runner.__class__ = TappedCPUModelRunner

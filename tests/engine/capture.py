@@ -21,7 +21,8 @@ def main() -> None:
     """Capture."""
     model, policy, out = sys.argv[1:4]
     runs: list[list[list[int]]] = json.load(sys.stdin)["runs"]
-    os.environ |= {"TELLTALE_CONFIG": policy, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    os.environ |= {"TELLTALE_CONFIG": policy, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     np.savez(out, **capture(model, runs))
 
 

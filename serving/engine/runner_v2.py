@@ -1,0 +1,83 @@
+"""The V2 model runner with taps: rows from ``prepare_inputs``, readouts copied out beside the step's sampling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.outputs import AsyncModelRunnerOutput
+from vllm.v1.worker.cpu.model_runner import CPUModelRunner
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+from serving.engine.rows import AsyncOutputWithReadouts, ReadoutCopy, StepRows
+from serving.engine.runtime import load_deployment
+from serving.engine.selfcheck import check_taps
+from serving.engine.taps import TapSet, install_taps
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+
+
+class TappedV2Runner(GPUModelRunner):
+    """vLLM's V2 runner, with taps; every method that it overrides stands in ``serving.engine.compat``.
+
+    A replayed CUDA graph runs no Python of the model: all that happens here is around it, in the methods that run at
+    every step. The taps themselves are in the graph, with their buffers.
+    """
+
+    telltale_taps: TapSet | None = None
+    _telltale_rows: StepRows | None = None
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Load, then tap the layers: before any profile run, compilation or capture sees them."""
+        super().load_model(*args, **kwargs)
+        deployment = load_deployment(self.vllm_config)
+        self.telltale_taps = install_taps(
+            self.get_model(),
+            deployment.plan.bank,
+            num_layers=deployment.model.num_layers,
+            max_rows=self._telltale_max_rows(),
+            device=self.device,
+        )
+        check_taps(self.get_model(), self.telltale_taps, self.vllm_config, device=self.device)
+
+    def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
+        """Forget the rows of the step before: a dummy run and a step without tokens have none."""
+        self._telltale_rows = None
+        return super().execute_model(scheduler_output, *args, **kwargs)
+
+    def prepare_inputs(self, *args: Any, **kwargs: Any) -> InputBatch:
+        """Keep the layout of the rows. Dummy runs do not come here."""
+        batch = super().prepare_inputs(*args, **kwargs)
+        self._telltale_rows = StepRows(batch.req_ids, batch.num_tokens, batch.query_start_loc, batch.positions)
+        return batch
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """Attach the readouts to the result of the step; their copy runs beside the sampling."""
+        copy = self._telltale_begin_copy()
+        output = super().sample_tokens(*args, **kwargs)
+        if copy is None or not isinstance(output, AsyncModelRunnerOutput):
+            # A pipeline stage before the last answers with vLLM's shared empty output: nothing may hang on it.
+            return output
+        return AsyncOutputWithReadouts(output, copy)
+
+    def _telltale_begin_copy(self) -> ReadoutCopy | None:
+        rows, taps = self._telltale_rows, self.telltale_taps
+        self._telltale_rows = None
+        if rows is None or taps is None or self.execute_model_state is None or not self.is_last_pp_rank:
+            return None
+        return ReadoutCopy(
+            rows,
+            taps.collect(rows.num_rows),
+            main_stream=self.main_stream,
+            copy_stream=self.output_copy_stream,
+        )
+
+    def _telltale_max_rows(self) -> int:
+        """The most rows that a forward pass can have, with the padding of graphs."""
+        captured = self.compilation_config.cudagraph_capture_sizes or ()
+        return max(int(self.max_num_tokens), *(int(size) for size in captured), 0)
+
+
+class TappedV2CPUModelRunner(TappedV2Runner, CPUModelRunner):
+    """The V2 runner on a CPU, with taps: vLLM has it where a Triton for CPUs is installed."""

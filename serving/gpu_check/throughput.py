@@ -1,0 +1,122 @@
+"""Second tier: tokens per second and time to first token, monitored against plain vLLM, in alternating rounds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from probes.modelref import read_model_ref
+from serving.bench.detectors import write_monitored
+from serving.bench.load import Workload
+from serving.bench.rounds import Bench, require_unmonitored
+from serving.bench.servers import Program, ended_by_signals, running
+from serving.bench.statistics import PairedRatio, paired_ratio
+from serving.engine.launch import server_environment
+from serving.engine.runtime import CONFIG_VARIABLE
+from serving.gpu_check.result import Checks
+
+THROUGHPUT_GOAL = 0.98
+TTFT_GOAL = 1.03
+_NOT_SHARED = {CONFIG_VARIABLE, "VLLM_PLUGINS"}
+_NAME = "checked"
+
+
+def check_throughput(
+    checks: Checks,
+    device: torch.device,
+    model: Path,
+    model_id: str,
+    *,
+    work: Path,
+    rounds: int,
+    eager: bool,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Run both servers on the device, one stopped while the other is measured. Returns figures.
+
+    Raises:
+        serving.bench.BenchError: a server failed, or the monitor did not see everything.
+    """
+    cuda = device.type == "cuda"
+    dtype = "bfloat16" if cuda else "float32"
+    reference = read_model_ref(model, model_id=model_id, dtype=dtype)
+    folder = work / "throughput"
+    folder.mkdir()
+    layers = sorted({reference.num_layers // 4, reference.num_layers // 2, 3 * reference.num_layers // 4})
+    # The policy names the folder that is served: telltale serve takes the model from it.
+    policy = write_monitored(folder, reference, model_id=str(model), layers=layers)
+    # Both are on the device at once, so neither may take all of it.
+    flags = ["--host", "127.0.0.1", "--dtype", dtype, "--no-enable-prefix-caching", "--served-model-name", _NAME]
+    flags += ["--max-num-seqs", "64", "--max-model-len", "2048", "--kv-cache-memory-bytes", str(1 << 30)]
+    flags += ["--gpu-memory-utilization", "0.4"] if cuda else []
+    flags += ["--enforce-eager"] if eager or not cuda else []
+    environment = {name: value for name, value in os.environ.items() if name not in _NOT_SHARED}
+    environment = server_environment() | environment
+    api_server = "vllm.entrypoints.launchers.api_server.entry"
+    programs = (
+        Program(
+            "plain vLLM", [sys.executable, "-m", api_server, "--model", str(model), *flags], environment, "/health"
+        ),
+        Program(
+            "telltale",
+            [sys.executable, "-m", "serving.cli", "serve", "--policy", str(policy), *flags],
+            environment,
+            "/ready",
+        ),
+    )
+    workload = Workload(concurrent=32, output_tokens=256) if cuda else Workload(concurrent=4, output_tokens=16)
+    vocabulary = int(json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"])
+    with ended_by_signals(), contextlib.ExitStack() as stack:
+        servers = []
+        for program in programs:
+            progress(f"starting {program.name}")
+            server = stack.enter_context(running(program, folder))
+            if program is programs[0]:
+                require_unmonitored(server)
+            server.pause()
+            servers.append(server)
+        bench = Bench(*servers, model=_NAME, workload=workload, vocabulary=vocabulary)
+        comparison = bench.run(rounds, progress=progress)
+    done = comparison.rounds
+    throughput = paired_ratio([one.telltale.throughput for one in done], [one.plain.throughput for one in done])
+    ttft = paired_ratio([one.telltale.ttft_seconds for one in done], [one.plain.ttft_seconds for one in done])
+    checks.require(
+        "engine.throughput.tokens",
+        comparison.differing == 0 or comparison.plain_variants > 1,
+        f"{comparison.differing} of {comparison.replies} replies are none that plain vLLM gave; plain vLLM itself gave "
+        f"up to {comparison.plain_variants} to one prompt",
+    )
+    checks.require(
+        "engine.throughput.rate",
+        throughput.geometric_mean.high >= THROUGHPUT_GOAL,
+        f"{_words(throughput)} of plain vLLM's tokens per second; the goal is {THROUGHPUT_GOAL}",
+    )
+    checks.require(
+        "engine.throughput.first_token",
+        ttft.geometric_mean.low <= TTFT_GOAL,
+        f"{_words(ttft)} of plain vLLM's time to the first token; the goal is {TTFT_GOAL}",
+    )
+    return {
+        "throughput ratio": _plain(throughput),
+        "time to first token ratio": _plain(ttft),
+        "rounds": rounds,
+        "tokens per second, plain": [round(one.plain.throughput, 1) for one in done],
+        "tokens per second, telltale": [round(one.telltale.throughput, 1) for one in done],
+    }
+
+
+def _plain(ratio: PairedRatio) -> list[float]:
+    mean = ratio.geometric_mean
+    return [round(mean.point, 4), round(mean.low, 4), round(mean.high, 4)]
+
+
+def _words(ratio: PairedRatio) -> str:
+    mean = ratio.geometric_mean
+    return f"{mean.point:.3f} ({mean.low:.3f} to {mean.high:.3f})"

@@ -1,0 +1,118 @@
+"""vLLM's V2 model runner, the one of GPUs, in a whole engine: what the taps read is what transformers computes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.engine.capture import NEW_TOKENS
+from tests.support.tiny import D_MODEL, NUM_LAYERS, TinyModel, save_linear
+
+pytestmark = pytest.mark.engine
+
+ROOT = Path(__file__).parents[2]
+DIRECTIONS = 3
+BLOCK = 128
+LENGTHS = (5, 40, 150)  # with 64 tokens in a step, the last one is cut into chunks
+BIAS = 0.25
+
+CUDA_PROCESS = """
+import sys
+import serving.engine.worker_cuda, serving.engine.runner_v1, serving.engine.runner_v2, serving.engine.plugin
+from serving.engine import compat
+changed = [point.name for point in compat.touchpoints("cuda") if point.found() != point.sha256]
+import torch
+print(changed, [name for name in sys.modules if name in ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu.shm")],
+      torch.cuda.Event.__module__, torch.cuda.Stream.__module__)
+"""
+
+
+@pytest.fixture(scope="module")
+def directions() -> np.ndarray:
+    rows = np.random.default_rng(7).normal(size=(NUM_LAYERS, DIRECTIONS, D_MODEL))
+    return rows / np.linalg.norm(rows, axis=2, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def captured(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory, directions: np.ndarray) -> dict:
+    pytest.importorskip("triton", reason="the kernels of V2 are Triton's")
+    folder = tmp_path_factory.mktemp("v2")
+    names = []
+    for layer, rows in enumerate(directions):
+        for number, row in enumerate(rows):
+            names.append(f"d{layer}_{number}")
+            save_linear(
+                folder / f"{names[-1]}.safetensors", tiny.path, name=names[-1], direction=row, layer=layer,
+                threshold=1e9, bias=BIAS,
+            )  # fmt: skip
+    entries = "\n".join(f"  - artifact: {name}.safetensors" for name in names)
+    rule = "{name: watch, when: {detector: d0_0, stage: prompt}, do: {action: flag}, mode: enforce}"
+    (folder / "policy.yaml").write_text(
+        f'version: "1"\ndetectors:\n{entries}\npolicies:\n'
+        f"  - {{name: default, on_gap: block, on_uncalibrated: allow, rules: [{rule}]}}\n"
+    )
+    generator = np.random.default_rng(11)
+    prompts = [generator.integers(1000, 40000, size=length).tolist() for length in LENGTHS]
+    runs = [[prompt] for prompt in prompts] + [prompts]
+    command = [sys.executable, "-m", "tests.engine.capture_v2", tiny.path, folder / "policy.yaml", folder / "out.npz"]
+    subprocess.run(command, input=json.dumps({"runs": runs}), text=True, check=True, cwd=ROOT)
+    with np.load(folder / "out.npz") as saved:
+        return dict(saved)
+
+
+def test_every_position_is_read_once(captured: dict) -> None:
+    keys = [key for key in captured if key.endswith(".positions")]
+    assert len(keys) == 2 * len(LENGTHS)
+    for key in keys:
+        # The last sampled token is never fed back.
+        assert captured[key].tolist() == list(range(len(captured[key.replace("positions", "tokens")]) - 1))
+
+
+def test_cached_blocks_are_replayed(captured: dict) -> None:
+    assert [int(captured[f"{number}.replayed"]) for number in range(len(LENGTHS))] == [0, 0, 0]
+    assert int(captured[f"{len(LENGTHS)}.replayed"]) == BLOCK * (LENGTHS[-1] // BLOCK)
+
+
+def test_readouts_equal_transformers(captured: dict, tiny: TinyModel, directions: np.ndarray) -> None:
+    network = AutoModelForCausalLM.from_pretrained(tiny.path, dtype=torch.float32, attn_implementation="eager").eval()
+    after: list[torch.Tensor] = []
+    for layer in network.model.layers:
+        layer.register_forward_hook(
+            lambda module, inputs, output: after.append(output[0] if isinstance(output, tuple) else output)
+        )
+    columns = json.loads(str(captured["columns"]))
+    for key in [key for key in captured if key.endswith(".readouts")]:
+        readouts = captured[key]
+        tokens = captured[key.replace("readouts", "tokens")]
+        assert len(readouts) == len(tokens) - 1
+        after.clear()
+        with torch.inference_mode():
+            network(torch.tensor(tokens)[None])
+        for layer, state in enumerate(after):
+            norm, *index = columns[f"resid_post.{layer}"]
+            stream = state.reshape(-1, D_MODEL)[: len(readouts)].double().numpy()
+            expected = stream @ directions[layer].T + BIAS
+            assert np.all(np.abs(readouts[:, index] - expected) <= 1e-3 * np.maximum(1.0, expected.std(axis=0)))
+            np.testing.assert_allclose(readouts[:, norm], (stream**2).sum(axis=1), rtol=1e-3)
+
+
+def test_batch_mates_and_chunks_change_nothing(captured: dict) -> None:
+    batch = len(LENGTHS)
+    for place, length in enumerate(LENGTHS):
+        alone, together = captured[f"{place}.0.readouts"], captured[f"{batch}.{place}.readouts"]
+        assert captured[f"{place}.0.tokens"].tolist() == captured[f"{batch}.{place}.tokens"].tolist()
+        assert len(alone) == length + NEW_TOKENS - 1
+        np.testing.assert_allclose(alone, together, rtol=1e-3, atol=1e-2)
+
+
+def test_a_cuda_process_never_imports_the_cpu_worker() -> None:
+    """vLLM's CPU worker replaces CUDA's events and streams by objects that do nothing, wherever it is imported."""
+    done = subprocess.run([sys.executable, "-c", CUDA_PROCESS], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[] [] torch.cuda.streams torch.cuda.streams"
