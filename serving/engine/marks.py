@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ Message = Mapping[str, Any]
 
 _PRIVATE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Two planes of characters that mean nothing to anybody, and that no template, JSON or strip() changes."""
+_PRIVATE_CHARACTER = re.compile("[\U000f0000-\U000ffffd\U00100000-\U0010fffd]")
 _HARMLESS = re.compile(r"[A-Za-z0-9_-]{0,64}")
 """One identifier: too little to say anything. Templates compare such values, so they stay as they are."""
 _ROLES = {
@@ -38,13 +39,11 @@ class Marks:
     Attributes:
         begin, end: mark -> code of the role whose text begins or ends there.
         trailing: stands at the beginning of each text of the trailing segment.
-        pattern: finds any of them.
     """
 
     begin: Mapping[str, int]
     end: Mapping[str, int]
     trailing: str
-    pattern: re.Pattern[str]
 
     @classmethod
     def draw(cls, text: str) -> Self:
@@ -61,7 +60,6 @@ class Marks:
             begin={mark: role.code for mark, role in zip(drawn[: len(roles)], roles, strict=True)},
             end={mark: role.code for mark, role in zip(drawn[len(roles) : -1], roles, strict=True)},
             trailing=drawn[-1],
-            pattern=re.compile("[" + "".join(drawn) + "]"),
         )
 
     def around(self, text: str, role: Role, *, trailing: bool, inside: bool) -> str:
@@ -75,9 +73,18 @@ class Marks:
         marked = f"{begin}{self.trailing if trailing else ''}{body}{end}"
         return text[:at] + marked + text[at + len(body) :]
 
+    def find(self, text: str) -> Iterator[tuple[int, str]]:
+        """Place and kind of each mark, in order."""
+        for match in _PRIVATE_CHARACTER.finditer(text):
+            mark = match.group()
+            if mark == self.trailing or mark in self.begin or mark in self.end:
+                yield match.start(), mark
+
     def remove(self, text: str) -> str:
         """The text without marks."""
-        return self.pattern.sub("", text)
+        edges = [at for at, _ in self.find(text)]
+        starts = [0, *(at + 1 for at in edges)]
+        return "".join(text[start:end] for start, end in zip(starts, [*edges, len(text)], strict=True))
 
 
 @dataclass(frozen=True, slots=True)

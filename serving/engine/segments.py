@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def prompt_map(
     """
     if found is None or len(offsets) != len(token_ids):
         return PromptMap.unknown(stream_from=0 if reply_is_open else len(token_ids))
-    spans = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    spans = np.fromiter(chain.from_iterable(offsets), dtype=np.int64, count=2 * len(offsets)).reshape(-1, 2)
     codes = _token_codes(found.codes, spans)
     events: tuple[PromptEvent, ...] = ()
     if np.isin(np.array(token_ids, dtype=np.int64), list(special))[codes != _TEMPLATE].any():
@@ -172,10 +173,9 @@ def _read_marks(rendered: str, marks: Marks) -> tuple[Codes, int | None]:
     lengths: list[int] = []
     found: list[int] = []
     current, last, plain, trailing = _TEMPLATE, 0, 0, None
-    for match in marks.pattern.finditer(rendered):
-        length = match.start() - last
-        plain, last = plain + length, match.end()
-        mark = match.group()
+    for at, mark in marks.find(rendered):
+        length = at - last
+        plain, last = plain + length, at + 1
         code = current
         if mark == marks.trailing:
             if trailing is None:
