@@ -23,8 +23,9 @@ class Origin:
     _prompts: list[tuple[list[int], PromptMap]] = field(default_factory=list, repr=False, compare=False)
 
     def note(self, token_ids: Sequence[int], prompt: PromptMap) -> None:
-        """Say what is known of a prompt that the messages of this request became."""
-        self._prompts.append((list(token_ids), prompt))
+        """Say what is known of a prompt that this request's messages became; of raw text there is nothing to say."""
+        if self.fmt is not Format.RAW:
+            self._prompts.append((list(token_ids), prompt))
 
     def prompt_of(self, token_ids: Sequence[int]) -> PromptMap:
         """What is known of a prompt: raw ones are raw; of a chat nothing, unless it was rendered for this request."""
