@@ -52,7 +52,7 @@ DETECTOR_SCORE = Metric(
     "telltale_detector_score",
     MetricType.HISTOGRAM,
     "Statistic of a detector at the end of a request: at prompt after the last prompt token, at stream its maximum.",
-    ("detector", "stage", "aggregate"),
+    ("detector", "stage", "aggregate", "segments"),
     SCORE_BUCKETS,
 )
 DETECTOR_THRESHOLD = Metric(
@@ -74,6 +74,17 @@ GAPS = Metric(
     "Token positions that should have been scored and were not.",
     ("reason",),
 )
+PROMPT_EVENTS = Metric(
+    "telltale_prompt_events_total",
+    MetricType.COUNTER,
+    "Requests in whose prompt something was noticed: a special token inside content, segments that nobody could tell.",
+    ("event",),
+)
+UNSIGNED = Metric(
+    "telltale_unsigned_requests_total",
+    MetricType.COUNTER,
+    "Requests that reached the engine without our front end's signature; the strictest policy applied to them.",
+)
 OBSERVE_SECONDS = Metric(
     "telltale_observe_seconds",
     MetricType.HISTOGRAM,
@@ -94,6 +105,8 @@ CATALOGUE: tuple[Metric, ...] = (
     TOKENS_SCORED,
     TOKENS_SKIPPED,
     GAPS,
+    PROMPT_EVENTS,
+    UNSIGNED,
     OBSERVE_SECONDS,
     READY,
     POLICY_INFO,

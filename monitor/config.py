@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from monitor.types import RESERVED_RULES, Action, Expose, Mode
+from monitor.types import RESERVED_RULES, Action, Expose, Mode, Role
 from probes.aggregate import AnyAggregator
 from probes.card import Stage
 
@@ -57,6 +57,24 @@ class When(_Strict):
     stage: Stage = Field(description="prompt: once, before the first token; stream: at every token of the reply")
     aggregate: AnyAggregator | None = Field(default=None, description="the calibrated one if left out")
     above: Above | None = Field(default=None, description="the artifact's own threshold if left out")
+    segments: tuple[Role, ...] | None = Field(
+        default=None, min_length=1, description="whose tokens of the prompt are read; everybody's if left out"
+    )
+
+    @model_validator(mode="after")
+    def _readable_segments(self) -> Self:
+        named = self.segments
+        if named is None:
+            return self
+        if doubles := sorted({role.value for role in named if named.count(role) > 1}):
+            raise ValueError(f"'segments' names {doubles[0]!r} twice; name each role once")
+        if self.stage is not Stage.PROMPT and Role.ASSISTANT not in named:
+            raise ValueError(
+                f"'segments' is {[role.value for role in named]} at the stage {self.stage.value!r}, which reads the "
+                "reply: all of it counts as 'assistant', so that this rule could never fire. Use the stage 'prompt', "
+                "name 'assistant' too, or leave 'segments' out."
+            )
+        return self
 
 
 class Do(_Strict):

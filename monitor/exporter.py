@@ -10,7 +10,7 @@ from monitor import catalogue
 from monitor.catalogue import Metric
 from monitor.policy import Plan
 from monitor.report import EndedReport, StepReport
-from monitor.types import Action, ActionCode, Gap, Skip
+from monitor.types import Action, ActionCode, Gap, PromptEvent, Skip
 
 
 class Exporter:
@@ -29,6 +29,8 @@ class Exporter:
         self._scored = _counter(catalogue.TOKENS_SCORED, registry)
         self._skipped = _counter(catalogue.TOKENS_SKIPPED, registry)
         self._gaps = _counter(catalogue.GAPS, registry)
+        self._events = _counter(catalogue.PROMPT_EVENTS, registry)
+        self._unsigned = _counter(catalogue.UNSIGNED, registry)
         self._observe = _histogram(catalogue.OBSERVE_SECONDS, registry)
         self._ready = _gauge(catalogue.READY, registry)
         threshold = _gauge(catalogue.DETECTOR_THRESHOLD, registry)
@@ -46,6 +48,8 @@ class Exporter:
             self._gaps.labels(gap.value)
         for skip in Skip:
             self._skipped.labels(skip.value)
+        for event in PromptEvent:
+            self._events.labels(event.value)
         for policy in plan.policies:
             for rule in policy.rules:
                 self._actions.labels(rule.name, rule.action.value, rule.mode.value)
@@ -68,6 +72,9 @@ class Exporter:
             self._gaps.labels(reason).inc(count)
         for rule, action, mode, count in tally.acted:
             self._actions.labels(rule, action, mode).inc(count)
+        for event, count in tally.events.items():
+            self._events.labels(event).inc(count)
+        self._unsigned.inc(tally.unsigned)
         for seconds in tally.observe_seconds:
             self._observe.observe(seconds)
 
@@ -78,7 +85,8 @@ class Exporter:
             check = self._plan.checks[position]
             statistic = ended.statistics[position]
             if math.isfinite(statistic):
-                self._scores.labels(check.detector, check.stage.value, str(check.aggregate)).observe(statistic)
+                labels = (check.detector, check.stage.value, str(check.aggregate), ",".join(check.segments or ()))
+                self._scores.labels(*labels).observe(statistic)
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:

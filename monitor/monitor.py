@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from monitor.coverage import Coverage, close_account
 from monitor.policy import CompiledPolicy, Plan
+from monitor.segments import PromptMap
 from monitor.state import Float64, Index, Request, StateTable, group_checks
-from monitor.types import ON_GAP, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, Skip
+from monitor.types import ON_GAP, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, PromptEvent, Skip
 from probes.card import Format, Stage
 
 
@@ -44,12 +45,16 @@ class Tally:
         skipped: positions by reason.
         gaps: positions by reason.
         acted: how often (rule, action, mode) acted or, in shadow, would have.
+        events: requests with something noteworthy in their prompt.
+        unsigned: requests that came without our front end's data.
     """
 
     scored: int = 0
     skipped: Counter[Skip] = field(default_factory=Counter)
     gaps: Counter[Gap] = field(default_factory=Counter)
     acted: Counter[tuple[str, Action, Mode]] = field(default_factory=Counter)
+    events: Counter[PromptEvent] = field(default_factory=Counter)
+    unsigned: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ class Monitor:
         self._groups = group_checks(plan.checks, plan.bank)
         self._table = StateTable(self._groups, len(plan.checks))
         self._used = plan.bank.used_columns()
-        self._is_stream = np.array([check.stage is Stage.STREAM for check in plan.checks], dtype=bool)
+        self._by_role = any(group.has_segments for group in self._groups)
         self._skip = max((check.skip_first for check in plan.checks), default=0)
         self._policies = {policy.name: number for number, policy in enumerate(plan.policies)}
         self._thresholds = {
@@ -84,7 +89,9 @@ class Monitor:
             for fmt in Format
         }
 
-    def admit(self, request_id: str, *, num_prompt: int, policy: str | None, fmt: Format) -> Request:
+    def admit(
+        self, request_id: str, *, num_prompt: int, policy: str | None, fmt: Format, prompt: PromptMap | None = None
+    ) -> Request:
         """Begin a request.
 
         Args:
@@ -92,13 +99,26 @@ class Monitor:
             num_prompt: prompt tokens.
             policy: its policy; the first one if None or unknown.
             fmt: how its text reached the model.
+            prompt: what the front end says of its prompt. None if nobody who may say so said anything: it is counted,
+                every rule reads everything, and streams are read from the first position on.
         """
         if request_id in self._live:
             raise ValueError(f"request {request_id!r} is live already; the engine's ids are unique")
         number = self._policies.get(policy or "", 0)
         compiled = self.plan.policies[number]
         slot = self._table.take(self._thresholds[number, fmt], num_prompt)
-        request = Request(request_id, slot, num_prompt, number, fmt)
+        request = Request(
+            request_id,
+            slot,
+            num_prompt,
+            number,
+            fmt,
+            stream_from=min(prompt.stream_from, num_prompt) if prompt is not None else 0,
+            roles=prompt.codes(num_prompt) if prompt is not None and self._by_role else None,
+            events=prompt.events if prompt is not None else (),
+        )
+        self.tally.unsigned += prompt is None
+        self.tally.events.update(request.events)
         self._live[request_id] = request
         if compiled.uncalibrated(self.plan.checks, fmt):
             self._act(request, ON_UNCALIBRATED, compiled.on_uncalibrated, Mode.ENFORCE, compiled.text)
@@ -252,10 +272,8 @@ class Monitor:
             self._gap(request, Gap.UNSEEN, unseen)
         if broken := int(np.count_nonzero(~finite)):
             self._gap(request, Gap.NOT_FINITE, broken)
-        in_prompt = positions < request.num_prompt
         for group in self._groups:
-            of_stage = in_prompt if group.stage is Stage.PROMPT else ~in_prompt
-            rows = scores[finite & of_stage & (positions >= group.skip_first)]
+            rows = scores[finite & group.reads(request, positions)]
             if len(rows) == 0:
                 continue
             running = group.feed(np.array([slot], dtype=np.intp), rows[:, None])[:, 0]
@@ -276,9 +294,10 @@ class Monitor:
         table = self._table
         slots = np.array([request.slot for request in requests], dtype=np.intp)
         complete = table.next_position[slots] >= table.num_prompt[slots]
-        # NaN thresholds (not calibrated) and -inf statistics (undefined) compare as false.
+        # NaN thresholds (not calibrated) and -inf statistics (undefined) compare as false. Nothing is judged before the
+        # prompt is complete: which of two rules decides must not depend on how a prompt was cut into chunks.
         above = table.statistics[slots] > table.thresholds[slots]
-        new = above & (self._is_stream | complete[:, None]) & ~table.fired[slots]
+        new = above & complete[:, None] & ~table.fired[slots]
         if not new.any():
             return
         table.fired[slots] |= new

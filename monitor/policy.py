@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from monitor.config import Config, Policy, Rule
-from monitor.types import Action, Expose, Mode
+from monitor.types import Action, Expose, Mode, Role
 from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.aggregate import Aggregator
 from probes.artifact import Artifact
@@ -30,6 +30,8 @@ class Check:
         aggregate: how scores become the statistic.
         skip_first: leading positions that are not read (the card's sink).
         thresholds: per format; a format that is missing is not calibrated.
+        segments: the roles that are read, in the order of ``Role``; None reads everything. Only of a prompt: a reply is
+            one segment.
     """
 
     detector: str
@@ -37,10 +39,12 @@ class Check:
     aggregate: Aggregator
     skip_first: int
     thresholds: Mapping[Format, float]
+    segments: tuple[Role, ...] | None = None
 
     def key(self) -> tuple[object, ...]:
         """What makes two checks the same."""
-        return (self.detector, self.stage, self.aggregate, self.skip_first, tuple(sorted(self.thresholds.items())))
+        thresholds = tuple(sorted(self.thresholds.items()))
+        return (self.detector, self.stage, self.aggregate, self.skip_first, thresholds, self.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +185,16 @@ def _compile_rule(
     site = _Site(file, where, rule, cards[name])
     aggregate = rule.when.aggregate or _calibrated_aggregate(site)
     thresholds = MappingProxyType(_thresholds(site, aggregate))
-    check = place(Check(name, rule.when.stage, aggregate, site.card.skip_first, thresholds))
+    segments = _segments(rule)
+    check = place(Check(name, rule.when.stage, aggregate, site.card.skip_first, thresholds, segments))
     return CompiledRule(rule.name, check, Action(rule.do.action), rule.mode, rule.do.text or policy.text)
+
+
+def _segments(rule: Rule) -> tuple[Role, ...] | None:
+    named = rule.when.segments
+    if named is None or rule.when.stage is not Stage.PROMPT:
+        return None
+    return tuple(role for role in Role if role in named)
 
 
 def _calibrated_aggregate(site: _Site) -> Aggregator:
@@ -270,7 +282,14 @@ def _default_checks(name: str, card: Card) -> list[Check]:
 def _digest(config: Config, bank: Bank, checks: Sequence[Check]) -> str:
     # Thresholds and skipped positions come from the cards: neither the policy file nor the weights show a change there.
     judged = [
-        [check.detector, check.stage, check.aggregate.config(), check.skip_first, dict(check.thresholds)]
+        [
+            check.detector,
+            check.stage,
+            check.aggregate.config(),
+            check.skip_first,
+            dict(check.thresholds),
+            check.segments,
+        ]
         for check in checks
     ]
     content = json.dumps([config.model_dump(mode="json"), judged], sort_keys=True)

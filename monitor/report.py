@@ -28,7 +28,7 @@ class Decided(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A request that has ended. Statistics and fired are ordered as the plan's checks."""
+    """A request that has ended. Statistics and fired are ordered as the plan's checks; events are of its prompt."""
 
     request_id: str
     policy: int
@@ -38,6 +38,7 @@ class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     statistics: list[float]
     fired: list[bool]
     decided: Decided | None
+    events: list[str]
 
 
 class TallyReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -48,6 +49,8 @@ class TallyReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     gaps: dict[str, int]
     acted: list[tuple[str, str, str, int]]
     observe_seconds: list[float]
+    events: dict[str, int]
+    unsigned: int
 
 
 class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -61,6 +64,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
         fired: (R, checks) bool as bytes.
         decided: only of requests whose action is not allow.
         gaps: only of requests that have some.
+        events: of their prompts, likewise.
         ended: requests that have ended since the report before.
         tally: counts for metrics; None in all but one report of a step.
     """
@@ -74,6 +78,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     fired: bytes
     decided: dict[str, Decided]
     gaps: dict[str, dict[str, int]]
+    events: dict[str, list[str]]
     ended: list[EndedReport]
     tally: TallyReport | None
 
@@ -111,6 +116,7 @@ def make_report(
         fired=fired.tobytes(),
         decided={request.request_id: decided for request in requests if (decided := _decided(request)) is not None},
         gaps={request.request_id: _by_name(request.gaps) for request in requests if request.gaps},
+        events={request.request_id: list(request.events) for request in requests if request.events},
         ended=[_ended(item) for item in ended],
         tally=tally,
     )
@@ -125,6 +131,8 @@ def take_tally(monitor: Monitor, observe_seconds: list[float]) -> TallyReport:
         gaps=_by_name(tally.gaps),
         acted=[(rule, action.value, mode.value, count) for (rule, action, mode), count in tally.acted.items()],
         observe_seconds=observe_seconds,
+        events={event.value: count for event, count in tally.events.items()},
+        unsigned=tally.unsigned,
     )
 
 
@@ -138,6 +146,7 @@ def _ended(item: Ended) -> EndedReport:
         statistics=[float(value) for value in item.statistics],
         fired=[bool(value) for value in item.fired],
         decided=_decided(item.request),
+        events=list(item.request.events),
     )
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from monitor.policy import Check
-from monitor.types import Action, ActionCode, Gap
+from monitor.segments import Codes, role_mask
+from monitor.types import Action, ActionCode, Gap, PromptEvent, Role
 from probes.aggregate import Aggregator
 from probes.bank import Bank
 from probes.card import Format, Stage
@@ -29,6 +30,9 @@ class Request:
         num_prompt: prompt tokens.
         policy: position of its policy in the plan.
         fmt: how its text reached the model.
+        stream_from: position from which stream checks read.
+        roles: (num_prompt,) role codes of the prompt; None if every check reads everything.
+        events: what was noticed while its prompt was made.
         gaps: positions that should have been scored and were not, by reason.
         action: the most severe action so far.
         rule: what decided it; empty while the action is allow.
@@ -41,6 +45,9 @@ class Request:
     num_prompt: int
     policy: int
     fmt: Format
+    stream_from: int
+    roles: Codes | None = None
+    events: tuple[PromptEvent, ...] = ()
     gaps: Counter[Gap] = field(default_factory=Counter)
     action: ActionCode = ActionCode.ALLOW
     rule: str = ""
@@ -54,16 +61,37 @@ class Request:
             self.action, self.rule, self.text = code, rule, text
 
 
-class WatchGroup:
-    """Checks that share stage, aggregate and skipped positions: one array operation feeds them all."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What checks must share to be fed together."""
 
-    def __init__(self, stage: Stage, aggregate: Aggregator, skip_first: int, checks: Index, detectors: Index) -> None:
-        self.stage = stage
-        self.aggregate = aggregate
-        self.skip_first = skip_first
+    stage: Stage
+    aggregate: Aggregator
+    skip_first: int
+    segments: tuple[Role, ...] | None
+
+
+class WatchGroup:
+    """Checks that share stage, aggregate, skipped positions and segments: one array operation feeds them all."""
+
+    def __init__(self, reading: Reading, checks: Index, detectors: Index) -> None:
+        self.stage = reading.stage
+        self.aggregate = aggregate = reading.aggregate
+        self.skip_first = reading.skip_first
+        self.has_segments = reading.segments is not None
+        self._mask = role_mask(reading.segments or ())
         self.checks = checks
         self.detectors = detectors
         self.state = aggregate.new_state(0, len(checks))
+
+    def reads(self, request: Request, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which positions of a request these checks read: (n,) in, (n,) out."""
+        if self.stage is not Stage.PROMPT:
+            return positions >= max(request.stream_from, self.skip_first)
+        read = (positions < request.num_prompt) & (positions >= self.skip_first)
+        if self.has_segments and request.roles is not None:
+            read[read] = self._mask[request.roles[positions[read]]]
+        return read
 
     def grow(self, num_slots: int) -> None:
         """Make room; states of live requests stay as they are."""
@@ -90,18 +118,17 @@ class WatchGroup:
 
 def group_checks(checks: Sequence[Check], bank: Bank) -> tuple[WatchGroup, ...]:
     """The fewest groups that cover all checks."""
-    members: dict[tuple[Stage, Aggregator, int], list[int]] = {}
+    members: dict[Reading, list[int]] = {}
     for position, check in enumerate(checks):
-        members.setdefault((check.stage, check.aggregate, check.skip_first), []).append(position)
+        reading = Reading(check.stage, check.aggregate, check.skip_first, check.segments)
+        members.setdefault(reading, []).append(position)
     return tuple(
         WatchGroup(
-            stage,
-            aggregate,
-            skip_first,
+            reading,
             np.array(positions, dtype=np.intp),
             np.array([bank.index[checks[position].detector] for position in positions], dtype=np.intp),
         )
-        for (stage, aggregate, skip_first), positions in members.items()
+        for reading, positions in members.items()
     )
 
 
@@ -114,7 +141,7 @@ class StateTable:
         fired: (slots, checks).
         next_position: (slots,), the first position that is not accounted for; each position counts once.
         scored, sink: (slots,), positions so far.
-        num_prompt: (slots,), prompt tokens; stream checks read from there on.
+        num_prompt: (slots,), prompt tokens.
         thresholds: (slots, checks), of the request's format; NaN where not calibrated, so that nothing fires.
     """
 

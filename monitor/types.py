@@ -59,6 +59,40 @@ class Skip(StrEnum):
     """The last sampled token: it is never fed back, so the model never computes it."""
 
 
+class Role(StrEnum):
+    """Who wrote a token of a prompt. Where a token touches two roles, the one that stands further down counts."""
+
+    TEMPLATE = "template"
+    """The chat template: markers, role names, a default system prompt of its own."""
+    SYSTEM = "system"
+    """System and developer messages, and the definitions of tools."""
+    REASONING = "reasoning"
+    """Reasoning of earlier replies."""
+    ASSISTANT = "assistant"
+    """Earlier replies with their tool calls, and the beginning of this one."""
+    USER = "user"
+    """User messages, and whatever nobody can tell: raw prompts, for one."""
+    TOOL = "tool"
+    """What tools answered, and documents: text that neither the user nor the operator wrote."""
+
+    @property
+    def code(self) -> int:
+        """A small number, for arrays."""
+        return _ROLE_CODES[self]
+
+
+_ROLE_CODES = {role: number for number, role in enumerate(Role)}
+
+
+class PromptEvent(StrEnum):
+    """What was noticed while a prompt was made of messages."""
+
+    SPECIAL_TOKEN_IN_CONTENT = "special_token_in_content"  # noqa: S105 - a token of text, no password
+    """Text of a message became a special token, such as the one that begins a turn."""
+    SEGMENTS_UNKNOWN = "segments_unknown"
+    """The tokens of a chat could not be told apart, so that every rule reads all of them."""
+
+
 class ActionCode(IntEnum):
     """Actions as small numbers, for arrays and the wire; ordered by severity."""
 

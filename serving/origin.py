@@ -1,10 +1,12 @@
-"""Where a request came from: which kind of route. Set by our middleware, read where the request is signed."""
+"""Where a request came from, and what its messages became. Set by our middleware, read where the request is signed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from monitor.segments import PromptMap
 from probes.card import Format
 
 
@@ -17,6 +19,20 @@ class Origin:
     """
 
     fmt: Format = Format.RAW
+    # One object for all tasks of a request: a chat is rendered in one task and, when streamed, signed in another.
+    _prompts: list[tuple[list[int], PromptMap]] = field(default_factory=list, repr=False, compare=False)
+
+    def note(self, token_ids: Sequence[int], prompt: PromptMap) -> None:
+        """Say what is known of a prompt that this request's messages became; of raw text there is nothing to say."""
+        if self.fmt is not Format.RAW:
+            self._prompts.append((list(token_ids), prompt))
+
+    def prompt_of(self, token_ids: Sequence[int]) -> PromptMap:
+        """What is known of a prompt: raw ones are raw; of a chat nothing, unless it was rendered for this request."""
+        if self.fmt is Format.RAW:
+            return PromptMap.raw(len(token_ids))
+        wanted = list(token_ids)
+        return next((prompt for noted, prompt in self._prompts if noted == wanted), PromptMap.unknown())
 
 
 _NOBODY_SAID = Origin()

@@ -52,6 +52,17 @@ class Touchpoint:
 
 TOUCHPOINTS: tuple[Touchpoint, ...] = (
     Touchpoint("vllm.engine.arg_utils", "EngineArgs.create_engine_config", "b9b94288f46d2f67", "wrapped"),
+    Touchpoint("vllm.renderers.base", "BaseRenderer.render_chat_async", "e2c5ef88107f43cf", "wrapped"),
+    Touchpoint("vllm.renderers.base", "BaseRenderer._tokenize_prompt", "5a0f153f6abbc813", "relied on: offsets"),
+    Touchpoint("vllm.renderers.base", "BaseRenderer._process_tokens_async", "d22ccbbabb51f81e", "relied on: offsets"),
+    Touchpoint(
+        "vllm.renderers.params", "TokenizeParams.apply_post_tokenization", "86884dad863561f0", "relied on: offsets"
+    ),
+    Touchpoint("vllm.renderers.params", "ChatParams.get_apply_chat_template_kwargs", "5ad8f0a72586f1f7", "called"),
+    Touchpoint("vllm.renderers.hf", "HfRenderer.__init__", "88799f81857a23b4", "relied on: its template's pool"),
+    Touchpoint("vllm.renderers.hf", "HfRenderer.render_messages_async", "4da7a2c5c8c5ef0a", "repeated with marks"),
+    Touchpoint("vllm.renderers.hf", "HfRenderer._render_with_timeout", "7435ef6699d0b76b", "called"),
+    Touchpoint("vllm.renderers.hf", "safe_apply_chat_template", "b60e88ebf7002c15", "called"),
     Touchpoint("vllm.v1.engine.input_processor", "InputProcessor.assign_request_id", "0cf4d2e4d54377a2", "wrapped"),
     Touchpoint("vllm.v1.engine.output_processor", "OutputProcessor.process_outputs", "9e116796002e75f2", "wrapped"),
     Touchpoint("vllm.v1.engine.output_processor", "RequestState._new_completion_output", "dec8c8112ea29602", "wrapped"),

@@ -84,7 +84,8 @@ class Frontend:
                 f"the key {EXTRA_KEY!r} in extra_args and vllm_xargs is reserved for the server", parameter="vllm_xargs"
             )
         origin = current_origin()
-        extra[EXTRA_KEY] = seal(TrustedData(policy=None, fmt=origin.fmt), request.request_id)
+        prompt = origin.prompt_of(request.prompt_token_ids or ())
+        extra[EXTRA_KEY] = seal(TrustedData(policy=None, fmt=origin.fmt, prompt=prompt), request.request_id)
         params.extra_args = extra
 
     def take_out(self, outputs: Sequence[EngineCoreOutput]) -> list[EngineCoreOutput]:

@@ -11,6 +11,8 @@ from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 import serving
+from monitor.segments import PromptMap, Run
+from monitor.types import Role
 from probes.card import Format
 from probes.errors import TelltaleError
 from serving.engine.frontend import Frontend, record_of
@@ -66,9 +68,11 @@ async def prove(engine: Any, frontend: Frontend) -> Proof:
     _require_same("scheduler", engines, plan.digest)
     before = await _ask("worker", engine.collective_rpc("telltale_status"))
     _require_same("worker", before, plan.digest)
-    origin = enter_origin(Origin(Format.CHAT))
+    prompt, chat = _prompt(engine), Origin(Format.CHAT)
+    chat.note(prompt, PromptMap((Run(Role.USER, len(prompt)),), stream_from=len(prompt)))
+    origin = enter_origin(chat)
     try:
-        record = await _request(engine, _prompt(engine))
+        record = await _request(engine, prompt)
     finally:
         leave_origin(origin)
     after = await engine.collective_rpc("telltale_status")

@@ -25,6 +25,7 @@ class Record:
         self.statistics: list[float] = []
         self.fired: list[bool] = []
         self.decided: Decided | None = None
+        self.events: list[str] = []
         self.ended = False
         self.num_positions = 0
 
@@ -47,6 +48,8 @@ class Record:
             "action": ActionCode(decided.action).action.value if decided is not None else "allow",
             "rule": decided.rule if decided is not None else None,
         }
+        if self.events:
+            described["events"] = list(self.events)
         described["detectors"] = [self._describe_check(position, policy.expose) for position in policy.checks]
         return described
 
@@ -55,6 +58,7 @@ class Record:
         described: dict[str, Any] = {
             "name": check.detector,
             "stage": check.stage.value,
+            **({"segments": [role.value for role in check.segments]} if check.segments is not None else {}),
             "fired": bool(self.fired[position]) if self.fired else False,
             "scored": self.scored,
             "skipped": self._skipped(),
@@ -114,6 +118,7 @@ class Records:
             record.statistics = statistics[row]
             record.fired = fired[row]
             record.decided = report.decided.get(request_id)
+            record.events = report.events.get(request_id, [])
 
     def get(self, request_id: str) -> Record | None:
         """The record of a request that the engine has reported on."""
@@ -130,4 +135,5 @@ class Records:
         record.scored, record.skipped = ended.scored, ended.skipped
         record.statistics, record.fired = ended.statistics, ended.fired
         record.decided = ended.decided
+        record.events = ended.events
         record.ended = True

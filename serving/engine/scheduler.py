@@ -76,6 +76,7 @@ class MonitoredScheduler(Scheduler):
             num_prompt=request.num_prompt_tokens,
             policy=trusted.policy if trusted is not None else None,
             fmt=trusted.fmt if trusted is not None else Format.RAW,
+            prompt=trusted.prompt if trusted is not None else None,
         )
         depth = self._monitor.policy_of(admitted).hold_back
         self._hold_back.begin(request.request_id, depth=depth, num_prompt=request.num_prompt_tokens)

@@ -1,4 +1,4 @@
-"""Request data that only our own front end may set: policy and format, under a MAC that clients cannot make."""
+"""Request data that only our own front end may set: policy, format and roles, under a MAC that clients cannot make."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from monitor.segments import PromptMap, Run
+from monitor.types import PromptEvent, Role
 from probes.card import Format
 
 EXTRA_KEY = "telltale"
@@ -28,10 +30,12 @@ class TrustedData:
     Attributes:
         policy: name of its policy; None for the first.
         fmt: how its text reached the model.
+        prompt: who wrote which of its prompt's tokens, and where the reply begins.
     """
 
     policy: str | None
     fmt: Format
+    prompt: PromptMap
 
 
 def ensure_key(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -41,7 +45,15 @@ def ensure_key(environment: MutableMapping[str, str] = os.environ) -> None:
 
 def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The value to put under ``EXTRA_KEY``."""
-    body = json.dumps({"policy": data.policy, "format": data.fmt.value}, sort_keys=True)
+    prompt = data.prompt
+    content = {
+        "policy": data.policy,
+        "format": data.fmt.value,
+        "runs": [[run.role.value, run.length] for run in prompt.runs] if prompt.runs is not None else None,
+        "stream_from": prompt.stream_from,
+        "events": [event.value for event in prompt.events],
+    }
+    body = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return {"body": body, "mac": _mac(body, request_id, environment)}
 
 
@@ -63,7 +75,13 @@ def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = o
     if not any(hmac.compare_digest(_mac(value["body"], name, environment).encode(), mac) for name in candidates):
         return None
     body: dict[str, Any] = json.loads(value["body"])
-    return TrustedData(policy=body["policy"], fmt=Format(body["format"]))
+    runs = body["runs"]
+    prompt = PromptMap(
+        runs=tuple(Run(Role(role), length) for role, length in runs) if runs is not None else None,
+        stream_from=body["stream_from"],
+        events=tuple(PromptEvent(event) for event in body["events"]),
+    )
+    return TrustedData(policy=body["policy"], fmt=Format(body["format"]), prompt=prompt)
 
 
 def _mac(body: str, request_id: str, environment: Mapping[str, str]) -> str:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.renderers.base import BaseRenderer
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
-from serving.engine import responses
+from serving.engine import rendering, responses
 from serving.engine.frontend import Frontend
 from serving.engine.runtime import load_deployment
 
@@ -30,6 +31,7 @@ def install_wraps(configure: Callable[[VllmConfig], None]) -> Frontend:
     """
     frontend = Frontend()
     _wrap(EngineArgs, "create_engine_config", lambda original: _engine_config(original, configure, frontend))
+    _wrap(BaseRenderer, "render_chat_async", rendering.render_chat_async)
     _wrap(InputProcessor, "assign_request_id", lambda original: _assign_request_id(original, frontend), static=True)
     _wrap(OutputProcessor, "process_outputs", lambda original: _process_outputs(original, frontend))
     _wrap(RequestState, "_new_completion_output", lambda original: _completion_output(original, frontend))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from monitor.policy import Check
+from monitor.types import Role
 from probes.aggregate import Aggregator
 from probes.aggregate.ema import Ema
 from probes.aggregate.last import Last
@@ -11,6 +13,7 @@ from probes.aggregate.m_of_n import MOfN
 from probes.aggregate.max import Max
 from probes.aggregate.mean import Mean
 from probes.aggregate.rolling import Rolling
+from probes.card import Stage
 
 UNDEFINED = float("-inf")
 
@@ -49,3 +52,16 @@ def naive_values(aggregator: Aggregator, scores: Sequence[float]) -> list[float]
     """The statistic after each score."""
     value = NAIVE[type(aggregator)]
     return [value(aggregator, scores[:end]) for end in range(1, len(scores) + 1)]
+
+
+def naive_reads(
+    check: Check, position: int, roles: Sequence[Role] | None, *, num_prompt: int, stream_from: int
+) -> bool:
+    """Whether a check reads a position; ``roles`` of the prompt, None if nobody knows them."""
+    if position < check.skip_first:
+        return False
+    if check.stage is Stage.STREAM:
+        return position >= stream_from
+    if position >= num_prompt:
+        return False
+    return check.segments is None or roles is None or roles[position] in check.segments

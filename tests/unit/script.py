@@ -10,11 +10,18 @@ import numpy.typing as npt
 
 from monitor.monitor import Monitor, StepReadouts
 from monitor.policy import Plan
+from monitor.segments import PromptMap, Run
+from monitor.types import Role
 from probes.card import Format
 from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, unit_artifact
 
 Rows = npt.NDArray[np.float32]
 Part = tuple[str, Sequence[int], Rows]
+
+
+def chat(num_prompt: int) -> PromptMap:
+    """A chat of one user message whose reply begins with the first generated token."""
+    return PromptMap((Run(Role.USER, num_prompt),), stream_from=num_prompt)
 
 
 class Script:
@@ -60,8 +67,10 @@ class Case:
         self.monitor = Monitor(plan)
         self.script = Script(plan)
 
-    def admit(self, name: str = "a", *, num_prompt: int = 3, fmt: Format = Format.CHAT) -> None:
-        self.monitor.admit(name, num_prompt=num_prompt, policy=None, fmt=fmt)
+    def admit(
+        self, name: str = "a", *, num_prompt: int = 3, fmt: Format = Format.CHAT, prompt: PromptMap | None = None
+    ) -> None:
+        self.monitor.admit(name, num_prompt=num_prompt, policy=None, fmt=fmt, prompt=prompt or chat(num_prompt))
 
     def see(self, scores: list[float], start: int = 0, name: str = "a") -> tuple[str, str]:
         """Feed rows; the action and its rule after them."""

@@ -13,10 +13,10 @@ from monitor.exporter import Exporter
 from monitor.monitor import Monitor
 from monitor.policy import Plan
 from monitor.report import make_report, take_tally
-from monitor.types import RESERVED_RULES, Action, Gap, Mode, Skip
+from monitor.types import RESERVED_RULES, Action, Gap, Mode, PromptEvent, Skip
 from probes.card import Format, Stage
 from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, rule, unit_artifact
-from tests.unit.script import Script
+from tests.unit.script import Script, chat
 
 RULES = "\n".join(
     [
@@ -46,7 +46,8 @@ class Run:
 
     def request(self, name: str, prompt: list[float], reply: list[float], *, broken: bool = False) -> None:
         """One whole request, one report a step."""
-        self.monitor.admit(name, num_prompt=len(prompt), policy=None, fmt=Format.CHAT)
+        known = chat(len(prompt))
+        self.monitor.admit(name, num_prompt=len(prompt), policy=None, fmt=Format.CHAT, prompt=known)
         for start, scores in ((0, prompt), *((len(prompt) + n, [score]) for n, score in enumerate(reply))):
             rows = self.script.rows([[score, 0.5] for score in scores])
             self.monitor.observe(self.script.step([(name, range(start, start + len(scores)), rows)]))
@@ -86,14 +87,12 @@ def test_counts_are_exact(plan: Plan) -> None:
     assert [run.value("telltale_gaps_total", reason=gap.value) for gap in Gap] == [3, 0, 0, 0]
     assert run.value("telltale_observe_seconds_count") == 3 + 1 + 3 + 2
     assert run.value("telltale_observe_seconds_sum") == pytest.approx(9e-4)
-    assert run.value("telltale_detector_score_count", detector="harm", stage="prompt", aggregate="max") == 4
+    prompt = {"stage": "prompt", "aggregate": "max", "segments": ""}
+    assert run.value("telltale_detector_score_count", detector="harm", **prompt) == 4
     # Scores may be negative, so the client library publishes no sum; the buckets say where they lay.
-    below = {
-        le: run.value("telltale_detector_score_bucket", detector="harm", stage="prompt", aggregate="max", le=le)
-        for le in ("0.0", "1.0")
-    }
+    below = {le: run.value("telltale_detector_score_bucket", detector="harm", **prompt, le=le) for le in ("0.0", "1.0")}
     assert below == {"0.0": 1, "1.0": 2}
-    assert run.value("telltale_detector_score_count", detector="watched", stage="prompt", aggregate="max") == 4
+    assert run.value("telltale_detector_score_count", detector="watched", **prompt) == 4
 
 
 def test_series_that_matter_start_at_zero(plan: Plan) -> None:
@@ -102,6 +101,8 @@ def test_series_that_matter_start_at_zero(plan: Plan) -> None:
     assert all(run.value("telltale_gaps_total", reason=gap.value) == 0 for gap in Gap)
     assert all(run.value("telltale_tokens_skipped_total", reason=skip.value) == 0 for skip in Skip)
     assert run.value("telltale_actions_total", rule="watch", action="block", mode="shadow") == 0
+    assert all(run.value("telltale_prompt_events_total", event=event.value) == 0 for event in PromptEvent)
+    assert run.value("telltale_unsigned_requests_total") == 0
     assert run.value("telltale_ready") == 0
     run.exporter.ready()
     assert run.value("telltale_ready") == 1
@@ -141,6 +142,8 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
         "aggregate": {str(check.aggregate) for check in plan.checks},
         "format": {fmt.value for fmt in Format},
         "reason": {reason.value for reason in (*Gap, *Skip)},
+        "event": {event.value for event in PromptEvent},
+        "segments": {",".join(check.segments or ()) for check in plan.checks},
         "digest": {plan.digest[:16]},
     }
     for family in run.registry.collect():

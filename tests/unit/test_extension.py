@@ -22,7 +22,7 @@ from probes.card import Format
 from probes.detectors import Detector, detector_kinds, load_detector
 from probes.discovery import DiscoveryError, discover
 from tests.unit.artifacts import D_MODEL, NUM_LAYERS, make_card, policy_text, rule, write_policy
-from tests.unit.script import Script
+from tests.unit.script import Script, chat
 
 SECOND_LARGEST = '''
 import numpy as np
@@ -147,7 +147,7 @@ def test_a_new_detector_and_aggregator_decide(extend: Extend, tmp_path: Path) ->
         return readouts
 
     for name, scores, action in (("one", [9.0, 1.0, 0.0], "allow"), ("two", [9.0, 1.0, 3.0], "block")):
-        request = monitor.admit(name, num_prompt=3, policy=None, fmt=Format.CHAT)
+        request = monitor.admit(name, num_prompt=3, policy=None, fmt=Format.CHAT, prompt=chat(3))
         monitor.observe(script.step([(name, range(3), rows(scores))]))
         assert request.action.action == action
 

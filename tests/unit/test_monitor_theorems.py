@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 
 from monitor.monitor import Ended, Monitor
-from monitor.policy import Plan
-from monitor.types import ActionCode, Gap, Skip
+from monitor.policy import Check, Plan
+from monitor.segments import PromptMap, runs_of
+from monitor.types import ActionCode, Gap, Role, Skip
 from probes.card import Format, Stage
 from tests.unit.artifacts import make_card, plan_of, policy_text, rule, unit_artifact
-from tests.unit.naive import UNDEFINED, naive_values
+from tests.unit.naive import UNDEFINED, naive_reads, naive_values
 from tests.unit.script import Part, Script
 
 Float64 = npt.NDArray[np.float64]
@@ -28,6 +29,9 @@ RULES = [
     rule("stream-max", stage="stream", when="aggregate: {kind: max}, above: {value: 1.0}", action="flag"),
     rule("roll", detector="other", stage="stream", when="aggregate: {kind: rolling, window: 4}, above: {value: 0.4}"),
     rule("stream-mean", detector="other", stage="stream", when="aggregate: {kind: mean}, above: {value: 0.2}"),
+    rule("tool-max", when="segments: [tool], aggregate: {kind: max}, above: {value: 1.2}", action="flag"),
+    rule("said-ema", when="segments: [user, assistant], aggregate: {kind: ema, alpha: 0.4}, above: {value: 0.6}"),
+    rule("said", detector="other", when="segments: [user], aggregate: {kind: rolling, window: 3}, above: {value: 1}"),
 ]  # fmt: skip
 SKIP = 2
 """The larger skip_first of the two detectors: what the account calls the sink."""
@@ -50,7 +54,17 @@ class Reply:
     name: str
     num_prompt: int
     scores: npt.NDArray[np.float32]
+    roles: list[Role] | None
+    stream_from: int
     cursor: int = 0
+
+    @property
+    def prompt(self) -> PromptMap:
+        """What its front end says."""
+        if self.roles is None:
+            return PromptMap(None, self.stream_from)
+        codes = np.array([role.code for role in self.roles], dtype=np.uint8)
+        return PromptMap(runs_of(codes), self.stream_from)
 
     @property
     def num_positions(self) -> int:
@@ -63,7 +77,13 @@ def replies(draw: st.DrawFn, largest: int = 6) -> list[Reply]:
     shapes = draw(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 14)), min_size=1, max_size=largest))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     return [
-        Reply(f"r{number}", prompt, rng.standard_normal((prompt + generated, 2)).astype(np.float32))
+        Reply(
+            f"r{number}",
+            prompt,
+            rng.standard_normal((prompt + generated, 2)).astype(np.float32),
+            [Role(role) for role in rng.choice(list(Role), size=prompt)] if rng.random() < 0.9 else None,
+            int(rng.integers(prompt + 1)) if rng.random() < 0.5 else prompt,
+        )
         for number, (prompt, generated) in enumerate(shapes)
     ]
 
@@ -72,7 +92,7 @@ def serve(plan: Plan, requests: list[Reply], rng: np.random.Generator, *, rough:
     """Run all requests to their end; ``rough``: in random chunks and company, with preemptions and strangers."""
     monitor, script = Monitor(plan), Script(plan)
     for request in requests:
-        monitor.admit(request.name, num_prompt=request.num_prompt, policy=None, fmt=Format.CHAT)
+        monitor.admit(request.name, num_prompt=request.num_prompt, policy=None, fmt=Format.CHAT, prompt=request.prompt)
         # Some find a prefix in the cache; at least the last prompt token is always computed.
         request.cursor = int(rng.integers(request.num_prompt)) if rough and rng.random() < 0.3 else 0
         monitor.replay(request.name, script.rows(request.scores[: request.cursor]))
@@ -112,13 +132,18 @@ def serve(plan: Plan, requests: list[Reply], rng: np.random.Generator, *, rough:
     return ended
 
 
+def reads(check: Check, request: Reply) -> npt.NDArray[np.bool_]:
+    """The positions that a check reads."""
+    known = {"num_prompt": request.num_prompt, "stream_from": request.stream_from}
+    return np.array([naive_reads(check, at, request.roles, **known) for at in range(len(request.scores))], dtype=bool)
+
+
 def offline(plan: Plan, request: Reply) -> Float64:
     """Every check's statistic from all scores at once, by the naive aggregates."""
     found = []
     for check in plan.checks:
         scores = request.scores[:, plan.bank.index[check.detector]].astype(float)
-        start, end = (0, request.num_prompt) if check.stage is Stage.PROMPT else (request.num_prompt, len(scores))
-        values = naive_values(check.aggregate, scores[max(start, check.skip_first) : end].tolist())
+        values = naive_values(check.aggregate, scores[reads(check, request)].tolist())
         found.append((values[-1] if check.stage is Stage.PROMPT else max(values)) if values else UNDEFINED)
     return np.array(found)
 
@@ -175,7 +200,7 @@ def test_what_is_missing_is_a_gap_and_the_account_closes(plan: Plan, requests: l
     (request,) = requests
     rng = np.random.default_rng(seed)
     monitor, script = Monitor(plan), Script(plan)
-    monitor.admit("r0", num_prompt=request.num_prompt, policy=None, fmt=Format.CHAT)
+    monitor.admit("r0", num_prompt=request.num_prompt, policy=None, fmt=Format.CHAT, prompt=request.prompt)
     expected: Counter[Gap] = Counter()
     kept = np.zeros(len(request.scores), dtype=bool)
     accounted = cursor = 0
@@ -208,9 +233,7 @@ def test_what_is_missing_is_a_gap_and_the_account_closes(plan: Plan, requests: l
     assert monitor.take_tally().gaps == ended.coverage.gaps
     assert ("on_gap" in ended.request.decided) == bool(expected.total())
     for place, check in enumerate(plan.checks):
-        positions = np.flatnonzero(kept)
-        of_stage = positions < request.num_prompt if check.stage is Stage.PROMPT else positions >= request.num_prompt
-        read = positions[of_stage & (positions >= check.skip_first)]
+        read = kept & reads(check, request)
         values = naive_values(
             check.aggregate, request.scores[read, plan.bank.index[check.detector]].astype(float).tolist()
         )
@@ -225,7 +248,9 @@ def test_a_higher_threshold_never_fires_more(plan: Plan, requests: list[Reply], 
         monitor, script = Monitor(plan), Script(plan)
         result = []
         for request in requests:
-            monitor.admit(request.name, num_prompt=request.num_prompt, policy=None, fmt=Format.CHAT)
+            monitor.admit(
+                request.name, num_prompt=request.num_prompt, policy=None, fmt=Format.CHAT, prompt=request.prompt
+            )
             rows = script.rows(request.scores - np.float32(lift))
             monitor.observe(script.step([(request.name, range(len(rows)), rows)]))
             ended = monitor.finish(request.name, num_positions=len(rows), sampled=0, aborted=False)

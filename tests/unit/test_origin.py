@@ -13,6 +13,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 
+from monitor.segments import PromptMap, Run
+from monitor.types import PromptEvent, Role
 from probes.card import Format
 from serving.api.middleware import MonitorMiddleware
 from serving.origin import Origin, current_origin, enter_origin, leave_origin
@@ -83,6 +85,29 @@ async def test_requests_side_by_side_keep_their_origins() -> None:
     layer = MonitorMiddleware(app)
     await asyncio.gather(*(layer(http(path), receive, ignore) for path in (CHAT, "/v1/completions")))
     assert seen == {CHAT: Format.CHAT, "/v1/completions": Format.RAW}
+
+
+async def test_what_one_task_notes_another_of_the_same_request_finds() -> None:
+    """vLLM renders in a task of its own, which ends before a streamed reply is signed."""
+    known = {size: PromptMap((Run(Role.TOOL, size),), stream_from=size) for size in (1, 2, 3)}
+
+    async def render(size: int) -> None:
+        await asyncio.sleep(0)
+        current_origin().note(list(range(size)), known[size])
+
+    for fmt in Format:
+        token = enter_origin(Origin(fmt))
+        await asyncio.gather(*(asyncio.create_task(render(size)) for size in known))
+        found = [current_origin().prompt_of(range(size)) for size in known]
+        missing = current_origin().prompt_of([7, 8])
+        leave_origin(token)
+        if fmt is Format.CHAT:
+            assert found == list(known.values())
+            # Tokens that no messages of this request became: no rule steps over them, streams read them all.
+            assert missing == PromptMap(None, 0, (PromptEvent.SEGMENTS_UNKNOWN,))
+        else:
+            assert found == [PromptMap((Run(Role.USER, size),), stream_from=0) for size in known]
+    assert Origin(Format.CHAT).prompt_of([0]) == PromptMap.unknown()
 
 
 def http(path: str) -> Scope:

@@ -20,7 +20,7 @@ from probes.card import Format
 from serving.engine.carrier import CARRIER_ID, take_reports
 from serving.engine.records import Record, Records
 from tests.unit.artifacts import make_card, plan_of, policy_text, rule, unit_artifact
-from tests.unit.script import Script
+from tests.unit.script import Script, chat
 
 RULES = "\n".join(
     [
@@ -41,6 +41,7 @@ ended_reports = st.builds(
     st.lists(numbers, max_size=4),
     st.lists(st.booleans(), max_size=4),
     decisions,
+    st.lists(st.text(max_size=9), max_size=2),
 )
 tallies = st.none() | st.builds(
     TallyReport,
@@ -49,6 +50,8 @@ tallies = st.none() | st.builds(
     counts,
     st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9), st.text(max_size=9), st.integers(0, 99)), max_size=3),
     st.lists(numbers, max_size=3),
+    counts,
+    st.integers(0, 2**40),
 )
 reports = st.builds(
     StepReport,
@@ -61,6 +64,7 @@ reports = st.builds(
     st.binary(max_size=24),
     st.dictionaries(st.text(max_size=9), decisions.filter(lambda decided: decided is not None), max_size=2),
     st.dictionaries(st.text(max_size=9), counts, max_size=2),
+    st.dictionaries(st.text(max_size=9), st.lists(st.text(max_size=9), max_size=2), max_size=2),
     st.lists(ended_reports, max_size=2),
     tallies,
 )
@@ -87,7 +91,7 @@ class Engine:
         self.monitor, self.script, self.records = Monitor(plan), Script(plan), Records(plan)
 
     def admit(self, name: str, num_prompt: int) -> None:
-        self.monitor.admit(name, num_prompt=num_prompt, policy=None, fmt=Format.CHAT)
+        self.monitor.admit(name, num_prompt=num_prompt, policy=None, fmt=Format.CHAT, prompt=chat(num_prompt))
 
     def step(
         self, rows: dict[str, tuple[int, list[float]]], ends: dict[str, tuple[int, int]] | None = None

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from monitor.segments import PromptMap, Run
+from monitor.types import PromptEvent, Role
 from probes.card import Format
 from serving.engine.trust import KEY_VARIABLE, TrustedData, ensure_key, seal, unseal
 
 KEY = {KEY_VARIABLE: "k" * 64}
-DATA = TrustedData(policy="strict", fmt=Format.CHAT)
+RUNS = (Run(Role.TEMPLATE, 3), Run(Role.USER, 5), Run(Role.TOOL, 2))
+DATA = TrustedData("strict", Format.CHAT, PromptMap(RUNS, 10, (PromptEvent.SPECIAL_TOKEN_IN_CONTENT,)))
+runs = st.lists(st.builds(Run, st.sampled_from(Role), st.integers(1, 10**6)), max_size=9).map(tuple)
+prompts = st.builds(
+    PromptMap, st.none() | runs, st.integers(0, 10**6), st.lists(st.sampled_from(PromptEvent), max_size=2).map(tuple)
+)
 ids = st.text(min_size=1, max_size=30)
 
 
-@given(request_id=ids, policy=st.none() | st.text(), fmt=st.sampled_from(Format))
-def test_what_is_sealed_is_unsealed(request_id: str, policy: str | None, fmt: Format) -> None:
-    data = TrustedData(policy, fmt)
+@given(request_id=ids, policy=st.none() | st.text(), fmt=st.sampled_from(Format), prompt=prompts)
+def test_what_is_sealed_is_unsealed(request_id: str, policy: str | None, fmt: Format, prompt: PromptMap) -> None:
+    data = TrustedData(policy, fmt, prompt)
     assert unseal(seal(data, request_id, environment=KEY), request_id, environment=KEY) == data
 
 
@@ -45,6 +54,24 @@ def test_a_changed_byte_is_not_trusted(place: int, letter: str) -> None:
         changed = text[:at] + letter + text[at + 1 :]
         if changed != text:
             assert unseal({**sealed, field: changed}, "a", environment=KEY) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "instead"),
+    [
+        (["tool", 2], ["user", 2]),
+        (["tool", 2], ["tool", 3]),
+        (10, 11),
+        (["special_token_in_content"], []),
+        (["template", 3], ["system", 3]),
+    ],
+)
+def test_other_roles_than_the_sealed_ones_are_not_trusted(said: object, instead: object) -> None:
+    """Whoever sits between could otherwise rename a tool's text, and the rules on it would step over it."""
+    sealed = seal(DATA, "a", environment=KEY)
+    written, other = (json.dumps(value, separators=(",", ":")) for value in (said, instead))
+    assert sealed["body"].count(written) == 1
+    assert unseal({**sealed, "body": sealed["body"].replace(written, other)}, "a", environment=KEY) is None
 
 
 @pytest.mark.parametrize(
