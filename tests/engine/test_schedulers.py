@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from monitor.segments import PromptMap, Run
+from monitor.types import Role
+from probes.card import Format
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
+from serving.engine.trust import EXTRA_KEY, TrustedData, seal
 from tests.engine.recorder import Recorder
 from tests.support.tiny import TinyModel, save_linear
 
@@ -113,7 +117,14 @@ class Rig:
         from vllm.sampling_params import SamplingParams
         from vllm.v1.request import Request
 
-        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, stop_token_ids=[END])
+        prompt = PromptMap((Run(Role.USER, len(tokens)),), stream_from=len(tokens))
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=0.0,
+            ignore_eos=True,
+            stop_token_ids=[END],
+            extra_args={EXTRA_KEY: seal(TrustedData(None, Format.CHAT, prompt), name)},
+        )
         params.update_from_generation_config({}, eos_token_id=None)
         self.worker.tokens[name] = list(tokens)
         self.said[name] = []
