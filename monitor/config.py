@@ -54,7 +54,9 @@ class When(_Strict):
     """The condition of a rule: one detector's statistic at one stage lies above a threshold."""
 
     detector: DetectorName
-    stage: Stage = Field(description="prompt: once, before the first token; stream: at every token of the reply")
+    stage: Stage = Field(
+        description="prompt: once, before the first token; stream: at every token; response: once, when the reply ended"
+    )
     aggregate: AnyAggregator | None = Field(default=None, description="the calibrated one if left out")
     above: Above | None = Field(default=None, description="the artifact's own threshold if left out")
     segments: tuple[Role, ...] | None = Field(
@@ -102,6 +104,15 @@ class Rule(_Strict):
     def _free_name(self) -> Self:
         if self.name in RESERVED_RULES:
             raise ValueError(f"{self.name!r} is what decisions of that policy key are called; choose another name")
+        return self
+
+    @model_validator(mode="after")
+    def _possible_action(self) -> Self:
+        if self.when.stage is Stage.RESPONSE and self.do.action is Action.BLOCK:
+            raise ValueError(
+                "blocks at the stage 'response': by then the reply has been sent. Use 'stage: stream', which stops it "
+                "at the token that shows it, or 'action: flag'."
+            )
         return self
 
 

@@ -81,6 +81,7 @@ class Monitor:
         self._table = StateTable(self._groups, len(plan.checks))
         self._used = plan.bank.used_columns()
         self._by_role = any(group.has_segments for group in self._groups)
+        self._at_end = np.array([check.stage is Stage.RESPONSE for check in plan.checks], dtype=bool)
         self._skip = max((check.skip_first for check in plan.checks), default=0)
         self._policies = {policy.name: number for number, policy in enumerate(plan.policies)}
         self._thresholds = {
@@ -238,23 +239,46 @@ class Monitor:
         if missing:
             self._gap(request, Gap.UNSEEN, missing)
         self.tally.skipped[Skip.FINAL] += coverage.final
+        for check in np.flatnonzero(self._above_at_end(slot)):
+            table.fired[slot, check] = True
+            self._fire(request, int(check))
         ended = Ended(request, coverage, table.statistics[slot].copy(), table.fired[slot].copy())
         table.release(slot)
         return ended
 
     def snapshot(self, requests: Sequence[Request]) -> tuple[Index, Index, Float64, npt.NDArray[np.bool_]]:
-        """Scored positions, sink positions, statistics and fired checks of live requests, in their order."""
+        """Scored positions, sink positions, statistics and fired checks of live requests, in their order.
+
+        Checks at the stage response are shown as if each reply ended here: where it does is not always known here.
+        """
         slots = np.array([request.slot for request in requests], dtype=np.intp)
         table = self._table
-        return table.scored[slots], table.sink[slots], table.statistics[slots], table.fired[slots]
+        fired = table.fired[slots]
+        if self._at_end.any():
+            fired |= self._above_at_end(slots)
+        return table.scored[slots], table.sink[slots], table.statistics[slots], fired
+
+    def decision_if_ended(self, request: Request) -> tuple[ActionCode, str, str]:
+        """Action, rule and refusal of a live request, as if its reply ended here."""
+        decided = request.action, request.rule, request.text
+        if self._at_end.any():
+            for check in np.flatnonzero(self._above_at_end(request.slot)):
+                for rule in self.policy_of(request).rules:
+                    code = ActionCode(rule.action.severity)
+                    if rule.check == check and rule.mode is Mode.ENFORCE and code > decided[0]:
+                        decided = code, rule.name, rule.text
+        return decided
 
     def _observe_decoding(self, slots: Index, scores: Float64) -> None:
         table = self._table
         for group in self._groups:
+            if group.stage is Stage.PROMPT:
+                continue
+            running = group.feed(slots, scores[None])[0]
+            place = np.ix_(slots, group.checks)
             if group.stage is Stage.STREAM:
-                running = group.feed(slots, scores[None])[0]
-                best = table.statistics[np.ix_(slots, group.checks)]
-                table.statistics[np.ix_(slots, group.checks)] = np.maximum(best, running)
+                running = np.maximum(table.statistics[place], running)
+            table.statistics[place] = running
         table.next_position[slots] += 1
         table.scored[slots] += 1
         self.tally.scored += len(slots)
@@ -277,11 +301,10 @@ class Monitor:
             if len(rows) == 0:
                 continue
             running = group.feed(np.array([slot], dtype=np.intp), rows[:, None])[:, 0]
-            if group.stage is Stage.PROMPT:
-                table.statistics[slot, group.checks] = running[-1]
-            else:
-                best = table.statistics[slot, group.checks]
-                table.statistics[slot, group.checks] = np.maximum(best, running.max(axis=0))
+            newest = running[-1]
+            if group.stage is Stage.STREAM:
+                newest = np.maximum(table.statistics[slot, group.checks], running.max(axis=0))
+            table.statistics[slot, group.checks] = newest
         sink = int(np.count_nonzero(finite & (positions < self._skip)))
         scored = int(np.count_nonzero(finite)) - sink
         table.sink[slot] += sink
@@ -297,15 +320,20 @@ class Monitor:
         # NaN thresholds (not calibrated) and -inf statistics (undefined) compare as false. Nothing is judged before the
         # prompt is complete: which of two rules decides must not depend on how a prompt was cut into chunks.
         above = table.statistics[slots] > table.thresholds[slots]
-        new = above & complete[:, None] & ~table.fired[slots]
+        new = above & complete[:, None] & ~table.fired[slots] & ~self._at_end
         if not new.any():
             return
         table.fired[slots] |= new
         for number, check in zip(*np.nonzero(new), strict=True):
-            request = requests[number]
-            for rule in self.policy_of(request).rules:
-                if rule.check == check:
-                    self._act(request, rule.name, rule.action, rule.mode, rule.text)
+            self._fire(requests[number], int(check))
+
+    def _above_at_end(self, slots: Index | int) -> npt.NDArray[np.bool_]:
+        return np.asarray((self._table.statistics[slots] > self._table.thresholds[slots]) & self._at_end)
+
+    def _fire(self, request: Request, check: int) -> None:
+        for rule in self.policy_of(request).rules:
+            if rule.check == check:
+                self._act(request, rule.name, rule.action, rule.mode, rule.text)
 
     def _gap(self, request: Request, reason: Gap, count: int) -> None:
         request.gaps[reason] += count

@@ -114,7 +114,11 @@ def make_report(
         sink=sink.astype(np.int64).tobytes(),
         statistics=statistics.astype(np.float32).tobytes(),
         fired=fired.tobytes(),
-        decided={request.request_id: decided for request in requests if (decided := _decided(request)) is not None},
+        decided={
+            request.request_id: decided
+            for request in requests
+            if (decided := _decided(*monitor.decision_if_ended(request))) is not None
+        },
         gaps={request.request_id: _by_name(request.gaps) for request in requests if request.gaps},
         events={request.request_id: list(request.events) for request in requests if request.events},
         ended=[_ended(item) for item in ended],
@@ -145,15 +149,13 @@ def _ended(item: Ended) -> EndedReport:
         skipped=item.coverage.skipped(),
         statistics=[float(value) for value in item.statistics],
         fired=[bool(value) for value in item.fired],
-        decided=_decided(item.request),
+        decided=_decided(item.request.action, item.request.rule, item.request.text),
         events=list(item.request.events),
     )
 
 
-def _decided(request: Request) -> Decided | None:
-    if request.action is ActionCode.ALLOW:
-        return None
-    return Decided(int(request.action), request.rule, request.text)
+def _decided(action: ActionCode, rule: str, text: str) -> Decided | None:
+    return Decided(int(action), rule, text) if action is not ActionCode.ALLOW else None
 
 
 def _by_name(gaps: Mapping[Gap, int]) -> dict[str, int]:

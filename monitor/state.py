@@ -137,7 +137,7 @@ class StateTable:
 
     Attributes:
         statistics: (slots, checks), the statistic that is judged: at prompt the value after the last prompt token,
-            at stream the maximum so far; ``-inf`` while undefined.
+            at stream the maximum so far, at response the value at the newest token; ``-inf`` while undefined.
         fired: (slots, checks).
         next_position: (slots,), the first position that is not accounted for; each position counts once.
         scored, sink: (slots,), positions so far.

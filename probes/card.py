@@ -20,6 +20,8 @@ class Stage(StrEnum):
     """Once, after the last prompt token and before the first generated one."""
     STREAM = "stream"
     """At every token of the reply."""
+    RESPONSE = "response"
+    """Once, when the reply has ended, however it ended."""
 
 
 class Format(StrEnum):

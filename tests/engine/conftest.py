@@ -52,6 +52,10 @@ policies:
         when: {{detector: trigger, stage: prompt}}
         do: {{action: block}}
         mode: shadow
+      - name: any-reply
+        when: {{detector: trigger, stage: response, aggregate: {{kind: mean}}, above: {{value: -1.0}}}}
+        do: {{action: flag}}
+        mode: shadow
       - name: flag-prompt
         when: {{detector: chat_only, stage: prompt}}
         do: {{action: flag}}

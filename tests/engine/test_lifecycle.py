@@ -99,6 +99,18 @@ class TestItsTallyArrives:
 
         self.check(guarded, leave)
 
+    def test_of_what_is_judged_at_the_end_of_a_reply(self, open_: Server, plain: Server) -> None:
+        """The stop string is found outside the engine: the verdict is there with the reply, the count soon after."""
+        whole = ask(plain, BENIGN[0]).choices[0].message.content
+        stop = whole[len(whole) // 2 :][:4]
+        would = {"rule": "any-reply", "action": "flag", "mode": "shadow"}
+        before = metric(open_, "telltale_actions_total", **would)
+        reply = ask(open_, BENIGN[0], stop=[stop])
+        assert reply.choices[0].finish_reason == "stop"
+        assert detectors(reply.choices[0])["trigger", "response"]["fired"] is True
+        assert reply.choices[0].telltale["action"] == "allow"
+        wait_for(lambda: metric(open_, "telltale_actions_total", **would) == before + 1)
+
 
 class TestHeldBack:
     def test_a_slow_reader_gets_no_more_than_a_quick_one(self, guarded: Server, tiny: TinyModel) -> None:

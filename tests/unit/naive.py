@@ -60,7 +60,7 @@ def naive_reads(
     """Whether a check reads a position; ``roles`` of the prompt, None if nobody knows them."""
     if position < check.skip_first:
         return False
-    if check.stage is Stage.STREAM:
+    if check.stage is not Stage.PROMPT:
         return position >= stream_from
     if position >= num_prompt:
         return False

@@ -9,6 +9,7 @@ import pytest
 
 from monitor.monitor import StepReadouts, is_blocked
 from monitor.types import Action, Mode, Skip
+from monitor.yaml_file import PolicyError
 from probes.card import Format
 from tests.unit.artifacts import rule
 from tests.unit.script import make_case
@@ -52,6 +53,38 @@ def test_a_stream_is_judged_at_each_token(tmp_path: Path) -> None:
         "block",
         "block",
     ]
+
+
+def test_a_response_is_judged_when_it_has_ended_and_shown_as_if_it_had(tmp_path: Path) -> None:
+    """An engine is told late, or never, that a stop string or a client has ended a reply."""
+    response = rule(
+        "end", stage="response", when="aggregate: {kind: mean}, above: {value: 1.0}", action="flag"
+    )  # fmt: skip
+    case = make_case(tmp_path, response)
+    case.admit(num_prompt=2)
+    assert case.see([9, 9, 0.5]) == ("allow", "")
+    shown = []
+    for position, score in enumerate([3, 0.5, 0], start=3):
+        assert case.see([score], start=position) == ("allow", "")
+        live = case.monitor.get("a")
+        assert live is not None
+        action, name, _ = case.monitor.decision_if_ended(live)
+        shown.append((action.action.value, name))
+        assert case.monitor.snapshot([live])[3].tolist() == [[action.action is Action.FLAG]]
+    assert shown == [("flag", "end"), ("flag", "end"), ("allow", "")]
+    assert not case.monitor.take_tally().acted
+    case.see([9], start=6)
+    ended = case.monitor.finish("a", num_positions=7, sampled=5, aborted=True)
+    assert ended is not None
+    assert ended.fired.tolist() == [True]
+    assert ended.statistics[0] == pytest.approx((0.5 + 3 + 0.5 + 0 + 9) / 5)
+    assert ended.request.action.action is Action.FLAG
+    assert case.monitor.take_tally().acted == {("end", Action.FLAG, Mode.ENFORCE): 1}
+
+
+def test_a_block_at_the_end_of_a_reply_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="by then the reply has been sent"):
+        make_case(tmp_path, rule("end", stage="response", when="aggregate: {kind: mean}, above: {value: 1.0}"))
 
 
 def test_the_sink_is_not_read(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ RULES = [
     rule("stream-max", stage="stream", when="aggregate: {kind: max}, above: {value: 1.0}", action="flag"),
     rule("roll", detector="other", stage="stream", when="aggregate: {kind: rolling, window: 4}, above: {value: 0.4}"),
     rule("stream-mean", detector="other", stage="stream", when="aggregate: {kind: mean}, above: {value: 0.2}"),
+    rule("end-last", stage="response", when="aggregate: {kind: last}, above: {value: 0.4}", action="flag"),
+    rule("end-mean", detector="other", stage="response", when="aggregate: {kind: mean}, above: {value: 0.1}",
+         action="flag", mode="shadow"),
     rule("tool-max", when="segments: [tool], aggregate: {kind: max}, above: {value: 1.2}", action="flag"),
     rule("said-ema", when="segments: [user, assistant], aggregate: {kind: ema, alpha: 0.4}, above: {value: 0.6}"),
     rule("said", detector="other", when="segments: [user], aggregate: {kind: rolling, window: 3}, above: {value: 1}"),
@@ -144,7 +147,7 @@ def offline(plan: Plan, request: Reply) -> Float64:
     for check in plan.checks:
         scores = request.scores[:, plan.bank.index[check.detector]].astype(float)
         values = naive_values(check.aggregate, scores[reads(check, request)].tolist())
-        found.append((values[-1] if check.stage is Stage.PROMPT else max(values)) if values else UNDEFINED)
+        found.append((max(values) if check.stage is Stage.STREAM else values[-1]) if values else UNDEFINED)
     return np.array(found)
 
 
@@ -237,7 +240,7 @@ def test_what_is_missing_is_a_gap_and_the_account_closes(plan: Plan, requests: l
         values = naive_values(
             check.aggregate, request.scores[read, plan.bank.index[check.detector]].astype(float).tolist()
         )
-        statistic = (values[-1] if check.stage is Stage.PROMPT else max(values)) if values else UNDEFINED
+        statistic = (max(values) if check.stage is Stage.STREAM else values[-1]) if values else UNDEFINED
         assert close(ended.statistics[place : place + 1], np.array([statistic]))
 
 
