@@ -102,6 +102,9 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     Touchpoint("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.load_model", "270bdfc6670d8cba", "overridden"),
     Touchpoint("vllm.v1.worker.cpu_worker", "CPUWorker.init_device", "11721464aeb0de34", "overridden"),
     Touchpoint("vllm.v1.worker.gpu_worker", "Worker._make_model_runner", "3817214704e1e262", "overridden"),
+    Touchpoint("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", "bdbf42b739a6731d", "wrapped"),
+    Touchpoint("vllm.v1.engine.async_llm", "AsyncLLM.generate", "5bd0ee90459b0e29", "called"),
+    Touchpoint("vllm.v1.engine.core_client", "AsyncMPClient.call_utility_all_async", "477aad87bf49a96d", "called"),
 )
 
 

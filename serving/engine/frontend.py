@@ -43,6 +43,7 @@ class Frontend:
         self._deployment: Deployment | None = None
         self._records: Records | None = None
         self._exporter: Exporter | None = None
+        self._canaries: set[str] = set()
 
     def configure(self, deployment: Deployment) -> None:
         """The engine that this process serves; vLLM configures it more than once, later calls change nothing."""
@@ -65,6 +66,14 @@ class Frontend:
             raise UnmonitoredError("this process has no monitored engine: start it with telltale serve")
         return self._deployment
 
+    def begin_canary(self, request_id: str) -> None:
+        """The request that our own process is about to send under this id is a canary."""
+        self._canaries.add(request_id)
+
+    def end_canary(self, request_id: str) -> None:
+        """It has ended."""
+        self._canaries.discard(request_id)
+
     def sign(self, request: EngineCoreRequest) -> None:
         """Put our data into a request whose engine id has just been assigned.
 
@@ -84,7 +93,8 @@ class Frontend:
                 f"the key {EXTRA_KEY!r} in extra_args and vllm_xargs is reserved for the server", parameter="vllm_xargs"
             )
         origin = current_origin()
-        extra[EXTRA_KEY] = seal(TrustedData(policy=None, fmt=origin.fmt), request.request_id)
+        canary = request.external_req_id in self._canaries
+        extra[EXTRA_KEY] = seal(TrustedData(policy=None, fmt=origin.fmt, canary=canary), request.request_id)
         params.extra_args = extra
 
     def take_out(self, outputs: Sequence[EngineCoreOutput]) -> list[EngineCoreOutput]:
@@ -103,6 +113,8 @@ class Frontend:
         Raises:
             UnmonitoredError: the engine has not reported on this request.
         """
+        if state.external_req_id in self._canaries:
+            return output  # judged in the engine, which says so when it is asked
         record = self._records.get(state.request_id) if self._records is not None else None
         if record is None:
             raise UnmonitoredError(

@@ -25,8 +25,26 @@ class TapSet:
         self._layers = tuple(layers)
 
     def collect(self, num_rows: int) -> torch.Tensor:
-        """The readouts of the step that ran last: (num_rows, width of the bank) float32, a fresh tensor."""
-        return torch.cat([layer.telltale_out[:num_rows] for _, layer in self._layers], dim=1)  # type: ignore[index]
+        """The readouts of the step that ran last: (num_rows, width of the bank) float32, a fresh tensor.
+
+        The buffers hold NaN afterwards: rows of a tap that does not run in the next step are gaps, not old readings.
+        """
+        readouts = torch.cat([layer.telltale_out[:num_rows] for _, layer in self._layers], dim=1)  # type: ignore[index]
+        for _, layer in self._layers:
+            out: torch.Tensor = layer.telltale_out  # type: ignore[assignment]
+            # Graphs also write the rows that they pad a step with; on a CPU there are none.
+            (out[:num_rows] if out.device.type == "cpu" else out).fill_(float("nan"))
+        return readouts
+
+    def resident(self) -> dict[str, str]:
+        """Digest of what each tap multiplies with, read back from the device, by the tap's name."""
+        digests = {}
+        for tap, layer in self._layers:
+            weight: torch.Tensor = layer.telltale_weight  # type: ignore[assignment]
+            bias: torch.Tensor = layer.telltale_bias  # type: ignore[assignment]
+            matrix = TapMatrix(tap, weight.cpu().numpy(), bias.cpu().numpy(), weight.shape[1])
+            digests[str(tap)] = matrix.digest()
+        return digests
 
     def fired(self) -> dict[str, int]:
         """How often each tap has run, by its name."""

@@ -28,10 +28,12 @@ class TrustedData:
     Attributes:
         policy: name of its policy; None for the first.
         fmt: how its text reached the model.
+        canary: it is one of our own canaries, which is scored and judged apart from users' requests.
     """
 
     policy: str | None
     fmt: Format
+    canary: bool = False
 
 
 def ensure_key(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -41,7 +43,7 @@ def ensure_key(environment: MutableMapping[str, str] = os.environ) -> None:
 
 def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The value to put under ``EXTRA_KEY``."""
-    body = json.dumps({"policy": data.policy, "format": data.fmt.value}, sort_keys=True)
+    body = json.dumps({"policy": data.policy, "format": data.fmt.value, "canary": data.canary}, sort_keys=True)
     return {"body": body, "mac": _mac(body, request_id, environment)}
 
 
@@ -63,7 +65,7 @@ def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = o
     if not any(hmac.compare_digest(_mac(value["body"], name, environment).encode(), mac) for name in candidates):
         return None
     body: dict[str, Any] = json.loads(value["body"])
-    return TrustedData(policy=body["policy"], fmt=Format(body["format"]))
+    return TrustedData(policy=body["policy"], fmt=Format(body["format"]), canary=bool(body["canary"]))
 
 
 def _mac(body: str, request_id: str, environment: Mapping[str, str]) -> str:

@@ -18,13 +18,14 @@ class WorkerStatus:
     vllm_config: Any
 
     def telltale_status(self) -> dict[str, Any]:
-        """Version, digest of the plan, and how often each tap has run."""
+        """Version, digest of the plan, how often each tap has run, and digests of what it multiplies with."""
         runner = self.model_runner
         taps = runner.telltale_taps if isinstance(runner, TappedRunner) else None
         return {
             "version": serving.__version__,
             "digest": load_deployment(self.vllm_config).plan.digest,
             "taps": taps.fired() if taps is not None else {},
+            "resident": taps.resident() if taps is not None else {},
         }
 
 
