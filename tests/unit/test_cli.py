@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import serving
 from serving.cli import app
 
-COMMANDS = ("serve", "check", "doctor", "train", "schema", "bench")
+COMMANDS = ("serve", "check", "doctor", "train", "canary", "schema", "bench")
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:
