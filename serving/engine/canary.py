@@ -89,9 +89,7 @@ class Canaries:
         if statuses is None:
             return self._no_answer()
         ranks: Sequence[int | None] = range(len(statuses)) if len(statuses) > 1 else (None,)
-        async with asyncio.TaskGroup() as group:
-            for rank in ranks:
-                group.create_task(self._send_all(rank))
+        await asyncio.gather(*(self._send_all(rank) for rank in ranks))
         statuses = await self._ask()
         if statuses is None:
             return self._no_answer()

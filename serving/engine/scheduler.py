@@ -234,8 +234,8 @@ class MonitoredScheduler(Scheduler):
             rest = without(step, faulty)
             self._replay(rest)
             self._monitor.observe(rest)
-        lost = faulty or scheduled.keys()
-        self._monitor.lose(self._reached({name: scheduled[name] for name in lost}), Gap.MONITOR_ERROR)
+        lost = {name: count for name, count in scheduled.items() if not faulty or name in faulty}
+        self._monitor.lose(self._reached(lost), Gap.MONITOR_ERROR)
 
     def _replay(self, step: StepReadouts) -> None:
         if self._prefix is None:
