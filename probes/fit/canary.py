@@ -30,10 +30,14 @@ CANARY_TEXT = (
 """Ordinary and objectionable by turns, so that a detector's scores spread."""
 _MAX_TOKENS = 48
 _MIN_TOKENS = 8
-_OF_SPREAD = {"float32": 1e-2, "float16": 1e-1, "bfloat16": 5e-1}
-"""Tolerance as a share of the standard deviation of the scores, by the dtype that is served."""
-_OF_PRODUCTS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
-"""And at least this share of ``|s| |w|``: what rounding alone does to a sum of products of that size."""
+_OF_SPREAD = {"float32": 1e-2, "float16": 3e-2, "bfloat16": 1.5e-1}
+"""Tolerance as a share of the standard deviation of the scores, by the dtype that is served.
+
+On SmolLM2-135M's layer 15 the deviation from float32 was 4e-6 of it in float32 (another engine), 5e-3 in float16 and
+3e-2 in bfloat16.
+"""
+_OF_PRODUCTS = {"float32": 1e-5, "float16": 3e-4, "bfloat16": 2e-3}
+"""And at least this share of ``|s| |w|``: what rounding alone may do where scores hardly spread (there: 8e-8, 9e-5, 6e-4)."""
 
 
 class CanaryError(TelltaleError, ValueError):
