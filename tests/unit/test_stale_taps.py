@@ -56,5 +56,5 @@ def test_what_lies_on_the_device_is_told_from_anything_else() -> None:
     digest = TapMatrix(Tap(4), weight, bias, WIDTH).digest()
     assert taps.resident() == {"resid_post.4": digest}
     assert TapMatrix(Tap(5), weight, bias, WIDTH).digest() != digest
-    layer.telltale_bias[0] = np.nextafter(np.float32(bias[0]), np.float32(9e9))
+    layer.telltale_bias[0] = float(np.nextafter(np.float32(bias[0]), np.float32(9e9)))
     assert taps.resident()["resid_post.4"] != digest
