@@ -37,7 +37,7 @@ On SmolLM2-135M's layer 15 the deviation from float32 was 4e-6 of it in float32 
 3e-2 in bfloat16.
 """
 _OF_PRODUCTS = {"float32": 1e-5, "float16": 3e-4, "bfloat16": 2e-3}
-"""And at least this share of ``|s| |w|``, for scores that hardly spread; there the deviation was 8e-8, 9e-5, 6e-4 of it."""
+"""And at least this share of ``|s| |w|``, for scores that hardly spread; there the deviation was 8e-8, 9e-5, 6e-4."""
 
 
 class CanaryError(TelltaleError, ValueError):

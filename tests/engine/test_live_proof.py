@@ -28,7 +28,7 @@ POLICY = """\
 version: "1"
 detectors:
   - artifact: known.safetensors
-canary: {every: 1s, deadline: 10s}
+canary: {every: 1s, deadline: 5s}
 policies:
   - name: default
     on_gap: block
@@ -92,7 +92,7 @@ def test_rounds_go_on_and_are_nobodys_requests(server: Server) -> None:
     until(lambda: metric(server, "telltale_canary_last_success_timestamp_seconds") > first + 1)
     assert ready(server) == (200, "ready")
     assert metric(server, "telltale_canary_ok") == 1
-    assert 0 < metric(server, "telltale_canary_seconds") < 10
+    assert 0 < metric(server, "telltale_canary_seconds") < 5
     assert metric(server, "telltale_tokens_scored_total") == scored
     for action in ("allow", "flag", "block"):
         assert metric(server, "telltale_requests_total", action=action) == 0
@@ -117,6 +117,25 @@ def test_a_bank_that_is_corrupted_while_it_serves_stops_requests_until_it_is_who
     until(lambda: ready(server) == (200, "ready"))
     assert ask(server)[0] == "length"
     assert metric(server, "telltale_canary_ok") == 1
+
+
+def process_of(server: Server, title: str) -> int:
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    (found,) = [child.pid for child in children if title in " ".join(child.cmdline())]
+    return found
+
+
+def test_an_engine_that_hangs_is_not_ready_until_it_answers_again(server: Server) -> None:
+    engine = process_of(server, "EngineCore")
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        until(lambda: ready(server)[0] == 503)
+        assert ready(server)[1] == "canary fails: no_answer"
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    until(lambda: ready(server) == (200, "ready"))
+    assert metric(server, "telltale_canary_failures_total", reason="no_answer") >= 1
+    assert ask(server)[0] == "length"
 
 
 @dataclass
@@ -165,9 +184,7 @@ def kill_under_load(server: Server, title: str) -> tuple[list[Client], int]:
     for thread in threads:
         thread.start()
     until(lambda: all(client.began.is_set() for client in clients if client.stream))
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    (victim,) = [child for child in children if title in " ".join(child.cmdline())]
-    os.kill(victim.pid, signal.SIGKILL)
+    os.kill(process_of(server, title), signal.SIGKILL)
     killed = time.monotonic()
     code = server.process.wait(timeout=END_SECONDS)
     for thread in threads:
