@@ -92,7 +92,21 @@ OBSERVE_SECONDS = Metric(
     (),
     SECONDS_BUCKETS,
 )
-READY = Metric("telltale_ready", MetricType.GAUGE, "1 once the taps were seen to fire and the policy is loaded.")
+READY = Metric(
+    "telltale_ready", MetricType.GAUGE, "1 while monitoring is proved: the start's proof held and the canary passes."
+)
+CANARY_OK = Metric("telltale_canary_ok", MetricType.GAUGE, "1 if the newest canary of every engine passed, else 0.")
+CANARY_LAST_SUCCESS = Metric(
+    "telltale_canary_last_success_timestamp_seconds",
+    MetricType.GAUGE,
+    "Unix time at which a round of canaries last passed on every engine.",
+)
+CANARY_SECONDS = Metric(
+    "telltale_canary_seconds", MetricType.GAUGE, "Time that the newest round of canaries took, waiting included."
+)
+CANARY_FAILURES = Metric(
+    "telltale_canary_failures_total", MetricType.COUNTER, "Canaries that did not pass, by reason.", ("reason",)
+)
 POLICY_INFO = Metric(
     "telltale_policy_info", MetricType.GAUGE, "1 for the plan that runs, by the digest of policy and bank.", ("digest",)
 )
@@ -109,5 +123,9 @@ CATALOGUE: tuple[Metric, ...] = (
     UNSIGNED,
     OBSERVE_SECONDS,
     READY,
+    CANARY_OK,
+    CANARY_LAST_SUCCESS,
+    CANARY_SECONDS,
+    CANARY_FAILURES,
     POLICY_INFO,
 )

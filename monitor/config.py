@@ -12,6 +12,10 @@ from probes.card import Stage
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$", description="lower case, digits, '-' and '_'")]
 DetectorName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$", description="lower case, digits and '_'")]
+Duration = Annotated[
+    str, Field(pattern=r"^[0-9]{1,6}(ms|s|m|h)$", description="a whole number with its unit: 500ms, 60s, 5m, 1h")
+]
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 DEFAULT_TEXT = "I can't help with that."
 
 
@@ -147,6 +151,37 @@ class Reserve(_Strict):
     directions: int = Field(default=64, ge=1, le=4096, description="columns per tap")
 
 
+class CanarySettings(_Strict):
+    """How often the engine must show that it reads what it is known to read. It cannot be switched off."""
+
+    every: Duration = Field(default="60s", description="from one round to the next: 1s to 24h")
+    deadline: Duration = Field(default="10s", description="for one canary, once it is being computed: 100ms to 10m")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if not 1 <= self.every_seconds <= 24 * 3600:
+            raise ValueError(f"'every' is {self.every}; it must lie between 1s and 24h")
+        if not 0.1 <= self.deadline_seconds <= 600:  # noqa: PLR2004 - the bounds that the message states
+            raise ValueError(f"'deadline' is {self.deadline}; it must lie between 100ms and 10m")
+        return self
+
+    @property
+    def every_seconds(self) -> float:
+        """``every`` in seconds."""
+        return seconds_of(self.every)
+
+    @property
+    def deadline_seconds(self) -> float:
+        """``deadline`` in seconds."""
+        return seconds_of(self.deadline)
+
+
+def seconds_of(duration: str) -> float:
+    """A ``Duration`` in seconds."""
+    unit = duration.lstrip("0123456789")
+    return int(duration.removesuffix(unit)) * _SECONDS[unit]
+
+
 class Config(_Strict):
     """A policy file."""
 
@@ -156,4 +191,5 @@ class Config(_Strict):
     )
     detectors: tuple[DetectorEntry, ...] = Field(min_length=1)
     policies: tuple[Policy, ...] = Field(min_length=1, max_length=1, description="the policy of every request")
+    canary: CanarySettings = Field(default_factory=CanarySettings)
     reserve: Reserve = Field(default_factory=Reserve)

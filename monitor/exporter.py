@@ -7,6 +7,7 @@ import math
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from monitor import catalogue
+from monitor.canary import CanaryFailure
 from monitor.catalogue import Metric
 from monitor.policy import Plan
 from monitor.report import EndedReport, StepReport
@@ -33,6 +34,10 @@ class Exporter:
         self._unsigned = _counter(catalogue.UNSIGNED, registry)
         self._observe = _histogram(catalogue.OBSERVE_SECONDS, registry)
         self._ready = _gauge(catalogue.READY, registry)
+        self._canary_ok = _gauge(catalogue.CANARY_OK, registry)
+        self._canary_success = _gauge(catalogue.CANARY_LAST_SUCCESS, registry)
+        self._canary_seconds = _gauge(catalogue.CANARY_SECONDS, registry)
+        self._canary_failures = _counter(catalogue.CANARY_FAILURES, registry)
         threshold = _gauge(catalogue.DETECTOR_THRESHOLD, registry)
         for policy in plan.policies:
             owners = {rule.check: rule.name for rule in policy.rules}
@@ -50,13 +55,28 @@ class Exporter:
             self._skipped.labels(skip.value)
         for event in PromptEvent:
             self._events.labels(event.value)
+        for failure in CanaryFailure:
+            self._canary_failures.labels(failure.value)
         for policy in plan.policies:
             for rule in policy.rules:
                 self._actions.labels(rule.name, rule.action.value, rule.mode.value)
 
-    def ready(self) -> None:
-        """The server has proved that it sees."""
+    def canary_passed(self, seconds: float) -> None:
+        """A round of canaries has passed on every engine: the server sees, and is ready."""
+        self._canary_seconds.set(seconds)
+        self._canary_success.set_to_current_time()
+        self._canary_ok.set(1)
         self._ready.set(1)
+
+    def canary_failed(self, reason: CanaryFailure) -> None:
+        """A canary has failed: the server is not ready."""
+        self._canary_failures.labels(reason.value).inc()
+        self.not_ready()
+
+    def not_ready(self) -> None:
+        """The engine has gone, or its canary fails."""
+        self._canary_ok.set(0)
+        self._ready.set(0)
 
     def record(self, report: StepReport) -> None:
         """Count one report."""

@@ -206,6 +206,30 @@ class Monitor:
                 self._gap(request, reason, missing)
         self._judge(lost)
 
+    def scored_of(self, request_ids: Sequence[str]) -> dict[str, int]:
+        """Scored positions of those that are live, for ``distrust``."""
+        live = [(request_id, self._live[request_id]) for request_id in request_ids if request_id in self._live]
+        return {request_id: int(self._table.scored[request.slot]) for request_id, request in live}
+
+    def distrust(self, before: Mapping[str, int], reason: Gap) -> None:
+        """What was scored since ``before`` does not count as scored: it is a gap, and acts as one.
+
+        Rules have acted on it all the same: a reading that may be wrong is no reason to let go what looks bad.
+
+        Args:
+            before: what ``scored_of`` gave.
+            reason: why the readings are not to be trusted.
+        """
+        for request_id, scored in before.items():
+            request = self._live.get(request_id)
+            if request is None:
+                continue
+            doubtful = int(self._table.scored[request.slot]) - scored
+            if doubtful > 0:
+                self._table.scored[request.slot] = scored
+                self.tally.scored -= doubtful
+                self._gap(request, reason, doubtful)
+
     def take_tally(self) -> Tally:
         """Counts since the call before."""
         tally, self.tally = self.tally, Tally()

@@ -48,6 +48,8 @@ class Gap(StrEnum):
     """A readout was NaN or infinite."""
     MONITOR_ERROR = "monitor_error"
     """The monitor itself failed on the step."""
+    CANARY = "canary"
+    """It was read and judged while the engine's canary did not pass: what was read cannot be relied on."""
 
 
 class Skip(StrEnum):

@@ -130,9 +130,14 @@ def save_artifact(path: Path, card: Card, tensors: Mapping[str, npt.NDArray[np.g
     card = card.model_copy(update={"tensors_digest": hashlib.sha256(data).hexdigest()})
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, data)
+    write_card(path, card)
+    return Artifact(path=path, card=card, tensors=dict(tensors))
+
+
+def write_card(path: Path, card: Card) -> None:
+    """Write the card of a safetensors file anew, atomically; the tensors stay as they are."""
     text = json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
     _write(card_path_of(path), text.encode())
-    return Artifact(path=path, card=card, tensors=dict(tensors))
 
 
 def sha256_file(path: Path) -> str:

@@ -36,6 +36,13 @@ class TapMatrix:
     bias: npt.NDArray[np.float32]
     used: int
 
+    def digest(self) -> str:
+        """SHA-256 over what the engine multiplies with: the same for a copy that is read back from a device."""
+        digest = hashlib.sha256(f"{self.tap}:{self.weight.shape};".encode())
+        digest.update(np.ascontiguousarray(self.weight).tobytes())
+        digest.update(np.ascontiguousarray(self.bias).tobytes())
+        return digest.hexdigest()
+
 
 class Bank:
     """The directions of several detectors, stacked.

@@ -77,6 +77,18 @@ class Calibration(_Strict):
         return scores
 
 
+class Canary(_Strict):
+    """A known prompt and the scores that this detector gives it, computed by transformers and not by ourselves.
+
+    A server sends the prompt through its engine and compares: when it starts, and again and again while it runs.
+    """
+
+    tokens: tuple[int, ...] = Field(min_length=8, max_length=64, description="the prompt, as token ids")
+    scores: tuple[float, ...] = Field(min_length=1, description="of the tokens after the leading skip_first ones")
+    tolerance: float = Field(gt=0, description="greatest difference that is still the same score, in the score's unit")
+    reference: str = Field(description="what computed the scores, e.g. 'transformers 5.0.0, float32'")
+
+
 class Card(_Strict):
     """Everything that is known about one artifact."""
 
@@ -90,6 +102,9 @@ class Card(_Strict):
     skip_first: int = Field(ge=0, description="leading positions with a sink's norm: never scored")
     tensors_digest: Digest = Field(description="SHA-256 of the safetensors file")
     calibrations: tuple[Calibration, ...] = ()
+    canary: Canary | None = Field(
+        default=None, description="None: only coverage can be proved, not that scores are right"
+    )
     training: dict[str, Any] = Field(default_factory=dict, description="how to repeat it: data, digests, settings")
     evaluation: dict[str, Any] = Field(default_factory=dict, description="measured quality, controls beside it")
     created_by: str = Field(default="", description="version that wrote it")
@@ -100,4 +115,14 @@ class Card(_Strict):
         for key in keys:
             if keys.count(key) > 1:
                 raise ValueError(f"two calibrations for {key[2]} at {key[0].value} in the format {key[1].value}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_score_a_token(self) -> Self:
+        canary = self.canary
+        if canary is not None and len(canary.scores) != len(canary.tokens) - self.skip_first:
+            raise ValueError(
+                f"the canary has {len(canary.scores)} scores for {len(canary.tokens)} tokens, of which the first "
+                f"{self.skip_first} are not scored"
+            )
         return self

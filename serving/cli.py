@@ -76,6 +76,17 @@ def train(
 
 
 @app.command()
+def canary(
+    artifact: Annotated[Path, typer.Argument(help="The .safetensors file of a detector.", show_default=False)],
+    model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
+) -> None:
+    """Add a canary to a detector's card: scores of a fixed prompt, computed by transformers in float32."""
+    from serving.commands.canary import canary as run
+
+    run(artifact, model)
+
+
+@app.command()
 def schema(
     check_only: Annotated[bool, typer.Option("--check", help="Fail if the committed schema differs.")] = False,
 ) -> None:

@@ -108,6 +108,12 @@ class ActivationReader:
         rendered = self._tokenizer.apply_chat_template(example.messages, tokenize=False, add_generation_prompt=True)
         return list(self._tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
+    def stream(self, tokens: Sequence[int]) -> Mapping[int, Float32]:
+        """The residual stream of one prompt after each of the layers: (len(tokens), d_model) each."""
+        with self._capture() as captured:
+            self._forward(torch.tensor([list(tokens)]))
+            return {layer: captured[layer][0].numpy() for layer in self.layers}
+
     def sink_positions(self, examples: Sequence[Example], text_format: Format) -> int:
         """How many leading positions have a norm far above the rest, at any of the layers.
 

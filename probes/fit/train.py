@@ -14,9 +14,11 @@ from probes.aggregate import Aggregator
 from probes.artifact import Artifact, save_artifact
 from probes.cachedir import user_cache_dir
 from probes.card import Calibration, Card, Format, ModelRef, Stage
+from probes.detectors import load_detector
 from probes.fit.activations import ActivationReader, Activations
 from probes.fit.baselines import random_probes, shuffled_probes
 from probes.fit.calibrate import calibrate, shortfall
+from probes.fit.canary import make_canary
 from probes.fit.dataset import build_dataset, count_sources
 from probes.fit.evaluate import labels_of
 from probes.fit.example import Example, data_digest
@@ -107,7 +109,10 @@ def train(
         evaluation=evaluation,
         created_by=_created_by(),
     )
-    return save_artifact(out / f"{recipe.name}.safetensors", card, probe.tensors())
+    path = out / f"{recipe.name}.safetensors"
+    detector = load_detector(Artifact(path, card, probe.tensors()))
+    canary = make_canary(detector, reader, skip_first=skip_first, dtype=model.dtype)
+    return save_artifact(path, card.model_copy(update={"canary": canary}), probe.tensors())
 
 
 def _search(session: FitSession, trained_on: dict[Format, Activations], folds: Sequence[Fold]) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from starlette.datastructures import State
 from monitor.exporter import Exporter
 from serving.api.middleware import MonitorMiddleware
 from serving.engine import plugin as engine_plugin
+from serving.engine.canary import Canaries
+from serving.engine.lifeline import Lifeline
 from serving.engine.proof import prove
 from serving.engine.template import require_template
 
@@ -29,6 +32,8 @@ class TelltaleEndpoints:
 
     def __init__(self) -> None:
         self._engine: Any = None
+        self._canaries: Canaries | None = None
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our route and the middleware."""
@@ -36,15 +41,24 @@ class TelltaleEndpoints:
 
         @app.get("/ready", include_in_schema=True, tags=["telltale"])
         async def ready() -> JSONResponse:
-            """200 once the taps were seen to fire and the policy is loaded; 503 otherwise."""
-            if self._engine is None:
-                return JSONResponse({"status": "starting"}, status_code=503)
-            if self._engine.errored:
-                return JSONResponse({"status": "engine stopped"}, status_code=503)
-            return JSONResponse({"status": "ready"})
+            """200 while monitoring is proved: the proof at the start held and the newest canary passed; else 503."""
+            status = self.status()
+            return JSONResponse({"status": status}, status_code=200 if status == "ready" else 503)
+
+    def status(self) -> str:
+        """What ``/ready`` says. Why a canary fails stands in the log: it holds scores."""
+        if self._engine is None or self._canaries is None:
+            return "starting"
+        if self._engine.errored:
+            return "engine stopped"
+        if any(task.done() for task in self._tasks):
+            return "canary stopped"
+        if self._canaries.failure is not None:
+            return f"canary fails: {self._canaries.failure.reason.value}"
+        return "ready"
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
-        """Prove that the engine is monitored, then count and become ready.
+        """Prove that the engine is monitored, then count, become ready, and go on proving it.
 
         Raises:
             probes.errors.TelltaleError: it is not.
@@ -56,12 +70,23 @@ class TelltaleEndpoints:
             template=Path(template).read_text() if template and Path(template).is_file() else template,
             from_requests=bool(getattr(args, "trust_request_chat_template", False)),
         )
+        canaries = Canaries(engine_client, frontend)
+        proof = await prove(engine_client, frontend, canaries)
+        log.info("monitored", **proof.summary())
+        if proof.without_canary:
+            log.warning(
+                "detectors without a canary: their coverage is proved, not that their scores are right",
+                detectors=list(proof.without_canary),
+            )
+        # From here on: the proof's own request is no user's.
         exporter = Exporter(frontend.deployment.plan, prometheus_client.REGISTRY)
         frontend.export_to(exporter)
-        report = await prove(engine_client, frontend)
-        log.info("monitored", **report.summary())
-        exporter.ready()
-        self._engine = engine_client
+        exporter.canary_passed(canaries.seconds)
+        self._engine, self._canaries = engine_client, canaries
+        self._tasks = (
+            asyncio.create_task(canaries.watch(exporter), name="telltale-canaries"),
+            asyncio.create_task(Lifeline(engine_client, ended=exporter.not_ready).watch(), name="telltale-lifeline"),
+        )
 
 
 def endpoint_plugin() -> TelltaleEndpoints:

@@ -35,6 +35,11 @@ def check(policy: Path) -> None:
             f"on_gap {compiled.on_gap.value}, on_uncalibrated {compiled.on_uncalibrated.value}, "
             f"hold_back {compiled.hold_back}, expose {compiled.expose.value}"
         )
+    if without := sorted(name for name, card in plan.cards.items() if card.canary is None):
+        console.print(
+            f"without a canary: {', '.join(without)}. That they are read at every token is proved, not that their "
+            "scores are right; telltale canary ARTIFACT adds one."
+        )
     console.print(f"ok: {policy} reads {', '.join(str(tap) for tap in plan.bank.taps)}")
 
 

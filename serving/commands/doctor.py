@@ -81,6 +81,8 @@ def doctor(model: str | None, policy: Path | None) -> None:
         [
             ("scored", f"{proof.scored} positions"),
             ("skipped", ", ".join(f"{reason} {count}" for reason, count in proof.skipped.items())),
+            ("canary", ", ".join(proof.canaries) or "-"),
+            ("without a canary", ", ".join(proof.without_canary) or "-"),
             ("action", str(proof.described["action"])),
             *((f"{item['name']} at {item['stage']}", "fired" if item["fired"] else "-")
               for item in proof.described["detectors"]),

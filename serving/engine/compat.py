@@ -132,6 +132,9 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     Touchpoint("vllm.v1.worker.gpu.async_utils", "async_copy_to_np", "c39c9896a846db5e", "called"),
     Touchpoint("vllm.v1.worker.gpu.async_utils", "stream", "6c959ea2e1192a1f", "called"),
     Touchpoint("vllm.v1.worker.gpu_worker", "Worker._make_model_runner", "3817214704e1e262", "overridden"),
+    Touchpoint("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", "bdbf42b739a6731d", "wrapped"),
+    Touchpoint("vllm.v1.engine.async_llm", "AsyncLLM.generate", "5bd0ee90459b0e29", "called"),
+    Touchpoint("vllm.v1.engine.core_client", "AsyncMPClient.call_utility_all_async", "477aad87bf49a96d", "called"),
 )
 
 

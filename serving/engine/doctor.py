@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serving.deployment import Deployment
+from serving.engine.canary import Canaries
 from serving.engine.compat import installed_version
 from serving.engine.plugin import install
 from serving.engine.proof import Proof, prove
@@ -49,7 +50,7 @@ def diagnose(arguments: Sequence[str]) -> Diagnosis:
     async def run() -> Proof:
         engine = AsyncLLM.from_vllm_config(config)
         try:
-            return await prove(engine, frontend)
+            return await prove(engine, frontend, Canaries(engine, frontend))
         finally:
             engine.shutdown()
 

@@ -1,7 +1,11 @@
-"""The proof that an engine is monitored: every process runs the same plan, and a request through it is seen whole."""
+"""The proof that an engine is monitored: every process runs the same plan and bank, and nothing passes unseen.
+
+A request through it is scored whole, and canaries come back with the scores that the cards state.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +17,17 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 import serving
 from monitor.segments import PromptMap, Run
 from monitor.types import Role
+from probes.bank import Bank
 from probes.card import Format
 from probes.errors import TelltaleError
+from serving.engine.canary import Canaries
 from serving.engine.frontend import Frontend, record_of
 from serving.engine.records import Record
 from serving.origin import Origin, enter_origin, leave_origin
 
 _PROMPT_TOKENS = 8
 _NEW_TOKENS = 3
+_ANSWER_SECONDS = 60.0
 
 
 class ProofError(TelltaleError, RuntimeError):
@@ -39,6 +46,9 @@ class Proof:
         scored: positions of the request that were scored.
         skipped: the others, by reason.
         described: the ``telltale`` object of the request.
+        canaries: detectors whose scores were compared with their cards.
+        without_canary: the others; of them only coverage is proved.
+        canary_seconds: that the canaries took.
     """
 
     digest: str
@@ -48,26 +58,40 @@ class Proof:
     scored: int
     skipped: Mapping[str, int]
     described: Mapping[str, Any]
+    canaries: Sequence[str]
+    without_canary: Sequence[str]
+    canary_seconds: float
 
     def summary(self) -> dict[str, Any]:
         """In few words, for the log."""
-        return {"digest": self.digest[:12], "engines": self.engines, "workers": self.workers, "taps": dict(self.taps)}
+        return {
+            "digest": self.digest[:12],
+            "engines": self.engines,
+            "workers": self.workers,
+            "taps": dict(self.taps),
+            "canaries": list(self.canaries),
+            "without_canary": list(self.without_canary),
+            "canary_seconds": round(self.canary_seconds, 3),
+        }
 
 
-async def prove(engine: Any, frontend: Frontend) -> Proof:
-    """Ask every process what it runs, send one request through, and check that all of it was scored.
+async def prove(engine: Any, frontend: Frontend, canaries: Canaries) -> Proof:
+    """Ask every process what it runs, send one request through, check that all of it was scored; then the canaries.
 
     Args:
         engine: vLLM's ``AsyncLLM``.
         frontend: of this process.
+        canaries: of its engines.
     Raises:
         ProofError: says which part does not answer, differs or does not see.
     """
     plan = frontend.deployment.plan
-    engines = await _ask("scheduler", engine.engine_core.call_utility_all_async("telltale_status"))
+    ask_all = engine.engine_core.call_utility_all_async
+    engines = await _ask("scheduler", ask_all("telltale_control", "handshake", {}))
     _require_same("scheduler", engines, plan.digest)
-    before = await _ask("worker", engine.collective_rpc("telltale_status"))
+    before = await _ask_workers(engine)
     _require_same("worker", before, plan.digest)
+    require_resident(plan.bank, [status["resident"] for status in before])
     prompt, chat = _prompt(engine), Origin(Format.CHAT)
     chat.note(prompt, PromptMap((Run(Role.USER, len(prompt)),), stream_from=len(prompt)))
     origin = enter_origin(chat)
@@ -75,7 +99,7 @@ async def prove(engine: Any, frontend: Frontend) -> Proof:
         record = await _request(engine, prompt)
     finally:
         leave_origin(origin)
-    after = await engine.collective_rpc("telltale_status")
+    after = await _ask_workers(engine)
     fired = {str(tap): _count(after, str(tap)) - _count(before, str(tap)) for tap in plan.bank.taps}
     silent = [tap for tap, count in fired.items() if count <= 0]
     if silent:
@@ -89,12 +113,59 @@ async def prove(engine: Any, frontend: Frontend) -> Proof:
             f"of {record.num_positions} positions {record.scored} were scored and {dict(skipped)} skipped: tokens pass "
             "unseen."
         )
-    return Proof(plan.digest, len(engines), len(after), fired, record.scored, skipped, described)
+    failure = await canaries.round()
+    if failure is not None:
+        raise ProofError(
+            f"{failure.detail}. The engine does not read what the card says it must: the weights, the card or vLLM's "
+            "numerics differ from those that it was written with. If the detector is sound, write its canary anew: "
+            "telltale canary ARTIFACT --model MODEL."
+        )
+    known = {expected.detector for prompt in canaries.prompts for expected in prompt.expected}
+    return Proof(
+        digest=plan.digest,
+        engines=len(engines),
+        workers=len(after),
+        taps=fired,
+        scored=record.scored,
+        skipped=skipped,
+        described=described,
+        canaries=sorted(known),
+        without_canary=sorted(set(plan.cards) - known),
+        canary_seconds=canaries.seconds,
+    )
 
 
-async def _ask(kind: str, question: Awaitable[Sequence[Mapping[str, Any]]]) -> Sequence[Mapping[str, Any]]:
+def require_resident(bank: Bank, resident: Sequence[Mapping[str, str]]) -> None:
+    """Refuse workers that multiply with something else than the bank.
+
+    Args:
+        bank: of this process.
+        resident: of each worker, the digest of what lies on its device, by tap.
+    Raises:
+        ProofError: names the worker and the tap.
+    """
+    for matrix in bank.matrices:
+        tap, digest = str(matrix.tap), matrix.digest()
+        for number, found in enumerate(resident):
+            if found.get(tap, digest) != digest:
+                raise ProofError(
+                    f"worker {number} multiplies at {tap} with {found[tap][:12]}..., the bank holds {digest[:12]}...: "
+                    "the weights were damaged on their way to the device. Start again; if it stays, test the memory."
+                )
+        if not any(tap in found for found in resident):
+            raise ProofError(f"no worker has the tap {tap}. Look at the log above for the worker that should.")
+
+
+async def _ask_workers(engine: Any) -> list[Mapping[str, Any]]:
+    question = engine.engine_core.call_utility_all_async("collective_rpc", "telltale_status", None, (), {})
+    by_engine: Sequence[Any] = await _ask("worker", question)
+    return [status for workers in by_engine for status in workers]
+
+
+async def _ask(kind: str, question: Awaitable[Sequence[Any]]) -> Sequence[Any]:
     try:
-        return await question
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            return await question
     except Exception as error:  # vLLM passes on the other process's failure as a bare Exception
         raise ProofError(
             f"a {kind} does not answer as a monitored one ({error}). The plug-in is not in place in its process: vLLM "

@@ -23,6 +23,8 @@ from monitor.types import Gap
 from probes.card import Format
 from serving.engine.carrier import CARRIER_ID
 from serving.engine.drafts import step_readouts
+from serving.engine.faulty import faulty_requests, without
+from serving.engine.heartbeat import Heartbeat
 from serving.engine.holdback import BLOCKED, HoldBack
 from serving.engine.prefix import PrefixReadouts
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
@@ -47,6 +49,9 @@ class MonitoredScheduler(Scheduler):
         self._digest = deployment.plan.digest
         self._monitor = Monitor(deployment.plan)
         self._hold_back = HoldBack()
+        self._heartbeat = Heartbeat(
+            deployment.plan, deployment.file.config.canary, vocab=self.vllm_config.model_config.get_vocab_size()
+        )
         self._clients: dict[str, int] = {}
         self._ended: dict[int, list[Ended]] = {}
         self._observe_seconds: list[float] = []
@@ -59,14 +64,32 @@ class MonitoredScheduler(Scheduler):
             else None
         )
 
-    def telltale_status(self) -> dict[str, Any]:
-        """Version and digest of what runs here, for the handshake."""
-        return {"version": serving.__version__, "digest": self._digest}
+    def telltale_control(self, op: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What the API process asks between two steps.
+
+        Args:
+            op: ``handshake`` (version and digest of what runs here) or ``canary`` (how its canaries do).
+            body: of the operation; empty for these two.
+        Raises:
+            ValueError: another operation.
+        """
+        match op:
+            case "handshake":
+                return {"version": serving.__version__, "digest": self._digest}
+            case "canary":
+                return self._heartbeat.status()
+            case _:
+                raise ValueError(f"telltale_control knows 'handshake' and 'canary', not {op!r} with {sorted(body)}")
 
     def add_request(self, request: Request) -> None:
         """Admit a request to the monitor. Nothing gets past this method, whatever front end it came from."""
         extra = request.sampling_params.extra_args if request.sampling_params is not None else None
         trusted = unseal((extra or {}).get(EXTRA_KEY), request.request_id)
+        if trusted is not None and trusted.canary:
+            self._heartbeat.admit(request.request_id, request.prompt_token_ids or ())
+            request.skip_reading_prefix_cache = True
+            super().add_request(request)
+            return
         if trusted is None:
             log.warning(
                 "a request without our signature: judged as raw text by the first policy", id=request.request_id
@@ -89,6 +112,7 @@ class MonitoredScheduler(Scheduler):
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Remember where the rows of the step will belong."""
         step: SchedulerOutput = super().schedule(*args, **kwargs)
+        self._heartbeat.scheduled(step.num_scheduled_tokens)
         if self._prefix is not None:
             self._prefix.scheduled(step, self.requests)
         return step
@@ -149,6 +173,7 @@ class MonitoredScheduler(Scheduler):
         )
         if self._prefix is not None:
             self._prefix.forget(request_id)
+        self._heartbeat.finish(request_id, aborted=cut_off)
         client = self._clients.pop(request_id, request.client_index)
         if ended is not None:
             self._ended.setdefault(client, []).append(ended)
@@ -160,18 +185,38 @@ class MonitoredScheduler(Scheduler):
     def _observe(self, scheduler_output: SchedulerOutput, output: ModelRunnerOutput) -> None:
         found = getattr(output, ATTRIBUTE, None)
         readouts = found if isinstance(found, WorkerReadouts) else None
+        distrusted = self._heartbeat.take(readouts) is not None
+        before = self._monitor.scored_of(list(scheduler_output.num_scheduled_tokens)) if distrusted else {}
+        self._observe_step(scheduler_output, output, readouts, distrusted=distrusted)
+        self._monitor.distrust(before, Gap.CANARY)
+
+    def _observe_step(
+        self,
+        scheduler_output: SchedulerOutput,
+        output: ModelRunnerOutput,
+        readouts: WorkerReadouts | None,
+        *,
+        distrusted: bool,
+    ) -> None:
         try:
             if self._prefix is not None:
                 # First of all: a request of this very step may rest on rows that another one has just computed.
-                self._prefix.file(scheduler_output, readouts)
+                self._prefix.file(scheduler_output, None if distrusted else readouts)
+                if distrusted:
+                    # Nobody knows since when the readings have been wrong.
+                    self._prefix.store.lose_all()
             if readouts is None:
                 self._monitor.lose(self._reached(scheduler_output.num_scheduled_tokens), Gap.NO_READOUTS)
                 return
             step = step_readouts(
                 readouts, scheduler_output, output, requests=self.requests, max_model_len=self.max_model_len
             )
-            self._replay(step)
-            self._monitor.observe(step)
+            try:
+                self._replay(step)
+                self._monitor.observe(step)
+            except Exception:
+                log.exception("the monitor failed on a step; its requests are taken apart")
+                self._observe_apart(step, scheduler_output)
         except Exception:
             log.exception("the monitor failed on a step; its requests follow on_gap")
             self._monitor.lose(self._reached(scheduler_output.num_scheduled_tokens), Gap.MONITOR_ERROR)
@@ -180,6 +225,21 @@ class MonitoredScheduler(Scheduler):
         missing = {name: n for name, n in scheduler_output.num_scheduled_tokens.items() if seen.get(name) != n}
         if missing:
             self._monitor.lose(self._reached(missing), Gap.NO_READOUTS)
+
+    def _observe_apart(self, step: StepReadouts, scheduler_output: SchedulerOutput) -> None:
+        """Observe a step that has failed, without the requests that made it fail.
+
+        Only scoring is tried again: it comes before any state changes, so nothing is fed twice. If each request can be
+        scored, the fault lies elsewhere and the whole step is lost.
+        """
+        scheduled = scheduler_output.num_scheduled_tokens
+        faulty = faulty_requests(step, self._monitor.plan.bank)
+        if faulty:
+            rest = without(step, faulty)
+            self._replay(rest)
+            self._monitor.observe(rest)
+        lost = {name: count for name, count in scheduled.items() if not faulty or name in faulty}
+        self._monitor.lose(self._reached(lost), Gap.MONITOR_ERROR)
 
     def _replay(self, step: StepReadouts) -> None:
         if self._prefix is None:

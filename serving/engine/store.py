@@ -54,6 +54,10 @@ class ReadoutStore:
         """A step that wrote to these blocks was lost: they are no longer whole, and no hit on them is allowed."""
         self._state[blocks] = RowState.EMPTY
 
+    def lose_all(self) -> None:
+        """What is filed cannot be relied on any more: no hit on any block is allowed until it is computed anew."""
+        self._state[:] = RowState.EMPTY
+
     def file(self, blocks: Index, offsets: Index, readouts: npt.NDArray[np.float32]) -> None:
         """Keep the readouts of these places.
 

@@ -70,7 +70,17 @@ class TapSet:
             num_rows: rows of the step.
             upstream: what the pipeline stages before this one have read, of the same width. Without it, the columns of
                 taps on other stages are NaN, so that nobody can take them for readouts.
+
+        The buffers hold NaN afterwards: rows of a tap that does not run in the next step are gaps, not old readings.
         """
+        rows = self._joined(num_rows, upstream)
+        for module in self._modules.values():
+            out: torch.Tensor = module.telltale_out  # type: ignore[assignment]
+            # Graphs also write the rows that they pad a step with; on a CPU there are none.
+            (out[:num_rows] if out.device.type == "cpu" else out).fill_(float("nan"))
+        return rows
+
+    def _joined(self, num_rows: int, upstream: torch.Tensor | None) -> torch.Tensor:
         parts: list[torch.Tensor] = [module.telltale_out[:num_rows] for module in self._modules.values()]  # type: ignore[index]
         if parts and not self.absent:
             return torch.cat(parts, dim=1)
@@ -81,6 +91,16 @@ class TapSet:
         for columns, part in zip(self.present_columns, parts, strict=True):
             rows[:, columns] = part
         return rows
+
+    def resident(self) -> dict[str, str]:
+        """Digest of what each tap of this worker multiplies with, read back from the device, by the tap's name."""
+        digests = {}
+        for tap, module in self._modules.items():
+            weight: torch.Tensor = module.telltale_weight  # type: ignore[assignment]
+            bias: torch.Tensor = module.telltale_bias  # type: ignore[assignment]
+            matrix = TapMatrix(tap, weight.cpu().numpy(), bias.cpu().numpy(), weight.shape[1])
+            digests[str(tap)] = matrix.digest()
+        return digests
 
     def fired(self) -> dict[str, int]:
         """How often each tap of this worker has run, by its name."""

@@ -31,11 +31,13 @@ class TrustedData:
         policy: name of its policy; None for the first.
         fmt: how its text reached the model.
         prompt: who wrote which of its prompt's tokens, and where the reply begins.
+        canary: it is one of our own canaries, which is scored and judged apart from users' requests.
     """
 
     policy: str | None
     fmt: Format
     prompt: PromptMap
+    canary: bool = False
 
 
 def ensure_key(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -51,6 +53,7 @@ def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] =
         "format": data.fmt.value,
         "runs": [[run.role.value, run.length] for run in prompt.runs] if prompt.runs is not None else None,
         "stream_from": prompt.stream_from,
+        "canary": data.canary,
         "events": [event.value for event in prompt.events],
     }
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -81,7 +84,7 @@ def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = o
         stream_from=body["stream_from"],
         events=tuple(PromptEvent(event) for event in body["events"]),
     )
-    return TrustedData(policy=body["policy"], fmt=Format(body["format"]), prompt=prompt)
+    return TrustedData(policy=body["policy"], fmt=Format(body["format"]), prompt=prompt, canary=bool(body["canary"]))
 
 
 def _mac(body: str, request_id: str, environment: Mapping[str, str]) -> str:

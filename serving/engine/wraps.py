@@ -39,7 +39,7 @@ def install_wraps(configure: Callable[[VllmConfig], None]) -> Frontend:
     _wrap(OpenAIServingChat, "chat_completion_full_generator", responses.chat_full)
     _wrap(OpenAIServingCompletion, "completion_stream_generator", responses.completion_stream)
     _wrap(OpenAIServingCompletion, "request_output_to_completion_response", responses.completion_full)
-    EngineCore.telltale_status = _engine_status
+    EngineCore.telltale_control = _engine_control
     return frontend
 
 
@@ -85,7 +85,7 @@ def _completion_output(original: Callable[..., Any], frontend: Frontend) -> Call
     return new_completion_output
 
 
-def _engine_status(self: EngineCore) -> dict[str, Any]:
-    """The door into EngineCore, run between two steps: what its scheduler says of itself."""
-    status = getattr(self.scheduler, "telltale_status", None)
-    return status() if status is not None else {}
+def _engine_control(self: EngineCore, op: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The door into EngineCore, run between two steps: what its scheduler answers; nothing if it is not ours."""
+    control = getattr(self.scheduler, "telltale_control", None)
+    return control(op, body) if control is not None else {}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine.faults import FAULTS, ON_GAP
-from tests.support.tiny import TinyModel
+from tests.engine.faults import CANARY_FAULTS, FAULTS, ON_GAP
+from tests.support.tiny import TinyModel, save_trigger
 
 pytestmark = pytest.mark.engine
 
@@ -23,13 +23,38 @@ REASONS = {
     "rows_missing": "no_readouts",
     "wrong_width": "monitor_error",
     "monitor_error": "monitor_error",
+    "silent_tap": "not_finite",
 }
+CANARY_REASONS = {
+    "corrupted_bank": "wrong_scores",
+    "corrupted_bias": "wrong_scores",
+    "silent_tap": "not_finite",
+    "late": "late",
+    "nan": "not_finite",
+    "no_readouts": "not_seen",
+}
+POLICY = """\
+version: "1"
+detectors:
+  - artifact: known.safetensors
+canary: {every: 24h, deadline: 2s}
+policies:
+  - name: default
+    on_gap: block
+    on_uncalibrated: flag
+    expose: scores
+    rules:
+      - {name: no-trigger-prompt, when: {detector: trigger, stage: prompt}, do: {action: block}, mode: enforce}
+      - {name: no-trigger-stream, when: {detector: trigger, stage: stream}, do: {action: block}, mode: enforce}
+"""
 
 
 @pytest.fixture(scope="module")
-def outcomes(tiny: TinyModel, folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def found(tiny: TinyModel, folder: Path) -> dict[str, Any]:
+    save_trigger(folder / "known.safetensors", tiny.path, canary=True)
+    (folder / "known.yaml").write_text(POLICY)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.faults", str(tiny.path), str(folder / "guarded.yaml")],
+        [sys.executable, "-m", "tests.engine.faults", str(tiny.path), str(folder / "known.yaml"), str(tiny.trigger)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -37,8 +62,18 @@ def outcomes(tiny: TinyModel, folder: Path) -> dict[str, dict[str, dict[str, Any
     )
     assert done.returncode == 0, done.stderr[-4000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("OUTCOMES "))
-    found: dict[str, dict[str, dict[str, Any]]] = json.loads(line.removeprefix("OUTCOMES "))
-    return found
+    everything: dict[str, Any] = json.loads(line.removeprefix("OUTCOMES "))
+    return everything
+
+
+@pytest.fixture(scope="module")
+def outcomes(found: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    requests: dict[str, dict[str, dict[str, Any]]] = found["requests"]
+    return requests
+
+
+def skipped_beside(outcome: dict[str, Any]) -> dict[str, int]:
+    return {reason: count for reason, count in outcome["skipped"].items() if reason not in {"sink", "final"}}
 
 
 @pytest.mark.parametrize("action", ON_GAP)
@@ -55,8 +90,7 @@ def test_without_a_fault_nothing_happens(outcomes: dict, action: str) -> None:
 class TestAFault:
     def test_is_counted_by_its_reason_and_every_position_is_accounted_for(self, outcomes: dict, fault: str) -> None:
         for outcome in outcomes[fault].values():
-            gaps = {reason: count for reason, count in outcome["skipped"].items() if reason not in {"sink", "final"}}
-            assert set(gaps) == {REASONS[fault]}
+            assert set(skipped_beside(outcome)) == {REASONS[fault]}
             assert outcome["scored"] + sum(outcome["skipped"].values()) == PROMPT + outcome["tokens"]
 
     def test_blocks_where_the_policy_says_block(self, outcomes: dict, fault: str) -> None:
@@ -75,3 +109,58 @@ class TestAFault:
         outcome = outcomes[fault]["allow"]
         assert (outcome["action"], outcome["rule"], outcome["finish"]) == ("allow", None, "length")
         assert outcome["tokens"] == NEW
+
+
+def test_an_exception_in_the_monitor_is_the_fault_of_one_request_alone(found: dict[str, Any]) -> None:
+    innocent, guilty = found["pair"]
+    assert (innocent["action"], innocent["tokens"], skipped_beside(innocent)) == ("allow", NEW, {})
+    assert innocent["scored"] == PROMPT + NEW - 2
+    assert (guilty["action"], guilty["rule"], guilty["tokens"]) == ("block", "on_gap", 0)
+    assert set(skipped_beside(guilty)) == {"monitor_error"}
+
+
+def test_what_lies_on_the_device_is_the_bank(found: dict[str, Any]) -> None:
+    assert found["resident"] == ""
+
+
+def test_a_canary_passes_and_is_not_counted(found: dict[str, Any]) -> None:
+    outcome = found["canaries"]["none"]
+    assert outcome["canary"] == {"failure": None, "passed": True, "waiting": False}
+    assert outcome["tally_unchanged"]
+    assert (outcome["allow"]["action"], skipped_beside(outcome["allow"])) == ("allow", {})
+
+
+@pytest.mark.parametrize("fault", CANARY_FAULTS)
+class TestAFailingCanary:
+    def test_says_why(self, found: dict[str, Any], fault: str) -> None:
+        reason, detail = found["canaries"][fault]["canary"]["failure"]
+        assert reason == CANARY_REASONS[fault]
+        if reason == "wrong_scores":
+            assert "'trigger' at position" in detail
+            assert "expected" in detail
+            assert "found" in detail
+
+    def test_weights_that_are_not_the_banks_are_refused_at_the_handshake(
+        self, found: dict[str, Any], fault: str
+    ) -> None:
+        refusal = found["canaries"][fault]["resident"]
+        assert ("worker 0 multiplies at resid_post.0" in refusal) == fault.startswith("corrupted")
+
+    @pytest.mark.parametrize("action", ON_GAP)
+    def test_makes_every_position_a_gap_that_follows_on_gap(
+        self, found: dict[str, Any], fault: str, action: str
+    ) -> None:
+        outcome = found["canaries"][fault][action]
+        tokens = 0 if action == "block" else NEW
+        assert outcome["tokens"] == tokens
+        assert outcome["action"] == action
+        assert outcome["rule"] == (None if action == "allow" else "on_gap")
+        assert outcome["scored"] == 0
+        assert set(skipped_beside(outcome)) == {"canary"}
+        assert sum(outcome["skipped"].values()) == PROMPT + tokens
+
+    def test_is_over_when_one_passes(self, found: dict[str, Any], fault: str) -> None:
+        assert found["canaries"][fault]["again"]["failure"] is None
+        after = found["canaries"][fault]["after"]
+        assert (after["action"], after["tokens"], skipped_beside(after)) == ("allow", NEW, {})
+        assert after["scored"] == PROMPT + NEW - 2

@@ -14,6 +14,7 @@ from probes.aggregate import Aggregator
 from probes.aggregate.max import Max
 from probes.artifact import Artifact, save_artifact
 from probes.card import Calibration, Card, Format, Stage
+from probes.fit.canary import canary_of
 from probes.modelref import read_model_ref
 from probes.taps import Site, Tap
 from serving.builtin import DEFAULT_MODEL, ensure_builtin_model
@@ -119,8 +120,9 @@ def save_linear(
     skip_first: int = 1,
     bias: float = 0.0,
     formats: tuple[str, ...] = tuple(Format),
+    canary: bool = False,
 ) -> Artifact:
-    """Write a linear detector for a model, calibrated (by decree) for these formats."""
+    """Write a linear detector for a model, calibrated (by decree) for these formats; with a canary by transformers."""
     width = len(direction)
     aggregate = aggregate or Max()
     calibrations = tuple(
@@ -155,7 +157,11 @@ def save_linear(
         "scale": np.ones(width, dtype=np.float32),
         "bias": np.array([bias], dtype=np.float32),
     }
-    return save_artifact(path, card, tensors)
+    artifact = save_artifact(path, card, tensors)
+    if not canary:
+        return artifact
+    found = canary_of(artifact, model_dir=model, progress=lambda text: None)
+    return save_artifact(path, artifact.card.model_copy(update={"canary": found}), tensors)
 
 
 def save_trigger(path: Path, model: Path, **settings: object) -> Artifact:

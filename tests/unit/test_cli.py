@@ -10,9 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 import serving
+from probes.card import Canary
 from serving.cli import app
+from tests.unit.artifacts import calibration, make_card, policy_text, rule, saved_artifact
 
-COMMANDS = ("serve", "check", "doctor", "train", "schema", "bench")
+COMMANDS = ("serve", "check", "doctor", "train", "canary", "schema", "bench")
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:
@@ -56,3 +58,25 @@ def test_the_shipped_policy_is_sound() -> None:
     plan = check_policy(embedded_policy())
     assert [policy.name for policy in plan.policies] == ["default"]
     assert set(plan.cards) == {"harmful_request"}
+
+
+@pytest.mark.parametrize("has_canary", [True, False])
+def test_check_names_detectors_without_a_canary(tmp_path: Path, has_canary: bool) -> None:
+    card = make_card(calibrations=[calibration()])
+    canary = Canary(tokens=tuple(range(8)), scores=(0.0,) * 7, tolerance=0.1, reference="by hand")
+    saved_artifact(tmp_path, card.model_copy(update={"canary": canary if has_canary else None}))
+    (tmp_path / "telltale.yaml").write_text(policy_text(rule("r")))
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "telltale.yaml")])
+    assert result.exit_code == 0, result.output
+    assert ("without a canary: harm" in " ".join(result.output.split())) != has_canary
+
+
+def test_an_artifact_that_is_not_there_gets_no_canary(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.cli", "canary", str(tmp_path / "none.safetensors"), "--model", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "none.safetensors: cannot be read" in done.stderr

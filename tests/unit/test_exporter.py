@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from monitor.canary import CanaryFailure
 from monitor.catalogue import CATALOGUE, MetricType
 from monitor.exporter import Exporter
 from monitor.monitor import Monitor
@@ -84,7 +85,7 @@ def test_counts_are_exact(plan: Plan) -> None:
     assert run.value("telltale_tokens_scored_total") == 3 + 2 + 3 + 2
     assert run.value("telltale_tokens_skipped_total", reason="sink") == 4
     assert run.value("telltale_tokens_skipped_total", reason="final") == 4
-    assert [run.value("telltale_gaps_total", reason=gap.value) for gap in Gap] == [3, 0, 0, 0]
+    assert [run.value("telltale_gaps_total", reason=gap.value) for gap in Gap] == [3, 0, 0, 0, 0]
     assert run.value("telltale_observe_seconds_count") == 3 + 1 + 3 + 2
     assert run.value("telltale_observe_seconds_sum") == pytest.approx(9e-4)
     prompt = {"stage": "prompt", "aggregate": "max", "segments": ""}
@@ -104,8 +105,22 @@ def test_series_that_matter_start_at_zero(plan: Plan) -> None:
     assert all(run.value("telltale_prompt_events_total", event=event.value) == 0 for event in PromptEvent)
     assert run.value("telltale_unsigned_requests_total") == 0
     assert run.value("telltale_ready") == 0
-    run.exporter.ready()
-    assert run.value("telltale_ready") == 1
+    assert all(run.value("telltale_canary_failures_total", reason=reason.value) == 0 for reason in CanaryFailure)
+
+
+def test_a_failing_canary_ends_readiness_until_one_passes(plan: Plan) -> None:
+    run = Run(plan)
+    run.exporter.canary_passed(0.05)
+    assert (run.value("telltale_ready"), run.value("telltale_canary_ok")) == (1, 1)
+    assert run.value("telltale_canary_seconds") == 0.05
+    passed_at = run.value("telltale_canary_last_success_timestamp_seconds")
+    run.exporter.canary_failed(CanaryFailure.WRONG_SCORES)
+    assert (run.value("telltale_ready"), run.value("telltale_canary_ok")) == (0, 0)
+    assert run.value("telltale_canary_failures_total", reason="wrong_scores") == 1
+    assert run.value("telltale_canary_last_success_timestamp_seconds") == passed_at
+    run.exporter.canary_passed(0.06)
+    assert (run.value("telltale_ready"), run.value("telltale_canary_ok")) == (1, 1)
+    assert run.value("telltale_canary_last_success_timestamp_seconds") > passed_at
 
 
 def test_thresholds_and_the_plan_can_be_read(plan: Plan) -> None:
@@ -141,7 +156,7 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
         "stage": {stage.value for stage in Stage},
         "aggregate": {str(check.aggregate) for check in plan.checks},
         "format": {fmt.value for fmt in Format},
-        "reason": {reason.value for reason in (*Gap, *Skip)},
+        "reason": {reason.value for reason in (*Gap, *Skip, *CanaryFailure)},
         "event": {event.value for event in PromptEvent},
         "segments": {",".join(check.segments or ()) for check in plan.checks},
         "digest": {plan.digest[:16]},

@@ -9,11 +9,13 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from monitor.canary import CanaryFailure, CanaryPrompt, Expected
 from probes.aggregate import parse_aggregator
-from probes.artifact import Artifact
+from probes.artifact import Artifact, write_card
 from probes.card import Format
 from probes.detectors import load_detector
 from probes.fit.activations import ActivationError, ActivationReader
+from probes.fit.canary import canary_of
 from probes.fit.example import Example
 from probes.fit.recipe import RecipeError, read_recipe
 from probes.fit.train import train
@@ -155,6 +157,37 @@ def test_train_and_serve(model_dir: Path, recipe: Path, tmp_path: Path) -> None:
     state = calibration.aggregate.new_state(1, 1)
     served = calibration.aggregate.update(state, scores[:, None, :])[-1, 0, 0]
     assert served == pytest.approx(fitted[0, 0], abs=1e-5)
+    require_canary(loaded, model_dir)
+
+
+def require_canary(artifact: Artifact, model_dir: Path) -> None:
+    """The canary of a card holds transformers' scores, and would show another bias or direction."""
+    canary, detector = artifact.card.canary, load_detector(artifact)
+    assert canary is not None
+    (directions,) = detector.directions()
+    stream = residual_stream(model_dir, list(canary.tokens))[directions.tap.layer]
+    expected = stream.astype(np.float64) @ directions.weight + directions.bias
+    known = Expected("d", 0, artifact.card.skip_first, np.array(canary.scores), canary.tolerance)
+    prompt, seen = CanaryPrompt(canary.tokens, (known,)), np.ones(len(canary.tokens), dtype=bool)
+    assert prompt.compare(expected, seen) is None
+    spread = float(expected[artifact.card.skip_first :].std())
+    for change in (0.05 * spread, 1e-3 * np.linalg.norm(stream, axis=1, keepdims=True) * spread):
+        failed = prompt.compare(expected + change, seen)
+        assert failed is not None
+        assert failed.reason is CanaryFailure.WRONG_SCORES
+
+
+def test_a_canary_is_added_without_training_anew(model_dir: Path, recipe: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    made = train(recipe, model_dir=model_dir, model_id="t", out=tmp_path, progress=lambda _: None, cache_dir=cache)
+    path, before = made.path, made.path.read_bytes()
+    write_card(path, made.card.model_copy(update={"canary": None}))
+    without = Artifact.load(path)
+    assert without.card.canary is None
+    found = canary_of(without, model_dir=model_dir, progress=lambda _: None)
+    write_card(path, without.card.model_copy(update={"canary": found}))
+    assert Artifact.load(path).card == made.card
+    assert path.read_bytes() == before
 
 
 def residual_stream(model_dir: Path, tokens: list[int]) -> list[np.ndarray]:

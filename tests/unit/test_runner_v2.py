@@ -18,7 +18,7 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
 from serving.engine.rows import AsyncOutputWithReadouts, RowError, StepRows
 from serving.engine.runner_v2 import TappedV2Runner
-from serving.engine.taps import TapSet
+from tests.support.tapset import tap_set
 
 CPU = torch.device("cpu")
 MAX_ROWS = 16
@@ -82,7 +82,7 @@ def make_runner(device: Device, *, last: bool = True) -> tuple[TappedV2Runner, t
     layer = torch.nn.Module()
     rows = torch.arange(MAX_ROWS * WIDTH, dtype=torch.float32).reshape(MAX_ROWS, WIDTH)
     layer.register_buffer("telltale_out", rows, persistent=False)
-    runner.telltale_taps = TapSet([("resid_post.0", layer)])  # type: ignore[list-item]
+    runner.telltale_taps = tap_set({0: layer}, capacity=WIDTH - 1)
     runner.main_stream, runner.output_copy_stream = device.stream("main"), device.stream("copy")
     runner.is_last_pp_rank = last
     runner.execute_model_state = object()  # what a forward pass leaves for the sampling
@@ -133,10 +133,10 @@ def step(runner: TappedV2Runner, stock: dict[str, Any], batch: InputBatch) -> An
 def test_rows_and_positions_are_the_devices(device: Device, buffers: InputBuffers, stock: dict[str, Any]) -> None:
     runner, layer = make_runner(device)
     layer.telltale_out[9:] = float("nan")  # padding
+    expected = layer.telltale_out[:9].clone()
     output = step(runner, stock, make_batch(buffers, [1, 5, 3], padded_to=12))
     assert isinstance(output, AsyncOutputWithReadouts)
     # The next step writes where this one's rows were, before anybody asked for the result.
-    expected = layer.telltale_out[:9].clone()
     layer.telltale_out.fill_(-1.0)
     buffers.positions.fill_(-1)
     buffers.query_start_loc.fill_(-1)

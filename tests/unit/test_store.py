@@ -108,3 +108,16 @@ def test_rows_outside_their_span_have_no_place() -> None:
 def test_a_step_without_known_requests_has_no_places(count: int) -> None:
     places = places_of({}, ["a"] * count, np.ones(count, dtype=np.int64), np.zeros(count, dtype=np.int64), block_size=4)
     assert len(places.rows) == len(places.blocks) == 0
+
+
+def test_after_everything_is_lost_no_block_is_covered_until_it_is_whole_again() -> None:
+    store = make_store()
+    for block in range(6):
+        fill(store, block)
+    store.expect(np.array([5]))
+    store.lose_all()
+    assert store.covered(np.arange(6)) == 0
+    assert np.isnan(store.read(np.arange(6))[:, COLUMNS]).all()
+    again = fill(store, 2, 100.0)
+    assert store.covered(np.array([2, 3])) == 1
+    assert np.array_equal(store.read(np.array([2]))[:, COLUMNS], again[:, COLUMNS])
