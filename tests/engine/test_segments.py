@@ -53,11 +53,11 @@ def server(tiny: TinyModel) -> Iterator[Server]:
         yield running
 
 
-def chat(server: Server, *messages: tuple[str, Any], tokens: int = 4, **options: Any) -> Any:
+def chat(server: Server, *messages: tuple[str, Any], tokens: int = 4, temperature: float = 0.0, **options: Any) -> Any:
     listed: Any = [{"role": role, "content": content} for role, content in messages]
     body = {**GREEDY["extra_body"], **options}
     return client_of(server).chat.completions.create(
-        model="tiny", messages=listed, max_tokens=tokens, temperature=0.0, extra_body=body
+        model="tiny", messages=listed, max_tokens=tokens, temperature=temperature, extra_body=body
     )
 
 
@@ -114,7 +114,7 @@ class TestRoles:
         parts = [{"type": "text", "text": "one"}, {"type": "text", "text": f"two{tiny.trigger_text} three"}]
         assert said(chat(server, ("user", "Hi"), ("tool", parts))) == ("block", "tool-block")
         assert said(chat(server, ("user", parts))) == ("flag", "user-flag")
-        several = chat(server, ("user", "Hi"), ("tool", f"a{tiny.trigger_text} b"), n=2)
+        several = chat(server, ("user", "Hi"), ("tool", f"a{tiny.trigger_text} b"), n=2, temperature=0.8)
         assert [choice.telltale["rule"] for choice in several.choices] == ["tool-block"] * 2
         listed: Any = [{"role": "user", "content": "Hi"}, {"role": "tool", "content": f"a{tiny.trigger_text} b"}]
         chunks: Any = list(
@@ -200,16 +200,14 @@ class TestTheTrailingSegment:
         assert answer.usage.completion_tokens == 0
 
     def test_one_token_at_a_time_in_a_chat_too(self, server: Server, tiny: TinyModel) -> None:
-        text = ""
-        for _ in range(24):
-            prefilled = [("assistant", text)] if text else []
-            options = {"add_generation_prompt": False, "continue_final_message": True} if text else {}
-            reply = chat(server, ("user", PROMPT), *prefilled, tokens=1, **options)
-            if reply.choices[0].finish_reason == "content_filter":
-                break
-            text += reply.choices[0].message.content
-        assert said(reply) == ("block", "no-trigger-stream")
-        assert tiny.trigger_text in text
+        """The reply so far grows word by word, as a client would send it back; with the trigger in it, it ends."""
+        words = ["Once", " upon", " a", tiny.trigger_text, " day", " there"]
+        decided = []
+        for number in range(1, len(words) + 1):
+            prefilled = ("assistant", "".join(words[:number]))
+            options = {"add_generation_prompt": False, "continue_final_message": True}
+            decided.append(said(chat(server, ("user", "Tell me"), prefilled, tokens=1, **options)))
+        assert decided == [("allow", None)] * 3 + [("block", "no-trigger-stream")] * 3
 
     def test_the_account_of_a_prompt_that_is_read_twice_counts_it_once(self, server: Server) -> None:
         answer: Any = client_of(server).completions.create(model="tiny", prompt="one two three four", max_tokens=3)
