@@ -100,6 +100,7 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.sample_tokens", "047e6a4738dead56", "overridden"),
     Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.load_model", "9508e8f41530563d", "overridden"),
     Touchpoint("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.load_model", "270bdfc6670d8cba", "overridden"),
+    Touchpoint("vllm.forward_context", "set_forward_context", "70c3bad7ccba8e9b", "called"),
     Touchpoint("vllm.v1.worker.cpu_worker", "CPUWorker.init_device", "11721464aeb0de34", "overridden"),
     Touchpoint("vllm.v1.worker.gpu_worker", "Worker._make_model_runner", "3817214704e1e262", "overridden"),
 )

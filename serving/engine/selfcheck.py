@@ -1,9 +1,9 @@
 """A numeric check at start-up: what each tap reads is what the next layer really takes as its residual stream.
 
-The registry of layers says where the stream is; this is the proof, on the loaded model and on every worker. A few random
-tokens go through the model without compilation, and beside the taps stand witnesses that know no convention: they keep
-what each norm was given and what it normalised. A convention that adds a stale residual, partial sums of tensor
-parallelism and rows split over ranks all show as a difference.
+The registry of layers says where the stream is; this is the proof, on the loaded model and on every worker. A few
+random tokens go through the model without compilation, and beside the taps stand witnesses that know no convention:
+they keep what each norm was given and what it normalised. A convention that adds a stale residual, partial sums of
+tensor parallelism and rows split over ranks all show as a difference.
 """
 
 from __future__ import annotations
@@ -191,8 +191,8 @@ def _taken(module: nn.Module, calls: dict[nn.Module, _Call]) -> torch.Tensor:
     call = calls.get(module)
     if call is None:
         raise LayerError(
-            f"{type(module).__name__}, which should take the residual stream, was never called: the stream goes another "
-            f"way, such as a norm fused with an all-reduce. {_EXTEND}."
+            f"{type(module).__name__}, which should take the residual stream, was never called: the stream goes "
+            f"another way, such as a norm fused with an all-reduce. {_EXTEND}."
         )
     returned = call.returned
     if not (isinstance(returned, tuple) and len(returned) > 1 and isinstance(returned[1], torch.Tensor)):
@@ -204,8 +204,8 @@ def _taken(module: nn.Module, calls: dict[nn.Module, _Call]) -> torch.Tensor:
         if again.shape == normed.shape and float((again - normed).norm()) <= _SAME_NORM * float(normed.norm()):
             return rows_of(candidate)
     raise LayerError(
-        f"{type(module).__name__}, which should take the residual stream, normalises neither its input nor the sum that "
-        f"it returns. {_EXTEND}."
+        f"{type(module).__name__}, which should take the residual stream, normalises neither its input nor the sum "
+        f"that it returns. {_EXTEND}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Every architecture of the registry: what its taps read is what transformers computes, and what is wrong is noticed."""
+"""Every architecture of the registry: its taps read what transformers computes, and what is wrong is noticed."""
 
 from __future__ import annotations
 

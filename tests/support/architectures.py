@@ -186,9 +186,9 @@ def render() -> str:
     lines = [
         "# Architectures",
         "",
-        "Written by `python -m tests.support.architectures` from the registry in `serving/engine/layers/known.py` and the",
-        "recipes of the tests. A model whose decoder layer is not listed, or whose forward is not the one that was read,",
-        "is refused. At every start a numeric check compares what each tap reads with what the next layer takes",
+        "Written by `python -m tests.support.architectures` from the registry in `serving/engine/layers/known.py` and",
+        "the recipes of the tests. A model whose decoder layer is not listed, or whose forward is not the one that was",
+        "read, is refused. At every start a numeric check compares what each tap reads with what the next layer takes",
         "(`serving/engine/selfcheck.py`).",
         "",
         f"Sites, for every architecture: {', '.join(f'`{site.value}`' for site in Site)}.",
@@ -215,8 +215,9 @@ What a layer returns:
 * `alone`: `(stream, None)`.
 * `stale`: `(stream, older residual)`; the sum would count the older residual twice.
 
-The tests run on the CPU build with random weights in float32. The published gpt-oss weights are MXFP4, which only a GPU
-can load: of them nothing has been run. Cohere 2 attends one token further back in vLLM than in transformers.
+The tests run on the CPU build with random weights in float32. The published gpt-oss weights are quantised (MXFP4):
+nothing has been run with them. Cohere 2 attends one token further back in vLLM than in transformers. With tensor
+parallelism Cohere's attention and MLP return partial sums, so that the start-up check refuses `attn_out` and `mlp_out`.
 
 ## Refused, with the reason
 
