@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import nn
 from probes.taps import Site, Tap
 from serving.engine.layers import LayerError
 from serving.engine.taps import TapSet, output_of, rows_of
+from serving.engine.witness import Call, noisy_attention, witnesses
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -31,15 +31,6 @@ _TOLERANCE = 1e-4
 _SAME_NORM = 0.05
 _SUM_TOLERANCE = 1e-2
 _EXTEND = "Its entry in serving/engine/layers/known.py does not fit this model as vLLM runs it here: correct the entry"
-
-
-@dataclass(slots=True)
-class _Call:
-    """The newest call of a module: copies of the first tensor it was given, and of what it returned."""
-
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    given: torch.Tensor
-    returned: Any
 
 
 @torch.inference_mode()
@@ -66,8 +57,8 @@ def check_taps(model: nn.Module, taps: TapSet, vllm_config: VllmConfig, *, devic
     generator = torch.Generator(device=device).manual_seed(_SEED)
     taps.clear()
     with ExitStack() as scope:
-        calls = scope.enter_context(_witnesses(watched))
-        scope.enter_context(_noisy_attention(layers.values(), generator))
+        calls = scope.enter_context(witnesses(watched))
+        scope.enter_context(noisy_attention(layers.values(), generator))
         scope.enter_context(_eager(vllm_config))
         _forward(model, vllm_config, generator, device)
         readouts = {tap: _buffer(taps, tap, "out")[:TOKENS].clone() for tap in taps.taps}
@@ -82,7 +73,7 @@ class _Check:
     def __init__(
         self,
         taps: TapSet,
-        calls: dict[nn.Module, _Call],
+        calls: dict[nn.Module, Call],
         streams: dict[int, tuple[torch.Tensor, str]],
         tolerance: float,
     ) -> None:
@@ -157,7 +148,7 @@ class _Check:
         )
 
 
-def _streams(taps: TapSet, calls: dict[nn.Module, _Call]) -> dict[int, tuple[torch.Tensor, str]]:
+def _streams(taps: TapSet, calls: dict[nn.Module, Call]) -> dict[int, tuple[torch.Tensor, str]]:
     """By layer number, the stream that goes into it, with the name of what took it; one entry beyond the last layer."""
     stack = taps.stack
     found = {number: (_taken(_part(layer, stack.known.first), calls), f"layer {number}") for number, layer in
@@ -171,7 +162,7 @@ def _streams(taps: TapSet, calls: dict[nn.Module, _Call]) -> dict[int, tuple[tor
     return found
 
 
-def _succeed_itself(taps: TapSet, number: int, calls: dict[nn.Module, _Call]) -> torch.Tensor:
+def _succeed_itself(taps: TapSet, number: int, calls: dict[nn.Module, Call]) -> torch.Tensor:
     layer, known = taps.stack.layers[number], taps.stack.known
     kept = dict(calls)
     call = calls[layer]
@@ -186,7 +177,7 @@ def _succeed_itself(taps: TapSet, number: int, calls: dict[nn.Module, _Call]) ->
     return stream
 
 
-def _taken(module: nn.Module, calls: dict[nn.Module, _Call]) -> torch.Tensor:
+def _taken(module: nn.Module, calls: dict[nn.Module, Call]) -> torch.Tensor:
     """The residual stream as a module took it: a norm's input, or the sum that a fused norm computed."""
     call = calls.get(module)
     if call is None:
@@ -207,60 +198,6 @@ def _taken(module: nn.Module, calls: dict[nn.Module, _Call]) -> torch.Tensor:
         f"{type(module).__name__}, which should take the residual stream, normalises neither its input nor the sum "
         f"that it returns. {_EXTEND}."
     )
-
-
-@contextmanager
-def _witnesses(modules: list[nn.Module]) -> Iterator[dict[nn.Module, _Call]]:
-    calls: dict[nn.Module, _Call] = {}
-    given: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-
-    # Copies, for fused norms write into their inputs.
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given[module] = _copied(args), {name: _copied(value) for name, value in kwargs.items()}
-
-    def after(module: nn.Module, _args: object, _kwargs: object, output: Any) -> None:
-        args, kwargs = given.pop(module)
-        first = kwargs.get("hidden_states")
-        if first is None:
-            first = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-        calls[module] = _Call((args, kwargs), first, _copied(output))
-
-    handles = []
-    for module in modules:
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after, with_kwargs=True))
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _noisy_attention(layers: Any, generator: torch.Generator) -> Iterator[None]:
-    """Let attention return noise: without a KV cache it returns zeros, or memory as it was found."""
-    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-
-    found = [module for layer in layers for module in layer.modules() if isinstance(module, AttentionLayerBase)]
-
-    def noise(module: nn.Module) -> Any:
-        original = module.forward
-
-        def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
-            output = original(*args, **kwargs)
-            return torch.randn(output.shape, generator=generator, dtype=torch.float32, device=output.device).to(
-                output.dtype
-            )
-
-        return forward
-
-    for module in found:
-        module.forward = noise(module)
-    try:
-        yield
-    finally:
-        for module in found:
-            del module.forward
 
 
 @contextmanager
@@ -307,14 +244,6 @@ def _part(layer: nn.Module, name: str) -> nn.Module:
 
 def _first(output: Any) -> torch.Tensor:
     return output_of(output)[0]
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, tuple):
-        return tuple(_copied(part) for part in value)
-    return value
 
 
 def _buffer(taps: TapSet, tap: Tap, name: str) -> torch.Tensor:
