@@ -90,8 +90,8 @@ class _Check:
             rows = int(readout.isfinite().all(dim=1).sum())
             raise self._error(
                 tap,
-                f"of {len(readout)} tokens it read {rows} and {user} took {used.shape[0]}: the rows are split over ranks, or "
-                "not finite",
+                f"of {len(readout)} tokens it read {rows} and {user} took {used.shape[0]}: the rows are split over "
+                "ranks, or not finite",
             )
         difference = self._difference(tap, readout, used.float())
         if not difference <= self._tolerance:  # a NaN is not within it either
