@@ -1,4 +1,4 @@
-"""Reads the residual stream of a model with transformers, in float32: what a detector is fitted on.
+"""Reads a site of a model's decoder layers with transformers, in float32: what a detector is fitted on.
 
 It is the independent reference for what the serving engine reads, and knows no engine.
 """
@@ -25,6 +25,7 @@ from probes.card import Format, ModelRef
 from probes.errors import TelltaleError
 from probes.fit.example import Example
 from probes.fit.weights import score_weights
+from probes.taps import Site
 
 __all__ = ["ActivationError", "ActivationReader", "Activations"]
 
@@ -32,6 +33,11 @@ _TOKENS_PER_BATCH = 1536
 _SINK_POSITIONS = 4
 _SINK_FACTOR = 10.0
 _MIN_SHARED_PREFIX = 4
+_MODULES = {
+    Site.ATTN_OUT: ("self_attn", "attn", "attention"),
+    Site.MLP_OUT: ("mlp", "block_sparse_moe", "feed_forward"),
+}
+"""What transformers' decoder layers call the module whose output a site is; a layer has one of these names."""
 
 Float32 = npt.NDArray[np.float32]
 
@@ -68,16 +74,17 @@ class Activations:
 
 
 class ActivationReader:
-    """A model, read after several decoder layers.
+    """A model, read at one site of several decoder layers.
 
     Args:
         model_dir: folder in transformers' layout.
         model: which model that is.
         layers: to read, 0 = after the first decoder layer.
+        site: where in them.
         cache_dir: where features are kept between runs.
         progress: told how far it is.
     Raises:
-        ActivationError: a layer does not exist, or the architecture's layers are not found.
+        ActivationError: a layer does not exist, or the architecture's layers or their modules are not found.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class ActivationReader:
         layers: Sequence[int],
         cache_dir: Path,
         progress: Callable[[str], None],
+        site: Site = Site.RESID_POST,
     ) -> None:
         if beyond := [layer for layer in layers if not 0 <= layer < model.num_layers]:
             raise ActivationError(
@@ -95,6 +103,7 @@ class ActivationReader:
             )
         self.model = model
         self.layers = tuple(layers)
+        self.site = site
         self._cache_dir = cache_dir
         self._progress = progress
         self._model_dir = model_dir
@@ -234,7 +243,7 @@ class ActivationReader:
 
     @contextmanager
     def _capture(self) -> Iterator[Mapping[int, torch.Tensor]]:
-        """The output of each layer in the newest forward pass: the residual stream before any final norm."""
+        """The site of each layer in the newest forward pass; the residual stream is the layer's output, not normed."""
         blocks = _decoder_layers(self._loaded(), max(self.layers) + 1)
         captured: dict[int, torch.Tensor] = {}
 
@@ -244,13 +253,14 @@ class ActivationReader:
                 if not isinstance(value, torch.Tensor):
                     raise ActivationError(
                         f"layer {layer} returns a {type(value).__name__}, not a tensor. "
-                        "Only layers that return the residual stream can be read."
+                        f"Only modules that return their {self.site.value} can be read."
                     )
                 captured[layer] = value.float()
 
             return hook
 
-        handles = [blocks[layer].register_forward_hook(remember(layer)) for layer in self.layers]
+        modules = {layer: _module_of(blocks[layer], self.site) for layer in self.layers}
+        handles = [module.register_forward_hook(remember(layer)) for layer, module in modules.items()]
         try:
             yield captured
         finally:
@@ -264,6 +274,7 @@ class ActivationReader:
             "model": self.model.model_dump(exclude={"id"}),
             "format": text_format.value,
             "layers": self.layers,
+            "site": self.site.value,
             "aggregates": [aggregate.config() for aggregate in aggregates],
             "skip_first": skip_first,
             "messages": [example.messages for example in examples],
@@ -279,6 +290,18 @@ def _decoder_layers(network: torch.nn.Module, count: int) -> torch.nn.ModuleList
         f"{type(network).__name__}: no list of {count} decoder layers named 'layers' or 'h' was found. "
         "Only decoder-only models in transformers' layout can be read."
     )
+
+
+def _module_of(layer: torch.nn.Module, site: Site) -> torch.nn.Module:
+    if site is Site.RESID_POST:
+        return layer
+    found = [module for name in _MODULES[site] if isinstance(module := getattr(layer, name, None), torch.nn.Module)]
+    if len(found) != 1:
+        raise ActivationError(
+            f"{type(layer).__name__} has no module that is surely its {site.value}: one of {_MODULES[site]} was looked "
+            f"for, {len(found)} were found. Read {Site.RESID_POST.value} instead."
+        )
+    return found[0]
 
 
 def _shared_prefix(rows: Sequence[list[int]]) -> int:

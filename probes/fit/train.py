@@ -73,7 +73,14 @@ def train(
         f"{recipe.name}: {len(data.train)} training rows, {len(data.calibration)} benign rows for calibration, "
         f"{len(data.pairs) + len(data.hard_benign)} development rows"
     )
-    reader = ActivationReader(model_dir, model=model, layers=recipe.search.layers, cache_dir=cache, progress=progress)
+    reader = ActivationReader(
+        model_dir,
+        model=model,
+        layers=recipe.search.layers,
+        site=recipe.search.site,
+        cache_dir=cache,
+        progress=progress,
+    )
     formats = sorted({*recipe.training.formats, *recipe.calibration.formats})
     skip_first = max(reader.sink_positions(data.calibration[:_NORM_TEST_ROWS], f) for f in formats)
     session = FitSession(recipe=recipe, data=data, reader=reader, skip_first=skip_first, progress=progress)

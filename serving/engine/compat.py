@@ -131,6 +131,7 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     Touchpoint("vllm.v1.worker.gpu.async_utils", "AsyncOutput.get_output", "9e71d499f9d9d432", "composed"),
     Touchpoint("vllm.v1.worker.gpu.async_utils", "async_copy_to_np", "c39c9896a846db5e", "called"),
     Touchpoint("vllm.v1.worker.gpu.async_utils", "stream", "6c959ea2e1192a1f", "called"),
+    Touchpoint("vllm.forward_context", "set_forward_context", "70c3bad7ccba8e9b", "called"),
     Touchpoint("vllm.v1.worker.gpu_worker", "Worker._make_model_runner", "3817214704e1e262", "overridden"),
     Touchpoint("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", "bdbf42b739a6731d", "wrapped"),
     Touchpoint("vllm.v1.engine.async_llm", "AsyncLLM.generate", "5bd0ee90459b0e29", "called"),

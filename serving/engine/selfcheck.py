@@ -1,9 +1,9 @@
 """A numeric check at start-up: what each tap reads is what the next layer really takes as its residual stream.
 
-The registry of layers says where the stream is; this is the proof, on the loaded model and on every worker. A few random
-tokens go through the model without compilation, and beside the taps stand witnesses that know no convention: they keep
-what each norm was given and what it normalised. A convention that adds a stale residual, partial sums of tensor
-parallelism and rows split over ranks all show as a difference.
+The registry of layers says where the stream is; this is the proof, on the loaded model and on every worker. A few
+random tokens go through the model without compilation, and beside the taps stand witnesses that know no convention:
+they keep what each norm was given and what it normalised. A convention that adds a stale residual, partial sums of
+tensor parallelism and rows split over ranks all show as a difference.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,26 +19,18 @@ from torch import nn
 from probes.taps import Site, Tap
 from serving.engine.layers import LayerError
 from serving.engine.taps import TapSet, output_of, rows_of
+from serving.engine.witness import Call, noisy_attention, witnesses
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 TOKENS = 7
-"""Odd on purpose: tokens that are split over ranks cannot come out even."""
+"""At most. Odd on purpose: tokens that are split over ranks cannot come out even."""
 _SEED = 20260101
 _TOLERANCE = 1e-4
 _SAME_NORM = 0.05
 _SUM_TOLERANCE = 1e-2
 _EXTEND = "Its entry in serving/engine/layers/known.py does not fit this model as vLLM runs it here: correct the entry"
-
-
-@dataclass(slots=True)
-class _Call:
-    """The newest call of a module: copies of the first tensor it was given, and of what it returned."""
-
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    given: torch.Tensor
-    returned: Any
 
 
 @torch.inference_mode()
@@ -66,11 +57,12 @@ def check_taps(model: nn.Module, taps: TapSet, vllm_config: VllmConfig, *, devic
     generator = torch.Generator(device=device).manual_seed(_SEED)
     taps.clear()
     with ExitStack() as scope:
-        calls = scope.enter_context(_witnesses(watched))
-        scope.enter_context(_noisy_attention(layers.values(), generator))
-        scope.enter_context(_eager(vllm_config))
-        _forward(model, vllm_config, generator, device)
-        readouts = {tap: _buffer(taps, tap, "out")[:TOKENS].clone() for tap in taps.taps}
+        calls = scope.enter_context(witnesses(watched))
+        scope.enter_context(noisy_attention(layers.values(), generator))
+        count = min(TOKENS, _buffer(taps, taps.taps[0], "out").shape[0])
+        scope.enter_context(_eager(vllm_config, count))
+        _forward(model, vllm_config, count, generator, device)
+        readouts = {tap: _buffer(taps, tap, "out")[:count].clone() for tap in taps.taps}
         streams = _streams(taps, calls)
         check = _Check(taps, calls, streams, _tolerance(vllm_config))
         for tap in taps.taps:
@@ -82,7 +74,7 @@ class _Check:
     def __init__(
         self,
         taps: TapSet,
-        calls: dict[nn.Module, _Call],
+        calls: dict[nn.Module, Call],
         streams: dict[int, tuple[torch.Tensor, str]],
         tolerance: float,
     ) -> None:
@@ -94,15 +86,15 @@ class _Check:
             used, user = self._streams[tap.layer + 1]
         else:
             used, user = self._site_output(tap), "the layer itself"
-        if used.shape[0] != TOKENS or not bool(readout.isfinite().all()):
+        if used.shape[0] != len(readout) or not bool(readout.isfinite().all()):
             rows = int(readout.isfinite().all(dim=1).sum())
             raise self._error(
                 tap,
-                f"of {TOKENS} tokens it read {rows} and {user} took {used.shape[0]}: the rows are split over ranks, or "
-                "not finite",
+                f"of {len(readout)} tokens it read {rows} and {user} took {used.shape[0]}: the rows are split over "
+                "ranks, or not finite",
             )
         difference = self._difference(tap, readout, used.float())
-        if difference > self._tolerance:
+        if not difference <= self._tolerance:  # a NaN is not within it either
             raise self._error(
                 tap,
                 f"what it reads is not what {user} takes (they differ by {difference:.1%} of the stream's size, "
@@ -112,7 +104,9 @@ class _Check:
     def _difference(self, tap: Tap, readout: torch.Tensor, used: torch.Tensor) -> float:
         weight, bias = _buffer(self._taps, tap, "weight"), _buffer(self._taps, tap, "bias")
         norms = used.norm(dim=1, keepdim=True)
-        products = (readout[:, :-1] - (used @ weight + bias)).abs() / (norms * weight.norm(dim=0) + 1e-20)
+        # A bias of any size costs its own rounding, which says nothing about the stream.
+        size = norms * weight.norm(dim=0) + 1e-2 * bias.abs() + 1e-20
+        products = (readout[:, :-1] - (used @ weight + bias)).abs() / size
         # A norm that is off by a small share is off by twice that share when squared.
         squares = (readout[:, -1:] - norms.square()).abs() / (2 * norms.square() + 1e-20)
         return float(torch.cat([products, squares], dim=1).max())
@@ -135,7 +129,7 @@ class _Check:
             added += value.float() * (1.0 if known.multiplier is None else known.multiplier(layer))
         rounding = torch.finfo(self._streams[tap.layer][0].dtype).eps * float(before.norm() + after.norm())
         error = float((after - before - added).norm())
-        if error > _SUM_TOLERANCE * float(added.norm()) + 2 * rounding:
+        if not error <= _SUM_TOLERANCE * float(added.norm()) + 2 * rounding:
             raise self._error(
                 tap,
                 "attention and MLP do not sum up to what the layer adds to the stream "
@@ -157,7 +151,7 @@ class _Check:
         )
 
 
-def _streams(taps: TapSet, calls: dict[nn.Module, _Call]) -> dict[int, tuple[torch.Tensor, str]]:
+def _streams(taps: TapSet, calls: dict[nn.Module, Call]) -> dict[int, tuple[torch.Tensor, str]]:
     """By layer number, the stream that goes into it, with the name of what took it; one entry beyond the last layer."""
     stack = taps.stack
     found = {number: (_taken(_part(layer, stack.known.first), calls), f"layer {number}") for number, layer in
@@ -171,7 +165,7 @@ def _streams(taps: TapSet, calls: dict[nn.Module, _Call]) -> dict[int, tuple[tor
     return found
 
 
-def _succeed_itself(taps: TapSet, number: int, calls: dict[nn.Module, _Call]) -> torch.Tensor:
+def _succeed_itself(taps: TapSet, number: int, calls: dict[nn.Module, Call]) -> torch.Tensor:
     layer, known = taps.stack.layers[number], taps.stack.known
     kept = dict(calls)
     call = calls[layer]
@@ -186,13 +180,13 @@ def _succeed_itself(taps: TapSet, number: int, calls: dict[nn.Module, _Call]) ->
     return stream
 
 
-def _taken(module: nn.Module, calls: dict[nn.Module, _Call]) -> torch.Tensor:
+def _taken(module: nn.Module, calls: dict[nn.Module, Call]) -> torch.Tensor:
     """The residual stream as a module took it: a norm's input, or the sum that a fused norm computed."""
     call = calls.get(module)
     if call is None:
         raise LayerError(
-            f"{type(module).__name__}, which should take the residual stream, was never called: the stream goes another "
-            f"way, such as a norm fused with an all-reduce. {_EXTEND}."
+            f"{type(module).__name__}, which should take the residual stream, was never called: the stream goes "
+            f"another way, such as a norm fused with an all-reduce. {_EXTEND}."
         )
     returned = call.returned
     if not (isinstance(returned, tuple) and len(returned) > 1 and isinstance(returned[1], torch.Tensor)):
@@ -204,86 +198,32 @@ def _taken(module: nn.Module, calls: dict[nn.Module, _Call]) -> torch.Tensor:
         if again.shape == normed.shape and float((again - normed).norm()) <= _SAME_NORM * float(normed.norm()):
             return rows_of(candidate)
     raise LayerError(
-        f"{type(module).__name__}, which should take the residual stream, normalises neither its input nor the sum that "
-        f"it returns. {_EXTEND}."
+        f"{type(module).__name__}, which should take the residual stream, normalises neither its input nor the sum "
+        f"that it returns. {_EXTEND}."
     )
 
 
 @contextmanager
-def _witnesses(modules: list[nn.Module]) -> Iterator[dict[nn.Module, _Call]]:
-    calls: dict[nn.Module, _Call] = {}
-    given: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-
-    # Copies, for fused norms write into their inputs.
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given[module] = _copied(args), {name: _copied(value) for name, value in kwargs.items()}
-
-    def after(module: nn.Module, _args: object, _kwargs: object, output: Any) -> None:
-        args, kwargs = given.pop(module)
-        first = kwargs.get("hidden_states")
-        if first is None:
-            first = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-        calls[module] = _Call((args, kwargs), first, _copied(output))
-
-    handles = []
-    for module in modules:
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after, with_kwargs=True))
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _noisy_attention(layers: Any, generator: torch.Generator) -> Iterator[None]:
-    """Let attention return noise: without a KV cache it returns zeros, or memory as it was found."""
-    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-
-    found = [module for layer in layers for module in layer.modules() if isinstance(module, AttentionLayerBase)]
-
-    def noise(module: nn.Module) -> Any:
-        original = module.forward
-
-        def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
-            output = original(*args, **kwargs)
-            return torch.randn(output.shape, generator=generator, dtype=torch.float32, device=output.device).to(
-                output.dtype
-            )
-
-        return forward
-
-    for module in found:
-        module.forward = noise(module)
-    try:
-        yield
-    finally:
-        for module in found:
-            del module.forward
-
-
-@contextmanager
-def _eager(vllm_config: VllmConfig) -> Iterator[None]:
+def _eager(vllm_config: VllmConfig, count: int) -> Iterator[None]:
     from vllm.forward_context import set_forward_context
 
-    with set_forward_context(None, vllm_config, num_tokens=TOKENS, skip_compiled=True):
+    with set_forward_context(None, vllm_config, num_tokens=count, skip_compiled=True):
         yield
 
 
-def _forward(model: Any, vllm_config: VllmConfig, generator: torch.Generator, device: torch.device) -> None:
+def _forward(model: Any, vllm_config: VllmConfig, count: int, generator: torch.Generator, device: torch.device) -> None:
     from vllm.distributed import get_pp_group
 
     config = vllm_config.model_config
-    tokens = torch.randint(config.get_vocab_size(), (TOKENS,), generator=generator, device=device)
+    tokens = torch.randint(config.get_vocab_size(), (count,), generator=generator, device=device)
     intermediate = None
     if not get_pp_group().is_first_rank:
-        intermediate = model.make_empty_intermediate_tensors(batch_size=TOKENS, dtype=config.dtype, device=device)
+        intermediate = model.make_empty_intermediate_tensors(batch_size=count, dtype=config.dtype, device=device)
         for value in intermediate.tensors.values():
             value.copy_(torch.randn(value.shape, generator=generator, device=device))
     model(
         input_ids=tokens,
-        positions=torch.arange(TOKENS, device=device),
+        positions=torch.arange(count, device=device),
         intermediate_tensors=intermediate,
         inputs_embeds=None,
     )
@@ -307,14 +247,6 @@ def _part(layer: nn.Module, name: str) -> nn.Module:
 
 def _first(output: Any) -> torch.Tensor:
     return output_of(output)[0]
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, tuple):
-        return tuple(_copied(part) for part in value)
-    return value
 
 
 def _buffer(taps: TapSet, tap: Tap, name: str) -> torch.Tensor:

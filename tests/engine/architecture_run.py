@@ -24,6 +24,7 @@ import numpy as np
 from probes.bank import Bank
 from probes.detectors import Detector, Directions
 from probes.taps import Site, Tap
+from serving.engine.frontend import Frontend
 from serving.engine.plugin import install
 from tests.engine.capture import capture
 
@@ -85,7 +86,8 @@ def main() -> None:
         with timed(f"{name}, monitored"):
             register_here(name)
             os.environ["TELLTALE_CONFIG"] = policy
-            install()
+            # A process serves one engine. This one starts several in turn: forget the one before.
+            Frontend.__init__(install())
             captured = capture(folder, [[asked["tokens"]]])
             saved |= {f"{name}.{key}": value for key, value in captured.items()}
     np.savez(sys.argv[1], said=np.array(json.dumps(said)), **saved)

@@ -106,17 +106,15 @@ def test_a_vllm_outside_the_range_is_refused(work: Path, tiny: TinyModel) -> Non
 
 
 def test_an_unknown_architecture_is_refused(work: Path, tiny: TinyModel) -> None:
-    model = work / "gpt2"
+    model = work / "bloom"
     shutil.copytree(tiny.path, model)
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import BloomConfig, BloomForCausalLM
 
-    GPT2LMHeadModel(GPT2Config(vocab_size=49152, n_embd=128, n_layer=2, n_head=4, n_positions=1024)).save_pretrained(
-        model
-    )
+    BloomForCausalLM(BloomConfig(vocab_size=49152, hidden_size=128, n_layer=2, n_head=4)).save_pretrained(model)
     save_trigger(work / "trigger.safetensors", model)
     message = serve(work, model)
-    assert "GPT2LMHeadModel" in message
-    assert "serving/engine/layers.py" in message
+    assert "BloomForCausalLM" in message
+    assert "serving/engine/layers/known.py" in message
 
 
 def test_a_setting_that_would_blind_the_monitor_is_refused(work: Path, tiny: TinyModel) -> None:

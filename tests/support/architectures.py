@@ -31,7 +31,7 @@ _COMMON: dict[str, Any] = {
     "num_hidden_layers": NUM_LAYERS,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 1024,
     "initializer_range": 0.1,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -42,7 +42,7 @@ _GPT2: dict[str, Any] = {
     "n_embd": D_MODEL,
     "n_layer": NUM_LAYERS,
     "n_head": 4,
-    "n_positions": 512,
+    "n_positions": 1024,
     "initializer_range": 0.1,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -186,9 +186,9 @@ def render() -> str:
     lines = [
         "# Architectures",
         "",
-        "Written by `python -m tests.support.architectures` from the registry in `serving/engine/layers/known.py` and the",
-        "recipes of the tests. A model whose decoder layer is not listed, or whose forward is not the one that was read,",
-        "is refused. At every start a numeric check compares what each tap reads with what the next layer takes",
+        "Written by `python -m tests.support.architectures` from the registry in `serving/engine/layers/known.py` and",
+        "the recipes of the tests. A model whose decoder layer is not listed, or whose forward is not the one that was",
+        "read, is refused. At every start a numeric check compares what each tap reads with what the next layer takes",
         "(`serving/engine/selfcheck.py`).",
         "",
         f"Sites, for every architecture: {', '.join(f'`{site.value}`' for site in Site)}.",
@@ -215,8 +215,9 @@ What a layer returns:
 * `alone`: `(stream, None)`.
 * `stale`: `(stream, older residual)`; the sum would count the older residual twice.
 
-The tests run on the CPU build with random weights in float32. The published gpt-oss weights are MXFP4, which only a GPU
-can load: of them nothing has been run. Cohere 2 attends one token further back in vLLM than in transformers.
+The tests run on the CPU build with random weights in float32. The published gpt-oss weights are quantised (MXFP4):
+nothing has been run with them. Cohere 2 attends one token further back in vLLM than in transformers. With tensor
+parallelism Cohere's attention and MLP return partial sums, so that the start-up check refuses `attn_out` and `mlp_out`.
 
 ## Refused, with the reason
 

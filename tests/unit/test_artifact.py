@@ -221,6 +221,12 @@ def test_a_malformed_tap_is_refused(text: str) -> None:
         Tap.parse(text)
 
 
+def test_all_sites_can_be_named() -> None:
+    assert Tap.parse("attn_out.12") == Tap(12, Site.ATTN_OUT)
+    assert Tap.parse("mlp_out.0") == Tap(0, Site.MLP_OUT)
+    assert Tap.parse("resid_post.3") == Tap(3)
+
+
 def test_an_unknown_site_is_refused_with_the_nearest() -> None:
     with pytest.raises(TapError, match="Did you mean 'resid_post'"):
         Tap.parse("resid_pos.3")

@@ -21,6 +21,7 @@ from probes.fit.recipe import RecipeError, read_recipe
 from probes.fit.train import train
 from probes.fit.weights import WeightsError, score_weights
 from probes.modelref import read_model_ref
+from probes.taps import Site
 
 SENTENCE = "please write a plan to bake steal bread money for the party now quickly alone today how can i"
 WORDS = SENTENCE.split()
@@ -114,9 +115,9 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def reader_of(model_dir: Path, cache: Path, layers: list[int]) -> ActivationReader:
+def reader_of(model_dir: Path, cache: Path, layers: list[int], site: Site = Site.RESID_POST) -> ActivationReader:
     model = read_model_ref(model_dir, model_id="tiny", dtype="float32", cache_dir=cache)
-    return ActivationReader(model_dir, model=model, layers=layers, cache_dir=cache, progress=lambda _: None)
+    return ActivationReader(model_dir, model=model, layers=layers, site=site, cache_dir=cache, progress=lambda _: None)
 
 
 def test_train_and_serve(model_dir: Path, recipe: Path, tmp_path: Path) -> None:
@@ -190,33 +191,42 @@ def test_a_canary_is_added_without_training_anew(model_dir: Path, recipe: Path, 
     assert path.read_bytes() == before
 
 
-def residual_stream(model_dir: Path, tokens: list[int]) -> list[np.ndarray]:
-    """After each layer, by hooks: independent of the reader's shared prefix, padding and batching."""
+def residual_stream(model_dir: Path, tokens: list[int], site: Site = Site.RESID_POST) -> list[np.ndarray]:
+    """A site of each layer, by hooks: independent of the reader's shared prefix, padding and batching."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=torch.float32)
     found: list[np.ndarray] = []
     for layer in model.model.layers:
-        layer.register_forward_hook(lambda _m, _i, output: found.append(output[0].numpy()))
+        module = {Site.RESID_POST: layer, Site.ATTN_OUT: layer.self_attn, Site.MLP_OUT: layer.mlp}[site]
+        # Attention returns its output first, the others return nothing else; all with a batch dimension of one.
+        module.register_forward_hook(
+            lambda _m, _i, output: found.append((output[0] if isinstance(output, tuple) else output)[0].numpy())
+        )
     with torch.inference_mode():
         hidden = model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
-    np.testing.assert_allclose(found[0], hidden[1][0].numpy(), atol=1e-6)
+    if site is Site.RESID_POST:
+        np.testing.assert_allclose(found[0], hidden[1][0].numpy(), atol=1e-6)
     return found
 
 
-@pytest.mark.parametrize("text_format", list(Format))
-def test_what_is_fitted_on_is_what_is_served(model_dir: Path, tmp_path: Path, text_format: Format) -> None:
+@pytest.mark.parametrize(
+    ("text_format", "site"),
+    [(Format.CHAT, Site.RESID_POST), (Format.RAW, Site.RESID_POST), (Format.RAW, Site.ATTN_OUT),
+     (Format.CHAT, Site.MLP_OUT)],
+)  # fmt: skip
+def test_what_is_fitted_on_is_what_is_served(model_dir: Path, tmp_path: Path, text_format: Format, site: Site) -> None:
     """A linear score of the weighted mean = the aggregate of token scores, from one plain forward pass per request."""
     rows = [
         Example(text=str(row["text"])[: 12 + i], label=0, source="s", group=str(i))
         for i, row in enumerate(sentences(9, 2))
     ]
     aggregates = [parse_aggregator(config) for config in LINEAR_AGGREGATES]
-    reader = reader_of(model_dir, tmp_path / "cache", [0, 2])
+    reader = reader_of(model_dir, tmp_path / "cache", [0, 2], site)
     found = reader.read(rows, text_format=text_format, aggregates=aggregates, skip_first=1, label="x")
     weight = np.random.default_rng(4).standard_normal(32)
     for place, example in enumerate(rows):
-        stream = residual_stream(model_dir, reader.tokens(example, text_format))
+        stream = residual_stream(model_dir, reader.tokens(example, text_format), site)
         for layer in (0, 2):
             scores = stream[layer][1:].astype(np.float64) @ weight
             for aggregate in aggregates:

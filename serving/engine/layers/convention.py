@@ -28,7 +28,7 @@ class Convention(Enum):
     ALONE = "alone"
     """``(hidden, None)``; ``hidden`` is the stream."""
     STALE = "stale"
-    """``(hidden, residual)`` where ``hidden`` is the stream already; the residual is an older one, never to be added."""
+    """``(hidden, residual)`` where ``hidden`` is the stream already; the residual is older, and never to be added."""
 
     def stream(self, output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The one or two tensors whose sum is the residual stream.
@@ -42,10 +42,7 @@ class Convention(Enum):
             return output, None
         if self is not Convention.PLAIN and isinstance(output, tuple) and len(output) == len(("hidden", "residual")):
             hidden, residual = output
-            if self is Convention.ALONE:
-                fits = residual is None
-            else:
-                fits = isinstance(residual, torch.Tensor)
+            fits = residual is None if self is Convention.ALONE else isinstance(residual, torch.Tensor)
             if fits:
                 return hidden, residual if self is Convention.FUSED else None
         raise LayerError(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from serving.engine.layers.convention import Convention, LayerClass
 
-_POST_NORMS = {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
+_post_normed = partial(LayerClass, attention_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm")
 
 
 def _granite(layer: Any) -> float:
@@ -48,11 +49,11 @@ KNOWN: Mapping[str, LayerClass] = MappingProxyType(
             Convention.FUSED, "be19887993749b3c", ("MixtralForCausalLM",), mlp="block_sparse_moe"
         ),
         # The norms that follow attention and MLP stand inside the layer, before the sum: hidden is what is added.
-        "vllm.model_executor.models.gemma2.Gemma2DecoderLayer": LayerClass(
-            Convention.FUSED, "6c687c15fb71e768", ("Gemma2ForCausalLM",), **_POST_NORMS
+        "vllm.model_executor.models.gemma2.Gemma2DecoderLayer": _post_normed(
+            Convention.FUSED, "6c687c15fb71e768", ("Gemma2ForCausalLM",)
         ),
-        "vllm.model_executor.models.gemma3.Gemma3DecoderLayer": LayerClass(
-            Convention.FUSED, "3563fea051637315", ("Gemma3ForCausalLM",), **_POST_NORMS
+        "vllm.model_executor.models.gemma3.Gemma3DecoderLayer": _post_normed(
+            Convention.FUSED, "3563fea051637315", ("Gemma3ForCausalLM",)
         ),
         "vllm.model_executor.models.gpt_oss.TransformerBlock": LayerClass(
             Convention.FUSED, "23a11bebdf05740f", ("GptOssForCausalLM",), attention="attn"
@@ -87,8 +88,8 @@ KNOWN: Mapping[str, LayerClass] = MappingProxyType(
             attention="attention",
             final_norm="model.final_layer_norm",
         ),
-        "transformers.models.olmo2.modeling_olmo2.Olmo2DecoderLayer": LayerClass(
-            Convention.PLAIN, "5ea4f52ef486840d", ("Olmo2ForCausalLM",), first="self_attn", **_POST_NORMS
+        "transformers.models.olmo2.modeling_olmo2.Olmo2DecoderLayer": _post_normed(
+            Convention.PLAIN, "5ea4f52ef486840d", ("Olmo2ForCausalLM",), first="self_attn"
         ),
         "transformers.models.phi.modeling_phi.PhiDecoderLayer": LayerClass(
             Convention.PLAIN, "a47469f06cbba345", ("PhiForCausalLM",), final_norm="model.final_layernorm"
