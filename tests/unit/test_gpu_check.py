@@ -241,3 +241,26 @@ def test_graphs_are_judged_by_what_a_replay_leaves(
     operator._graph(checks, CPU)
     assert len(checks.made) == 7
     assert all(check.outcome == "passed" for check in checks.made) is holds_then
+
+
+@pytest.mark.parametrize(
+    ("low", "point", "high", "outcomes"),
+    [
+        (0.99, 1.0, 1.01, ("passed", "passed")),
+        (0.97, 0.99, 1.0, ("passed", "passed")),
+        (0.90, 0.95, 0.97, ("failed", "passed")),
+        (0.95, 0.97, 1.0, ("skipped", "passed")),
+        (1.04, 1.05, 1.06, ("passed", "failed")),
+        (0.30, 1.0, 1.9, ("skipped", "skipped")),
+    ],
+)
+def test_a_ratio_is_judged_by_its_interval(low: float, point: float, high: float, outcomes: tuple[str, str]) -> None:
+    from serving.bench.statistics import Estimate, PairedRatio
+    from serving.gpu_check.throughput import judge_ratio
+
+    estimate = Estimate(point, low, high)
+    checks = Checks(lambda text: None)
+    ratio = PairedRatio((point,), estimate, estimate, 0.95)
+    judge_ratio(checks, "rate", ratio, at_least=0.98)
+    judge_ratio(checks, "first", ratio, at_most=1.03)
+    assert tuple(check.outcome for check in checks.made) == outcomes
