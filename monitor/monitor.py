@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from monitor.coverage import Coverage, close_account
+from monitor.groups import group_checks
 from monitor.policy import CompiledPolicy, Plan
+from monitor.request import Float64, Index, Request
 from monitor.segments import PromptMap
-from monitor.state import Float64, Index, Request, StateTable, group_checks
-from monitor.types import ON_GAP, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, PromptEvent, Skip
+from monitor.state import StateTable
+from monitor.tally import Tally
+from monitor.types import ON_GAP, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, Skip
 from probes.card import Format, Stage
 
 
@@ -34,27 +36,6 @@ class StepReadouts:
     starts: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
     readouts: npt.NDArray[np.float32]
-
-
-@dataclass(slots=True)
-class Tally:
-    """What happened since the last report, for metrics.
-
-    Attributes:
-        scored: positions.
-        skipped: positions by reason.
-        gaps: positions by reason.
-        acted: how often (rule, action, mode) acted or, in shadow, would have.
-        events: requests with something noteworthy in their prompt.
-        unsigned: requests that came without our front end's data.
-    """
-
-    scored: int = 0
-    skipped: Counter[Skip] = field(default_factory=Counter)
-    gaps: Counter[Gap] = field(default_factory=Counter)
-    acted: Counter[tuple[str, Action, Mode]] = field(default_factory=Counter)
-    events: Counter[PromptEvent] = field(default_factory=Counter)
-    unsigned: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +59,16 @@ class Monitor:
         self.tally = Tally()
         self._live: dict[str, Request] = {}
         self._groups = group_checks(plan.checks, plan.bank)
-        self._table = StateTable(self._groups, len(plan.checks))
-        self._used = plan.bank.used_columns()
+        self._table = StateTable(self._groups)
+        self._slots: dict[str, int] = {}
+        self._every_readout = np.ones(plan.bank.width, dtype=np.float32)
+        self._every_score = np.ones(len(plan.bank.detectors))
         self._by_role = any(group.has_segments for group in self._groups)
-        self._at_end = np.array([check.stage is Stage.RESPONSE for check in plan.checks], dtype=bool)
+        self._judges_ends = any(check.stage is Stage.RESPONSE for check in plan.checks)
         self._skip = max((check.skip_first for check in plan.checks), default=0)
         self._policies = {policy.name: number for number, policy in enumerate(plan.policies)}
-        self._thresholds = {
-            (number, fmt): self._threshold_row(policy, fmt)
-            for number, policy in enumerate(plan.policies)
-            for fmt in Format
+        self._limits = {
+            (number, fmt): self._limit_row(policy, fmt) for number, policy in enumerate(plan.policies) for fmt in Format
         }
 
     def admit(
@@ -107,7 +88,8 @@ class Monitor:
             raise ValueError(f"request {request_id!r} is live already; the engine's ids are unique")
         number = self._policies.get(policy or "", 0)
         compiled = self.plan.policies[number]
-        slot = self._table.take(self._thresholds[number, fmt], num_prompt)
+        running, _ = self._limits[number, fmt]
+        slot = self._table.take(running, num_prompt)
         request = Request(
             request_id,
             slot,
@@ -121,6 +103,7 @@ class Monitor:
         self.tally.unsigned += prompt is None
         self.tally.events.update(request.events)
         self._live[request_id] = request
+        self._slots[request_id] = slot
         if compiled.uncalibrated(self.plan.checks, fmt):
             self._act(request, ON_UNCALIBRATED, compiled.on_uncalibrated, Mode.ENFORCE, compiled.text)
         return request
@@ -151,27 +134,30 @@ class Monitor:
             )
         scores = self.plan.bank.score(step.readouts)
         finite = self._finite(step.readouts, scores)
-        requests = [self._live.get(request_id) for request_id in step.request_ids]
-        known = np.array([request is not None for request in requests], dtype=bool) & (step.counts > 0)
-        slots = np.array([request.slot if request is not None else 0 for request in requests], dtype=np.intp)
-        first = step.positions[np.where(known, step.starts, 0)] if len(step.positions) else step.starts
+        slot_of = self._slots.get
+        slots = np.array([slot_of(request_id, -1) for request_id in step.request_ids], dtype=np.intp)
+        known = (slots >= 0) & (step.counts > 0)
+        if not known.any():
+            return
+        numbers = np.flatnonzero(known)
+        slots, starts = slots[numbers], step.starts[numbers]
         table = self._table
+        first = step.positions[starts]
         quick = (
-            known
-            & (step.counts == 1)
+            (step.counts[numbers] == 1)
+            & finite[starts]
             & (first == table.next_position[slots])
             & (first >= np.maximum(table.num_prompt[slots], self._skip))
         )
-        quick[known] &= finite[step.starts[known]]
         if quick.any():
-            self._observe_decoding(slots[quick], scores[step.starts[quick]])
-        for number in np.flatnonzero(known & ~quick):
-            request = requests[number]
-            if request is None:  # pragma: no cover - known says that it is there
-                continue
-            rows = slice(int(step.starts[number]), int(step.starts[number] + step.counts[number]))
+            table.feed_tokens(slots[quick], scores[starts[quick]])
+            self.tally.scored += int(np.count_nonzero(quick))
+        for place in np.flatnonzero(~quick):
+            start, count = int(starts[place]), int(step.counts[numbers[place]])
+            request = self._live[step.request_ids[numbers[place]]]
+            rows = slice(start, start + count)
             self._observe_chunk(request, step.positions[rows], scores[rows], finite[rows])
-        self._judge([request for request, is_known in zip(requests, known, strict=True) if request and is_known])
+        self._judge([step.request_ids[number] for number in numbers], slots)
 
     def replay(self, request_id: str, readouts: npt.NDArray[np.float32]) -> None:
         """Take in the rows of a cached prefix: they feed aggregates like computed ones, and count once like them.
@@ -199,12 +185,12 @@ class Monitor:
             request = self._live.get(request_id)
             if request is None:
                 continue
-            lost.append(request)
+            lost.append(request_id)
             missing = position - int(self._table.next_position[request.slot])
             if missing > 0:
                 self._table.next_position[request.slot] = position
                 self._gap(request, reason, missing)
-        self._judge(lost)
+        self._judge(lost, np.array([self._slots[request_id] for request_id in lost], dtype=np.intp))
 
     def scored_of(self, request_ids: Sequence[str]) -> dict[str, int]:
         """Scored positions of those that are live, for ``distrust``."""
@@ -248,7 +234,7 @@ class Monitor:
         request = self._live.pop(request_id, None)
         if request is None:
             return None
-        table, slot = self._table, request.slot
+        table, slot = self._table, self._slots.pop(request_id)
         seen = int(table.next_position[slot])
         before = sum(request.gaps.values())
         coverage = close_account(
@@ -263,10 +249,11 @@ class Monitor:
         if missing:
             self._gap(request, Gap.UNSEEN, missing)
         self.tally.skipped[Skip.FINAL] += coverage.final
-        for check in np.flatnonzero(self._above_at_end(slot)):
-            table.fired[slot, check] = True
-            self._fire(request, int(check))
-        ended = Ended(request, coverage, table.statistics[slot].copy(), table.fired[slot].copy())
+        for column in np.flatnonzero(self._above_at_end(request)):
+            table.fired[slot, column] = True
+            self._fire(request, int(table.order[column]))
+        statistics, fired = (table.in_plan_order(values[slot]) for values in (table.statistics, table.fired))
+        ended = Ended(request, coverage, statistics, fired)
         table.release(slot)
         return ended
 
@@ -278,34 +265,27 @@ class Monitor:
         slots = np.array([request.slot for request in requests], dtype=np.intp)
         table = self._table
         fired = table.fired[slots]
-        if self._at_end.any():
-            fired |= self._above_at_end(slots)
-        return table.scored[slots], table.sink[slots], table.statistics[slots], fired
+        if self._judges_ends:
+            for row, request in enumerate(requests):
+                fired[row] |= self._above_at_end(request)
+        return (
+            table.scored[slots],
+            table.sink[slots],
+            table.in_plan_order(table.statistics[slots]),
+            table.in_plan_order(fired),
+        )
 
     def decision_if_ended(self, request: Request) -> tuple[ActionCode, str, str]:
         """Action, rule and refusal of a live request, as if its reply ended here."""
         decided = request.action, request.rule, request.text
-        if self._at_end.any():
-            for check in np.flatnonzero(self._above_at_end(request.slot)):
-                for rule in self.policy_of(request).rules:
-                    code = ActionCode(rule.action.severity)
-                    if rule.check == check and rule.mode is Mode.ENFORCE and code > decided[0]:
-                        decided = code, rule.name, rule.text
+        if not self._judges_ends:
+            return decided
+        for column in np.flatnonzero(self._above_at_end(request)):
+            for rule in self.policy_of(request).rules:
+                code = ActionCode(rule.action.severity)
+                if rule.check == self._table.order[column] and rule.mode is Mode.ENFORCE and code > decided[0]:
+                    decided = code, rule.name, rule.text
         return decided
-
-    def _observe_decoding(self, slots: Index, scores: Float64) -> None:
-        table = self._table
-        for group in self._groups:
-            if group.stage is Stage.PROMPT:
-                continue
-            running = group.feed(slots, scores[None])[0]
-            place = np.ix_(slots, group.checks)
-            if group.stage is Stage.STREAM:
-                running = np.maximum(table.statistics[place], running)
-            table.statistics[place] = running
-        table.next_position[slots] += 1
-        table.scored[slots] += 1
-        self.tally.scored += len(slots)
 
     def _observe_chunk(
         self, request: Request, positions: npt.NDArray[np.int64], scores: Float64, finite: npt.NDArray[np.bool_]
@@ -324,11 +304,7 @@ class Monitor:
             rows = scores[finite & group.reads(request, positions)]
             if len(rows) == 0:
                 continue
-            running = group.feed(np.array([slot], dtype=np.intp), rows[:, None])[:, 0]
-            newest = running[-1]
-            if group.stage is Stage.STREAM:
-                newest = np.maximum(table.statistics[slot, group.checks], running.max(axis=0))
-            table.statistics[slot, group.checks] = newest
+            table.feed_chunk(slot, group, rows)
         sink = int(np.count_nonzero(finite & (positions < self._skip)))
         scored = int(np.count_nonzero(finite)) - sink
         table.sink[slot] += sink
@@ -337,22 +313,24 @@ class Monitor:
         self.tally.scored += scored
         self.tally.skipped[Skip.SINK] += sink
 
-    def _judge(self, requests: Sequence[Request]) -> None:
-        table = self._table
-        slots = np.array([request.slot for request in requests], dtype=np.intp)
-        complete = table.next_position[slots] >= table.num_prompt[slots]
-        # NaN thresholds (not calibrated) and -inf statistics (undefined) compare as false. Nothing is judged before the
-        # prompt is complete: which of two rules decides must not depend on how a prompt was cut into chunks.
-        above = table.statistics[slots] > table.thresholds[slots]
-        new = above & complete[:, None] & ~table.fired[slots] & ~self._at_end
-        if not new.any():
+    def _judge(self, request_ids: Sequence[str], slots: Index) -> None:
+        if len(slots) == 0:
             return
-        table.fired[slots] |= new
-        for number, check in zip(*np.nonzero(new), strict=True):
-            self._fire(requests[number], int(check))
+        table = self._table
+        for place, column in table.above(slots):
+            slot = slots[place]
+            # Not before the prompt is complete: which of two rules decides must not depend on how it was cut into
+            # chunks.
+            if table.next_position[slot] < table.num_prompt[slot]:
+                continue
+            table.fired[slot, column] = True
+            table.limits[slot, column] = np.nan
+            self._fire(self._live[request_ids[place]], int(table.order[column]))
 
-    def _above_at_end(self, slots: Index | int) -> npt.NDArray[np.bool_]:
-        return np.asarray((self._table.statistics[slots] > self._table.thresholds[slots]) & self._at_end)
+    def _above_at_end(self, request: Request) -> npt.NDArray[np.bool_]:
+        """(checks,) in the order of the table: those at the stage response that fire if the reply ends here."""
+        _, at_end = self._limits[request.policy, request.fmt]
+        return np.asarray(self._table.statistics[request.slot] > at_end)
 
     def _fire(self, request: Request, check: int) -> None:
         for rule in self.policy_of(request).rules:
@@ -374,14 +352,19 @@ class Monitor:
             request.raise_to(action, rule, text)
 
     def _finite(self, readouts: npt.NDArray[np.float32], scores: Float64) -> npt.NDArray[np.bool_]:
-        return np.asarray(np.isfinite(readouts[:, self._used]).all(axis=1) & np.isfinite(scores).all(axis=1))
+        # A sum is finite only if all its terms are, and a product with ones is the quickest sum.
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.asarray(np.isfinite(readouts @ self._every_readout) & np.isfinite(scores @ self._every_score))
 
-    def _threshold_row(self, policy: CompiledPolicy, fmt: Format) -> Float64:
+    def _limit_row(self, policy: CompiledPolicy, fmt: Format) -> tuple[Float64, Float64]:
+        """In the order of the table's columns: limits of what is judged while the request runs, and at its end."""
         row = np.full(len(self.plan.checks), np.nan)
         for check in policy.checks:
             thresholds: Mapping[Format, float] = self.plan.checks[check].thresholds
             row[check] = thresholds.get(fmt, np.nan)
-        return row
+        at_end = np.array([check.stage is Stage.RESPONSE for check in self.plan.checks], dtype=bool)
+        order = self._table.order
+        return np.where(at_end, np.nan, row)[order], np.where(at_end, row, np.nan)[order]
 
 
 def is_blocked(request: Request | None) -> bool:

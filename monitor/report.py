@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monitor.monitor import Ended, Monitor
-from monitor.state import Request
+from monitor.request import Request
 from monitor.types import ActionCode, Gap
 
 
@@ -57,7 +57,8 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One step, for one API process. Arrays have a row for each of ``request_ids``.
 
     Attributes:
-        request_ids: requests that took part in the step and go on.
+        request_ids: requests that took part in the step and go on: those that are new to the API process, and those
+            whose replies it may end by itself (stop strings). Of the others it hears again when they end.
         formats, policies: of each.
         scored, sink: (R,) int64 as bytes.
         statistics: (R, checks) float32 as bytes.

@@ -1,155 +1,54 @@
-"""What is kept of each live request, in arrays: aggregate states, statistics, decisions. Decides nothing."""
+"""What is kept of all live requests, in arrays: aggregate states, statistics, limits. Decides nothing."""
 
 from __future__ import annotations
 
-from collections import Counter
+import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from monitor.policy import Check
-from monitor.segments import Codes, role_mask
-from monitor.types import Action, ActionCode, Gap, PromptEvent, Role
-from probes.aggregate import Aggregator
-from probes.bank import Bank
-from probes.card import Format, Stage
+from monitor.groups import WatchGroup
+from monitor.request import Float64, Index
+from probes.card import Stage
 
-Float64 = npt.NDArray[np.float64]
-Index = npt.NDArray[np.intp]
+Number = TypeVar("Number", np.float64, np.bool_)
 
-
-@dataclass(slots=True)
-class Request:
-    """One live request.
-
-    Attributes:
-        request_id: vLLM's internal id.
-        slot: its row in the arrays.
-        num_prompt: prompt tokens.
-        policy: position of its policy in the plan.
-        fmt: how its text reached the model.
-        stream_from: position from which stream checks read.
-        roles: (num_prompt,) role codes of the prompt; None if every check reads everything.
-        events: what was noticed while its prompt was made.
-        gaps: positions that should have been scored and were not, by reason.
-        action: the most severe action so far.
-        rule: what decided it; empty while the action is allow.
-        text: what a blocked reply says.
-        decided: rules (and reserved rule names) that have acted; each counts once.
-    """
-
-    request_id: str
-    slot: int
-    num_prompt: int
-    policy: int
-    fmt: Format
-    stream_from: int
-    roles: Codes | None = None
-    events: tuple[PromptEvent, ...] = ()
-    gaps: Counter[Gap] = field(default_factory=Counter)
-    action: ActionCode = ActionCode.ALLOW
-    rule: str = ""
-    text: str = ""
-    decided: set[str] = field(default_factory=set)
-
-    def raise_to(self, action: Action, rule: str, text: str) -> None:
-        """Take over an action if it is more severe than the present one."""
-        code = ActionCode(action.severity)
-        if code > self.action:
-            self.action, self.rule, self.text = code, rule, text
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What checks must share to be fed together."""
-
-    stage: Stage
-    aggregate: Aggregator
-    skip_first: int
-    segments: tuple[Role, ...] | None
-
-
-class WatchGroup:
-    """Checks that share stage, aggregate, skipped positions and segments: one array operation feeds them all."""
-
-    def __init__(self, reading: Reading, checks: Index, detectors: Index) -> None:
-        self.stage = reading.stage
-        self.aggregate = aggregate = reading.aggregate
-        self.skip_first = reading.skip_first
-        self.has_segments = reading.segments is not None
-        self._mask = role_mask(reading.segments or ())
-        self.checks = checks
-        self.detectors = detectors
-        self.state = aggregate.new_state(0, len(checks))
-
-    def reads(self, request: Request, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which positions of a request these checks read: (n,) in, (n,) out."""
-        if self.stage is not Stage.PROMPT:
-            return positions >= max(request.stream_from, self.skip_first)
-        read = (positions < request.num_prompt) & (positions >= self.skip_first)
-        if self.has_segments and request.roles is not None:
-            read[read] = self._mask[request.roles[positions[read]]]
-        return read
-
-    def grow(self, num_slots: int) -> None:
-        """Make room; states of live requests stay as they are."""
-        fresh = self.aggregate.new_state(num_slots - self.state.shape[0], len(self.checks))
-        self.state = np.concatenate([self.state, fresh])
-
-    def reset(self, slot: int) -> None:
-        """Fresh state for a slot."""
-        self.state[slot] = self.aggregate.initial
-
-    def feed(self, slots: Index, scores: Float64) -> Float64:
-        """Feed T rows of each of R requests.
-
-        Args:
-            slots: (R,).
-            scores: (T, R, number of detectors).
-        Returns: (T, R, checks of this group), the running statistic.
-        """
-        state = self.state[slots]
-        running = self.aggregate.update(state, scores[:, :, self.detectors])
-        self.state[slots] = state
-        return running
-
-
-def group_checks(checks: Sequence[Check], bank: Bank) -> tuple[WatchGroup, ...]:
-    """The fewest groups that cover all checks."""
-    members: dict[Reading, list[int]] = {}
-    for position, check in enumerate(checks):
-        reading = Reading(check.stage, check.aggregate, check.skip_first, check.segments)
-        members.setdefault(reading, []).append(position)
-    return tuple(
-        WatchGroup(
-            reading,
-            np.array(positions, dtype=np.intp),
-            np.array([bank.index[checks[position].detector] for position in positions], dtype=np.intp),
-        )
-        for reading, positions in members.items()
-    )
+_DENSE = 2
+"""A step's requests are fed in place if their slots span at most so many times their number."""
 
 
 class StateTable:
-    """Slots for live requests: handed out, grown when needed, reused when a request ends.
+    """Slots for live requests: the lowest free one is handed out, so that those in use lie close together.
+
+    Columns are the checks of the plan, those of one group side by side: ``order`` says which check a column is.
 
     Attributes:
+        order: (checks,), the position in the plan of each column.
         statistics: (slots, checks), the statistic that is judged: at prompt the value after the last prompt token,
             at stream the maximum so far, at response the value at the newest token; ``-inf`` while undefined.
         fired: (slots, checks).
         next_position: (slots,), the first position that is not accounted for; each position counts once.
         scored, sink: (slots,), positions so far.
         num_prompt: (slots,), prompt tokens.
-        thresholds: (slots, checks), of the request's format; NaN where not calibrated, so that nothing fires.
+        limits: (slots, checks), above which a check fires. NaN where nothing can: in free slots, where the format is
+            not calibrated, after it has fired, and at the stage response, which is judged at the end.
     """
 
-    def __init__(self, groups: Sequence[WatchGroup], num_checks: int, *, initial_slots: int = 64) -> None:
+    def __init__(self, groups: Sequence[WatchGroup], *, initial_slots: int = 64) -> None:
         self.groups = tuple(groups)
-        self.statistics = np.empty((0, num_checks))
-        self.fired = np.empty((0, num_checks), dtype=bool)
-        self.thresholds = np.empty((0, num_checks))
+        self.order: Index = np.concatenate([np.empty(0, dtype=np.intp), *(group.checks for group in groups)])
+        # Prompt groups come last: what each generated token feeds is one run of columns.
+        self._running = [group for group in groups if group.stage is not Stage.PROMPT]
+        self._detectors: Index = np.concatenate(
+            [np.empty(0, dtype=np.intp), *(group.detectors for group in self._running)]
+        )
+        self._first = self._running[0].columns.start if self._running else 0
+        width = len(self.order)
+        self.statistics = np.empty((0, width))
+        self.fired = np.empty((0, width), dtype=bool)
+        self.limits = np.empty((0, width))
         self.next_position = np.empty(0, dtype=np.int64)
         self.scored = np.empty(0, dtype=np.int64)
         self.sink = np.empty(0, dtype=np.int64)
@@ -157,14 +56,14 @@ class StateTable:
         self._free: list[int] = []
         self._grow(initial_slots)
 
-    def take(self, thresholds: Float64, num_prompt: int) -> int:
+    def take(self, limits: Float64, num_prompt: int) -> int:
         """A fresh slot."""
         if not self._free:
             self._grow(2 * len(self.next_position))
-        slot = self._free.pop()
+        slot = heapq.heappop(self._free)
         self.statistics[slot] = -np.inf
         self.fired[slot] = False
-        self.thresholds[slot] = thresholds
+        self.limits[slot] = limits
         self.next_position[slot] = self.scored[slot] = self.sink[slot] = 0
         self.num_prompt[slot] = num_prompt
         for group in self.groups:
@@ -173,14 +72,95 @@ class StateTable:
 
     def release(self, slot: int) -> None:
         """Give a slot back."""
-        self._free.append(slot)
+        self.limits[slot] = np.nan
+        heapq.heappush(self._free, slot)
+
+    def in_plan_order(self, columns: npt.NDArray[Number]) -> npt.NDArray[Number]:
+        """(..., checks) as they stand here, in the order of the plan."""
+        found = np.empty_like(columns)
+        found[..., self.order] = columns
+        return found
+
+    def feed_chunk(self, slot: int, group: WatchGroup, scores: Float64) -> None:
+        """Feed the rows of one request that a group reads.
+
+        Args:
+            slot: of the request.
+            group: one of ``groups``.
+            scores: (T, number of detectors), T at least 1.
+        """
+        running = group.feed(slot, scores)
+        newest = running[-1]
+        if group.stage is Stage.STREAM:
+            newest = np.maximum(self.statistics[slot, group.columns], running.max(axis=0))
+        self.statistics[slot, group.columns] = newest
+
+    def feed_tokens(self, slots: Index, scores: Float64) -> None:
+        """Feed one generated token of each of R requests, and account for it.
+
+        Args:
+            slots: (R,), all different.
+            scores: (R, number of detectors).
+        """
+        self.next_position[slots] += 1
+        self.scored[slots] += 1
+        if not self._running:
+            return
+        picked = scores.take(self._detectors, axis=1)
+        first, last = int(slots.min()), int(slots.max())
+        span = last + 1 - first
+        if span > _DENSE * len(slots):
+            for group in self._running:
+                place = np.ix_(slots, np.arange(group.columns.start, group.columns.stop))
+                running = group.feed_some(slots, picked[:, self._within(group)])
+                best = self.statistics[place] if group.stage is Stage.STREAM else -np.inf
+                self.statistics[place] = np.maximum(best, running)
+            return
+        # In place, over the whole range of slots: what lies between them is put back afterwards.
+        rows = slots - first
+        if span == len(rows) and bool((rows[1:] > rows[:-1]).all()):
+            spread, holes = picked, rows[:0]
+        else:
+            mask = np.ones(span, dtype=bool)
+            mask[rows] = False
+            holes = np.flatnonzero(mask)
+            spread = np.zeros((span, picked.shape[1]))
+            spread[rows] = picked
+        kept = self.statistics[first : last + 1][holes]
+        for group in self._running:
+            running = group.feed_range(first, spread[:, self._within(group)], holes)
+            statistics = self.statistics[first : last + 1, group.columns]
+            if group.stage is Stage.STREAM:
+                np.maximum(statistics, running, out=statistics)
+            else:
+                statistics[:] = running
+        self.statistics[first : last + 1][holes] = kept
+
+    def above(self, slots: Index) -> list[tuple[int, int]]:
+        """Pairs (place in ``slots``, column) where a statistic lies above its limit.
+
+        NaN limits and undefined statistics (-inf) compare as false.
+        """
+        first, last = int(slots.min()), int(slots.max())
+        if last + 1 - first > _DENSE * len(slots):
+            found = self.statistics[slots] > self.limits[slots]
+        else:
+            span = slice(first, last + 1)
+            found = self.statistics[span] > self.limits[span]
+            if not found.any():
+                return []
+            found = found[slots - first]
+        return [(int(place), int(column)) for place, column in zip(*np.nonzero(found), strict=True)]
+
+    def _within(self, group: WatchGroup) -> slice:
+        return slice(group.columns.start - self._first, group.columns.stop - self._first)
 
     def _grow(self, num_slots: int) -> None:
         old = len(self.next_position)
         extra, width = num_slots - old, self.statistics.shape[1]
         self.statistics = np.concatenate([self.statistics, np.full((extra, width), -np.inf)])
         self.fired = np.concatenate([self.fired, np.zeros((extra, width), dtype=bool)])
-        self.thresholds = np.concatenate([self.thresholds, np.full((extra, width), np.nan)])
+        self.limits = np.concatenate([self.limits, np.full((extra, width), np.nan)])
         none = np.zeros(extra, dtype=np.int64)
         self.next_position = np.concatenate([self.next_position, none])
         self.scored = np.concatenate([self.scored, none])
@@ -188,4 +168,5 @@ class StateTable:
         self.num_prompt = np.concatenate([self.num_prompt, none])
         for group in self.groups:
             group.grow(num_slots)
-        self._free.extend(range(num_slots - 1, old - 1, -1))
+        for slot in range(old, num_slots):
+            heapq.heappush(self._free, slot)

@@ -99,11 +99,15 @@ class Bank:
             readouts: (n, width), as the engine wrote them.
         Returns: (n, number of detectors) float64, in the order of ``detectors``.
         """
-        wide = readouts.astype(np.float64, copy=False)
-        scores = np.empty((wide.shape[0], len(self.detectors)), dtype=np.float64)
+        scores: Float64 | None = None
         for places, scorer in self._scorers:
-            scores[:, places] = scorer(wide)
-        return scores
+            found = scorer(readouts)
+            if len(self._scorers) == 1:
+                return found
+            if scores is None:
+                scores = np.empty((len(readouts), len(self.detectors)), dtype=np.float64)
+            scores[:, places] = found
+        return scores if scores is not None else np.empty((len(readouts), 0), dtype=np.float64)
 
     def digest(self) -> str:
         """SHA-256 over taps, weights and owners: equal in every process that serves the same bank."""

@@ -24,6 +24,10 @@ class Max(Aggregator):
 
     def update(self, state: Scores, values: Scores) -> Scores:
         """See ``Aggregator.update``."""
+        if len(values) == 1:
+            newest: Scores = np.maximum(state[:, 0], values[0])
+            state[:, 0] = newest
+            return newest[None]
         running: Scores = np.maximum.accumulate(values, axis=0)
         np.maximum(running, state[None, :, 0], out=running)
         state[:, 0] = running[-1]

@@ -23,6 +23,10 @@ class Mean(Aggregator):
     def update(self, state: Scores, values: Scores) -> Scores:
         """See ``Aggregator.update``."""
         steps = values.shape[0]
+        if steps == 1:
+            state[:, 0] += 1
+            state[:, 1] += values[0]
+            return (state[:, 1] / state[:, 0])[None]
         sums = np.add.accumulate(np.concatenate([state[None, :, 1], values]), axis=0)[1:]
         counts = state[None, :, 0] + np.arange(1, steps + 1, dtype=np.float64)[:, None, None]
         state[:, 0] += steps

@@ -22,19 +22,33 @@ class Rolling(Aggregator):
 
     @property
     def state_size(self) -> int:
-        """The newest ``window - 1`` scores (oldest first), and how many there are."""
-        return self.window
+        """How many scores there were, and the newest ``window`` of them: the n-th (from 0) at place n mod window."""
+        return self.window + 1
 
     def update(self, state: Scores, values: Scores) -> Scores:
         """See ``Aggregator.update``."""
         steps, window = values.shape[0], self.window
-        joined = np.concatenate([np.moveaxis(state[:, 1:], 1, 0), values])
+        if steps == 1:
+            return self._update_one(state, values[0])[None]
+        seen = state[:, 0, :1].astype(np.intp)
+        places = (seen + np.arange(window)) % window
+        past = np.take_along_axis(state[:, 1:], places[:, 1:, None], axis=1)
+        joined = np.concatenate([np.moveaxis(past, 1, 0), values])
         sums = np.zeros_like(values)
         for offset in range(window):
             sums += joined[offset : offset + steps]
         counts = state[None, :, 0] + np.arange(1, steps + 1, dtype=np.float64)[:, None, None]
         running: Scores = np.where(counts >= window, sums / window, -np.inf)
         state[:, 0] += steps
-        if window > 1:
-            state[:, 1:] = np.moveaxis(joined[-(window - 1) :], 0, 1)
+        newest = np.moveaxis(joined[-window:], 0, 1)
+        np.put_along_axis(state[:, 1:], (places + steps)[:, :, None] % window, newest, axis=1)
+        return running
+
+    def _update_one(self, state: Scores, values: Scores) -> Scores:
+        """One score of each request: what a generated token brings."""
+        places = state[:, 0, 0].astype(np.intp) % self.window
+        state[np.arange(len(state)), places + 1] = values
+        state[:, 0] += 1
+        sums = np.einsum("rwb->rb", state[:, 1:])
+        running: Scores = np.where(state[:, 0] >= self.window, sums / self.window, -np.inf)
         return running

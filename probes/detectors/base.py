@@ -36,8 +36,11 @@ class Directions:
 class Scorer(Protocol):
     """Turns the readouts of many rows into the scores of several detectors of one kind."""
 
-    def __call__(self, readouts: Float64) -> Float64:
-        """Map (n, width of the bank) float64 to (n, number of detectors) float64."""
+    def __call__(self, readouts: npt.NDArray[np.floating]) -> Float64:
+        """Map (n, width of the bank), as the engine wrote them, to (n, number of detectors) float64.
+
+        Wide rows hold the columns of all kinds: pick first, then convert.
+        """
         ...
 
 
@@ -82,9 +85,9 @@ class Detector(ABC):
             columns: for each detector and tap, the columns of the bank's readouts that hold its directions.
         """
 
-        def score_each(readouts: Float64) -> Float64:
+        def score_each(readouts: npt.NDArray[np.floating]) -> Float64:
             parts = [
-                detector.score({tap: readouts[:, index] for tap, index in places.items()})
+                detector.score({tap: readouts[:, index].astype(np.float64) for tap, index in places.items()})
                 for detector, places in zip(detectors, columns, strict=True)
             ]
             return np.stack(parts, axis=1)

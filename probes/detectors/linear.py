@@ -61,7 +61,7 @@ class Linear(Detector):
         """Pick the columns: nothing is left to compute."""
         index = np.array([int(places[d.tap][0]) for d, places in zip(detectors, columns, strict=True)], dtype=np.intp)
 
-        def pick(readouts: Float64) -> Float64:
-            return readouts[:, index]
+        def pick(readouts: npt.NDArray[np.floating]) -> Float64:
+            return readouts.take(index, axis=1).astype(np.float64)
 
         return pick

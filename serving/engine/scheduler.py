@@ -54,6 +54,8 @@ class MonitoredScheduler(Scheduler):
         )
         self._clients: dict[str, int] = {}
         self._ended: dict[int, list[Ended]] = {}
+        # Requests that the API process knows of and need not hear of again before they end.
+        self._settled: set[str] = set()
         self._observe_seconds: list[float] = []
         manager = self.kv_cache_manager
         # With several groups of KV blocks a hit is not a run of blocks: such requests compute all their tokens.
@@ -175,6 +177,7 @@ class MonitoredScheduler(Scheduler):
             self._prefix.forget(request_id)
         self._heartbeat.finish(request_id, aborted=cut_off)
         client = self._clients.pop(request_id, request.client_index)
+        self._settled.discard(request_id)
         if ended is not None:
             self._ended.setdefault(client, []).append(ended)
         if request.status is RequestStatus.FINISHED_ABORTED:
@@ -261,9 +264,15 @@ class MonitoredScheduler(Scheduler):
     def _report(self, outputs: dict[int, EngineCoreOutputs], step_ids: list[str]) -> None:
         by_client: dict[int, list[Any]] = {client: [] for client in self._ended}
         for request_id in step_ids:
+            if request_id in self._settled:
+                continue
             request = self._monitor.get(request_id)
             if request is not None:
                 by_client.setdefault(self._clients[request_id], []).append(request)
+                if not self._ends_outside(request_id):
+                    self._settled.add(request_id)
+        if not by_client and step_ids and step_ids[0] in self._clients:
+            by_client[self._clients[step_ids[0]]] = []
         tally = take_tally(self._monitor, self._observe_seconds) if by_client else None
         if tally is not None:
             self._observe_seconds = []
@@ -274,6 +283,12 @@ class MonitoredScheduler(Scheduler):
             carrier = EngineCoreOutput(request_id=CARRIER_ID, new_token_ids=[], routed_experts=encode_report(report))
             holder = outputs.setdefault(client, EngineCoreOutputs())
             holder.outputs = [carrier, *holder.outputs]
+
+    def _ends_outside(self, request_id: str) -> bool:
+        """Whether its reply may end without the engine: stop strings are found where text is made of tokens."""
+        request = self.requests.get(request_id)
+        params = request.sampling_params if request is not None else None
+        return params is not None and bool(params.stop)
 
 
 class TelltaleScheduler(MonitoredScheduler):

@@ -1,0 +1,127 @@
+"""Checks that can be fed together, and the aggregate states that they keep of each live request. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from monitor.policy import Check
+from monitor.request import Float64, Index, Request
+from monitor.segments import role_mask
+from monitor.types import Role
+from probes.aggregate import Aggregator
+from probes.bank import Bank
+from probes.card import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What checks must share to be fed together."""
+
+    stage: Stage
+    aggregate: Aggregator
+    skip_first: int
+    segments: tuple[Role, ...] | None
+
+
+class WatchGroup:
+    """Checks that share stage, aggregate, skipped positions and segments: one array operation feeds them all.
+
+    Attributes:
+        checks: their positions in the plan.
+        detectors: for each, the column of its detector in the bank's scores.
+        columns: where they stand in the arrays of the ``StateTable``, side by side.
+        state: (slots, S, checks).
+    """
+
+    def __init__(self, reading: Reading, checks: Index, detectors: Index, columns: slice) -> None:
+        self.stage = reading.stage
+        self.columns = columns
+        self.aggregate = aggregate = reading.aggregate
+        self.skip_first = reading.skip_first
+        self.has_segments = reading.segments is not None
+        self._mask = role_mask(reading.segments or ())
+        self.checks = checks
+        self.detectors = detectors
+        self.state = aggregate.new_state(0, len(checks))
+
+    def reads(self, request: Request, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which positions of a request these checks read: (n,) in, (n,) out."""
+        if self.stage is not Stage.PROMPT:
+            return positions >= max(request.stream_from, self.skip_first)
+        read = (positions < request.num_prompt) & (positions >= self.skip_first)
+        if self.has_segments and request.roles is not None:
+            read[read] = self._mask[request.roles[positions[read]]]
+        return read
+
+    def grow(self, num_slots: int) -> None:
+        """Make room; states of live requests stay as they are."""
+        fresh = self.aggregate.new_state(num_slots - self.state.shape[0], len(self.checks))
+        self.state = np.concatenate([self.state, fresh])
+
+    def reset(self, slot: int) -> None:
+        """Fresh state for a slot."""
+        self.state[slot] = self.aggregate.initial
+
+    def feed(self, slot: int, scores: Float64) -> Float64:
+        """Feed T rows of one request.
+
+        Args:
+            slot: its row in the arrays.
+            scores: (T, number of detectors).
+        Returns: (T, checks of this group), the running statistic.
+        """
+        return self.aggregate.update(self.state[slot : slot + 1], scores[:, None, self.detectors])[:, 0]
+
+    def feed_some(self, slots: Index, scores: Float64) -> Float64:
+        """Feed one row to each of R requests.
+
+        Args:
+            slots: (R,).
+            scores: (R, checks of this group).
+        Returns: (R, checks of this group), the running statistic.
+        """
+        state = self.state[slots]
+        running: Float64 = self.aggregate.update(state, scores[None])[0]
+        self.state[slots] = state
+        return running
+
+    def feed_range(self, first: int, scores: Float64, holes: Index) -> Float64:
+        """Feed one row to each of the slots from ``first`` on, in place, those at ``holes`` excepted.
+
+        Args:
+            first: slot of the first row.
+            scores: (n, checks of this group); rows at ``holes`` mean nothing.
+            holes: rows to leave alone.
+        Returns: (n, checks of this group), the running statistic.
+        """
+        state = self.state[first : first + len(scores)]
+        kept = state[holes]
+        running: Float64 = self.aggregate.update(state, scores[None])[0]
+        state[holes] = kept
+        return running
+
+
+def group_checks(checks: Sequence[Check], bank: Bank) -> tuple[WatchGroup, ...]:
+    """The fewest groups that cover all checks."""
+    members: dict[Reading, list[int]] = {}
+    for position, check in enumerate(checks):
+        reading = Reading(check.stage, check.aggregate, check.skip_first, check.segments)
+        members.setdefault(reading, []).append(position)
+    groups = []
+    first = 0
+    # Those that every generated token feeds stand side by side, before those of prompts.
+    for reading, positions in sorted(members.items(), key=lambda item: item[0].stage is Stage.PROMPT):
+        groups.append(
+            WatchGroup(
+                reading,
+                np.array(positions, dtype=np.intp),
+                np.array([bank.index[checks[position].detector] for position in positions], dtype=np.intp),
+                slice(first, first + len(positions)),
+            )
+        )
+        first += len(positions)
+    return tuple(groups)

@@ -1,0 +1,57 @@
+"""One live request, as the monitor knows it. Decides nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from monitor.segments import Codes
+from monitor.types import Action, ActionCode, Gap, PromptEvent
+from probes.card import Format
+
+Float64 = npt.NDArray[np.float64]
+Index = npt.NDArray[np.intp]
+
+
+@dataclass(slots=True)
+class Request:
+    """One live request.
+
+    Attributes:
+        request_id: vLLM's internal id.
+        slot: its row in the arrays.
+        num_prompt: prompt tokens.
+        policy: position of its policy in the plan.
+        fmt: how its text reached the model.
+        stream_from: position from which stream checks read.
+        roles: (num_prompt,) role codes of the prompt; None if every check reads everything.
+        events: what was noticed while its prompt was made.
+        gaps: positions that should have been scored and were not, by reason.
+        action: the most severe action so far.
+        rule: what decided it; empty while the action is allow.
+        text: what a blocked reply says.
+        decided: rules (and reserved rule names) that have acted; each counts once.
+    """
+
+    request_id: str
+    slot: int
+    num_prompt: int
+    policy: int
+    fmt: Format
+    stream_from: int
+    roles: Codes | None = None
+    events: tuple[PromptEvent, ...] = ()
+    gaps: Counter[Gap] = field(default_factory=Counter)
+    action: ActionCode = ActionCode.ALLOW
+    rule: str = ""
+    text: str = ""
+    decided: set[str] = field(default_factory=set)
+
+    def raise_to(self, action: Action, rule: str, text: str) -> None:
+        """Take over an action if it is more severe than the present one."""
+        code = ActionCode(action.severity)
+        if code > self.action:
+            self.action, self.rule, self.text = code, rule, text

@@ -1,0 +1,29 @@
+"""What happened since the last report, counted for metrics. Plain numbers; decides nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from monitor.types import Action, Gap, Mode, PromptEvent, Skip
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened since the last report, for metrics.
+
+    Attributes:
+        scored: positions.
+        skipped: positions by reason.
+        gaps: positions by reason.
+        acted: how often (rule, action, mode) acted or, in shadow, would have.
+        events: requests with something noteworthy in their prompt.
+        unsigned: requests that came without our front end's data.
+    """
+
+    scored: int = 0
+    skipped: Counter[Skip] = field(default_factory=Counter)
+    gaps: Counter[Gap] = field(default_factory=Counter)
+    acted: Counter[tuple[str, Action, Mode]] = field(default_factory=Counter)
+    events: Counter[PromptEvent] = field(default_factory=Counter)
+    unsigned: int = 0
