@@ -61,7 +61,8 @@ class Monitor:
         self._groups = group_checks(plan.checks, plan.bank)
         self._table = StateTable(self._groups)
         self._slots: dict[str, int] = {}
-        self._every_readout = np.ones(plan.bank.width, dtype=np.float32)
+        self._used = plan.bank.used_columns()
+        self._every_readout = np.ones(len(self._used), dtype=np.float32)
         self._every_score = np.ones(len(plan.bank.detectors))
         self._by_role = any(group.has_segments for group in self._groups)
         self._judges_ends = any(check.stage is Stage.RESPONSE for check in plan.checks)
@@ -354,7 +355,8 @@ class Monitor:
     def _finite(self, readouts: npt.NDArray[np.float32], scores: Float64) -> npt.NDArray[np.bool_]:
         # A sum is finite only if all its terms are, and a product with ones is the quickest sum.
         with np.errstate(invalid="ignore", over="ignore"):
-            return np.asarray(np.isfinite(readouts @ self._every_readout) & np.isfinite(scores @ self._every_score))
+            seen = readouts.take(self._used, axis=1) @ self._every_readout
+            return np.asarray(np.isfinite(seen) & np.isfinite(scores @ self._every_score))
 
     def _limit_row(self, policy: CompiledPolicy, fmt: Format) -> tuple[Float64, Float64]:
         """In the order of the table's columns: limits of what is judged while the request runs, and at its end."""
