@@ -73,7 +73,8 @@ def broken(fault: str, runner: Any, monitor: Any) -> Iterator[None]:
         ),
         "wrong_width": lambda sent: dataclasses.replace(sent, readouts=sent.readouts[:, :-1]),
     }
-    layer = runner.telltale_taps._layers[0][1]
+    taps = runner.telltale_taps
+    layer = taps.module(taps.taps[0])
     tapped, weight, bias = layer.__class__, layer.telltale_weight.clone(), layer.telltale_bias.clone()
     if fault in changes:
         runner.sample_tokens = sample_with(changes[fault])

@@ -29,8 +29,8 @@ def corrupt(file: Path) -> None:
     made: list[Any] = []
     original = taps.TapSet.__init__
 
-    def remember(self: Any, layers: Any) -> None:
-        original(self, layers)
+    def remember(self: Any, *args: Any) -> None:
+        original(self, *args)
         made.append(self)
 
     taps.TapSet.__init__ = remember
@@ -40,7 +40,7 @@ def corrupt(file: Path) -> None:
         if file.exists() != is_corrupt:
             is_corrupt = not is_corrupt
             for tap_set in made:
-                for _, layer in tap_set._layers:
+                for layer in map(tap_set.module, tap_set.taps):
                     layer.telltale_weight[7, 0] += 0.5 if is_corrupt else -0.5
 
 
