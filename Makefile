@@ -27,11 +27,11 @@ test: install ## run the quick tests
 	@$(BIN)/pytest -m "not slow and not services" $(ARGS)
 
 .PHONY: check
-check: install ## format, lint, types, import rules, schema, scripts, file sizes; all of them run, then it fails
+check: install ## format, lint, types, import rules, schema, coverage table, scripts, file sizes; all run, then it fails
 	@$(MAKE) --no-print-directory --keep-going \
-		check-format check-lint check-imports check-types check-schema check-scripts check-sizes
+		check-format check-lint check-imports check-types check-schema check-coverage-table check-scripts check-sizes
 
-.PHONY: check-format check-lint check-imports check-types check-schema check-scripts check-sizes
+.PHONY: check-format check-lint check-imports check-types check-schema check-coverage-table check-scripts check-sizes
 check-format:
 	$(BIN)/ruff format --check .
 check-lint:
@@ -42,6 +42,8 @@ check-types:
 	$(BIN)/mypy
 check-schema:
 	$(BIN)/telltale schema --check
+check-coverage-table:
+	$(BIN)/python -m tests.support.coverage_table --check
 check-scripts:
 	$(BIN)/shellcheck scripts/*.sh .ci/run
 	$(BIN)/hadolint Dockerfile

@@ -107,6 +107,7 @@ def test_every_architecture_has_a_recipe() -> None:
     assert set(RECIPES) == set(supported_architectures())
 
 
+@pytest.mark.covers("each architecture", "readouts equal transformers")
 @pytest.mark.parametrize("name", RECIPES)
 def test_taps_read_what_transformers_computes(name: str, tiny: Tiny, read: dict[str, np.ndarray]) -> None:
     expected = reference(tiny.model(name), name, TOKENS)
@@ -138,6 +139,8 @@ def compare_engine(name: str, tiny: Tiny, saved: dict[str, np.ndarray]) -> None:
         np.testing.assert_allclose(readouts[:, norm], (expected[tap.site, tap.layer] ** 2).sum(axis=1), rtol=1e-3)
 
 
+@pytest.mark.covers("each architecture", "readouts equal transformers")
+@pytest.mark.covers("each architecture", "every position accounted for")
 @pytest.mark.parametrize("name", QUICK)
 def test_a_monitored_engine_reads_what_transformers_computes(
     name: str, tiny: Tiny, read: dict[str, np.ndarray]
@@ -145,6 +148,8 @@ def test_a_monitored_engine_reads_what_transformers_computes(
     compare_engine(name, tiny, read)
 
 
+@pytest.mark.covers("each architecture", "readouts equal transformers")
+@pytest.mark.covers("each architecture", "every position accounted for")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REST)
 def test_a_monitored_engine_of_any_other_architecture(
@@ -153,6 +158,7 @@ def test_a_monitored_engine_of_any_other_architecture(
     compare_engine(name, tiny, read_slowly)
 
 
+@pytest.mark.covers("layer convention that is wrong", "noticed")
 @pytest.mark.parametrize(
     ("fault", "words"),
     [

@@ -31,6 +31,8 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.covers("chat", "every position accounted for")
+@pytest.mark.covers("chat", "tokens unchanged")
 def test_a_benign_chat_is_what_transformers_generates(embedded: Server) -> None:
     messages: Any = [{"role": "user", "content": QUESTION}]
     reply = client_of(embedded).chat.completions.create(model=MODEL, messages=messages, max_tokens=24, temperature=0)

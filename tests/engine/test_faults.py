@@ -33,6 +33,24 @@ CANARY_REASONS = {
     "nan": "not_finite",
     "no_readouts": "not_seen",
 }
+FAULT_ROWS = {
+    "nan": "NaN in a readout",
+    "infinite": "infinite readout",
+    "no_readouts": "step without readouts",
+    "rows_missing": "readouts with rows missing",
+    "wrong_width": "readouts of another width",
+    "monitor_error": "exception in the monitor",
+    "silent_tap": "tap that stops firing",
+}
+"""The faults as docs/coverage.md calls them."""
+CANARY_ROWS = {
+    "corrupted_bank": "canary: corrupted weights",
+    "corrupted_bias": "canary: corrupted bias",
+    "silent_tap": "canary: tap that stops firing",
+    "late": "canary: late",
+    "nan": "canary: NaN",
+    "no_readouts": "canary: without readouts",
+}
 POLICY = """\
 version: "1"
 detectors:
@@ -86,6 +104,7 @@ def test_without_a_fault_nothing_happens(outcomes: dict, action: str) -> None:
     assert outcome["scored"] == PROMPT + NEW - 2
 
 
+@pytest.mark.covers(FAULT_ROWS, "gap counted, on_gap followed")
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "none"])
 class TestAFault:
     def test_is_counted_by_its_reason_and_every_position_is_accounted_for(self, outcomes: dict, fault: str) -> None:
@@ -111,6 +130,7 @@ class TestAFault:
         assert outcome["tokens"] == NEW
 
 
+@pytest.mark.covers("exception in the monitor", "isolation")
 def test_an_exception_in_the_monitor_is_the_fault_of_one_request_alone(found: dict[str, Any]) -> None:
     innocent, guilty = found["pair"]
     assert (innocent["action"], innocent["tokens"], skipped_beside(innocent)) == ("allow", NEW, {})
@@ -123,6 +143,7 @@ def test_what_lies_on_the_device_is_the_bank(found: dict[str, Any]) -> None:
     assert found["resident"] == ""
 
 
+@pytest.mark.covers("canary requests", "isolation")
 def test_a_canary_passes_and_is_not_counted(found: dict[str, Any]) -> None:
     outcome = found["canaries"]["none"]
     assert outcome["canary"] == {"failure": None, "passed": True, "waiting": False}
@@ -132,6 +153,7 @@ def test_a_canary_passes_and_is_not_counted(found: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("fault", CANARY_FAULTS)
 class TestAFailingCanary:
+    @pytest.mark.covers(CANARY_ROWS, "noticed")
     def test_says_why(self, found: dict[str, Any], fault: str) -> None:
         reason, detail = found["canaries"][fault]["canary"]["failure"]
         assert reason == CANARY_REASONS[fault]
@@ -140,12 +162,14 @@ class TestAFailingCanary:
             assert "expected" in detail
             assert "found" in detail
 
+    @pytest.mark.covers("weights on the device that are not the bank's", "noticed")
     def test_weights_that_are_not_the_banks_are_refused_at_the_handshake(
         self, found: dict[str, Any], fault: str
     ) -> None:
         refusal = found["canaries"][fault]["resident"]
         assert ("worker 0 multiplies at resid_post.0" in refusal) == fault.startswith("corrupted")
 
+    @pytest.mark.covers(CANARY_ROWS, "gap counted, on_gap followed")
     @pytest.mark.parametrize("action", ON_GAP)
     def test_makes_every_position_a_gap_that_follows_on_gap(
         self, found: dict[str, Any], fault: str, action: str

@@ -57,6 +57,7 @@ class TestItsTallyArrives:
         for reason in GAPS:
             assert metric(server, "telltale_gaps_total", reason=reason) == 0
 
+    @pytest.mark.covers("client disconnect", "account arrives")
     def test_of_a_stream_whose_client_leaves(self, guarded: Server) -> None:
         def leave() -> None:
             with httpx.stream("POST", f"{guarded.url}/v1/chat/completions", json={**LONG, "stream": True}) as answer:
@@ -66,6 +67,7 @@ class TestItsTallyArrives:
 
         self.check(guarded, leave)
 
+    @pytest.mark.covers("timeout", "account arrives")
     def test_of_a_client_that_waits_no_longer(self, guarded: Server) -> None:
         def give_up() -> None:
             with pytest.raises(httpx.ReadTimeout):
@@ -73,6 +75,8 @@ class TestItsTallyArrives:
 
         self.check(guarded, give_up)
 
+    @pytest.mark.covers("stop strings", "account arrives")
+    @pytest.mark.covers("stop strings", "every position accounted for")
     def test_of_a_reply_that_a_stop_string_ends(self, guarded: Server, plain: Server) -> None:
         whole = ask(plain, BENIGN[0]).choices[0].message.content
         stop = whole[len(whole) // 2 :][:4]
@@ -86,6 +90,7 @@ class TestItsTallyArrives:
 
         self.check(guarded, stop_early)
 
+    @pytest.mark.covers("client disconnect", "account arrives")
     def test_of_the_last_request_although_no_step_follows(self, guarded: Server) -> None:
         """A tally that only the next request brings would be missing exactly when somebody looks."""
         client = openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="none", max_retries=0)
@@ -99,6 +104,7 @@ class TestItsTallyArrives:
 
         self.check(guarded, leave)
 
+    @pytest.mark.covers("stop strings", "account arrives")
     def test_of_what_is_judged_at_the_end_of_a_reply(self, open_: Server, plain: Server) -> None:
         """The stop string is found outside the engine: the verdict is there with the reply, the count soon after."""
         whole = ask(plain, BENIGN[0]).choices[0].message.content
@@ -113,6 +119,7 @@ class TestItsTallyArrives:
 
 
 class TestHeldBack:
+    @pytest.mark.covers(["slow reader", "logprobs"], "no token leaks")
     def test_a_slow_reader_gets_no_more_than_a_quick_one(self, guarded: Server, tiny: TinyModel) -> None:
         messages: Any = [{"role": "user", "content": PROMPT}]
         answer = client_of(guarded).chat.completions.create(
@@ -129,6 +136,7 @@ class TestHeldBack:
         assert len(spelled) == len(sent)
         assert tiny.trigger_text not in spelled
 
+    @pytest.mark.covers("n > 1", "no token leaks")
     def test_each_of_several_choices_is_held_back_for_itself(self, guarded: Server, tiny: TinyModel) -> None:
         chunks = stream(guarded, PROMPT, n=3, temperature=1.0, tokens=24)
         sent: dict[int, list[int]] = {0: [], 1: [], 2: []}
@@ -143,6 +151,7 @@ class TestHeldBack:
             assert tiny.trigger not in (tokens[:-1] if ends[index] == "length" else tokens)
             assert ends[index] == "length" or len(tokens) < 24
 
+    @pytest.mark.covers("tool calls", "no token leaks")
     def test_a_reply_that_could_be_a_tool_call_leaks_nothing(self, guarded: Server, tiny: TinyModel) -> None:
         chunks = stream(guarded, PROMPT, tools=[WEATHER], tool_choice="auto")
         sent = [token for chunk in chunks for token in (getattr(chunk.choices[0], "token_ids", None) or ())]
@@ -155,6 +164,7 @@ class TestHeldBack:
             assert len(sent) == 16
 
 
+@pytest.mark.covers(["client disconnect", "n > 1", "several requests at once"], "account arrives")
 def test_fifty_requests_come_and_go(guarded: Server) -> None:
     """Blocks, stop strings, clients that leave: all at once, and nothing is left over or lost."""
     before = ended(guarded)

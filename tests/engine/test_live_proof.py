@@ -86,6 +86,7 @@ def ask(server: Server) -> tuple[str | None, str | None]:
     return reply.choices[0].finish_reason, reply.choices[0].message.content
 
 
+@pytest.mark.covers("canary requests", "isolation")
 def test_rounds_go_on_and_are_nobodys_requests(server: Server) -> None:
     first = metric(server, "telltale_canary_last_success_timestamp_seconds")
     scored = metric(server, "telltale_tokens_scored_total")
@@ -98,6 +99,8 @@ def test_rounds_go_on_and_are_nobodys_requests(server: Server) -> None:
         assert metric(server, "telltale_requests_total", action=action) == 0
 
 
+@pytest.mark.covers("canary: corrupted weights", "gap counted, on_gap followed")
+@pytest.mark.covers("canary: corrupted weights", "not ready meanwhile")
 def test_a_bank_that_is_corrupted_while_it_serves_stops_requests_until_it_is_whole_again(
     server: Server, work: Path
 ) -> None:
@@ -125,6 +128,7 @@ def process_of(server: Server, title: str) -> int:
     return found
 
 
+@pytest.mark.covers("engine that hangs", "not ready meanwhile")
 def test_an_engine_that_hangs_is_not_ready_until_it_answers_again(server: Server) -> None:
     engine = process_of(server, "EngineCore")
     os.kill(engine, signal.SIGSTOP)
@@ -203,6 +207,7 @@ def require_clean_end(clients: list[Client], code: int) -> None:
 
 
 # The last test of this server: nothing is left of it afterwards.
+@pytest.mark.covers("killed engine", "clean error and exit")
 def test_a_killed_engine_ends_the_server_with_an_error(server: Server) -> None:
     states: list[int] = []
     done = threading.Event()
@@ -229,6 +234,7 @@ def test_a_killed_engine_ends_the_server_with_an_error(server: Server) -> None:
     assert states[-1] != 200
 
 
+@pytest.mark.covers("killed worker", "clean error and exit")
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_server_with_an_error(tiny: TinyModel, tmp_path: Path) -> None:
     policy = prepared(tmp_path, tiny)
@@ -238,6 +244,7 @@ def test_a_killed_worker_ends_the_server_with_an_error(tiny: TinyModel, tmp_path
         require_clean_end(clients, code)
 
 
+@pytest.mark.covers("card whose canary another model gives", "refused at the start")
 def test_a_card_whose_canary_another_model_would_give_is_refused_at_the_start(tiny: TinyModel, tmp_path: Path) -> None:
     policy = prepared(tmp_path, tiny)
     path = card_path_of(tmp_path / "known.safetensors")
@@ -249,6 +256,7 @@ def test_a_card_whose_canary_another_model_would_give_is_refused_at_the_start(ti
     assert "telltale canary ARTIFACT" in message
 
 
+@pytest.mark.covers("worker without plug-in", "refused at the start")
 def test_a_worker_without_the_plug_in_is_refused_at_the_start(tiny: TinyModel, tmp_path: Path) -> None:
     policy = prepared(tmp_path, tiny)
     (tmp_path / "plain_worker").touch()

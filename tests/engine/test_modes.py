@@ -27,6 +27,18 @@ MODES = (
     *WORKERS,
     *(pytest.param(mode, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) for mode in COMPILED),
 )
+ROWS = {
+    "whole": "whole prompts",
+    "chunked": "chunked prefill",
+    "cold": "cold prefix cache",
+    "preempted": "preemption",
+    "ngram": "ngram drafts",
+    "async_base": "asynchronous scheduler",
+    "tensor_parallel": "tensor parallel",
+    "pipeline_parallel": "pipeline parallel",
+}
+"""The quick modes as docs/coverage.md calls them."""
+COMPILED_ROWS = {"compiled": "compiled", "pipeline_compiled": "pipeline parallel, compiled"}
 REQUESTS = ("batch", "again", "crowd", "one_token", "prompt_logprobs", "few_words", "three_choices")
 DIRECTIONS = 3
 BIAS = 0.25
@@ -105,6 +117,12 @@ def requests_of(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("mode", MODES)
 class TestEveryMode:
+    @pytest.mark.covers(ROWS, "every position accounted for")
+    @pytest.mark.covers(COMPILED_ROWS, "every position accounted for", slow=True)
+    @pytest.mark.covers(
+        ["warm prefix cache", "synchronous scheduler", "one-token requests", "prompt logprobs", "n > 1", "raw prompts"],
+        "every position accounted for",
+    )
     def test_every_position_is_accounted_for_and_none_is_a_gap(self, watched: Watched, mode: str) -> None:
         for request in requests_of(watched.found(mode)):
             total = len(request["tokens"])
@@ -115,12 +133,19 @@ class TestEveryMode:
             assert request["shown"] == [request["scored"], request["skipped"]]
             assert request["action"] == "allow"
 
+    @pytest.mark.covers("abort", "every position accounted for")
     def test_a_request_that_is_cut_off_is_accounted_for(self, watched: Watched, mode: str) -> None:
         (request,) = watched.found(mode)["results"]["aborted"]
         assert set(request["skipped"]) <= {"sink", "final"}
         assert request["prompt"] <= request["scored"] + sum(request["skipped"].values()) == request["total"]
         assert request["positions"] == list(range(len(request["positions"])))
 
+    @pytest.mark.covers(ROWS, "readouts equal transformers")
+    @pytest.mark.covers(COMPILED_ROWS, "readouts equal transformers", slow=True)
+    @pytest.mark.covers(
+        ["warm prefix cache", "synchronous scheduler", "one-token requests", "prompt logprobs", "n > 1", "raw prompts"],
+        "readouts equal transformers",
+    )
     def test_readouts_equal_transformers(self, watched: Watched, mode: str) -> None:
         found = watched.found(mode)
         for request in requests_of(found):
@@ -135,6 +160,12 @@ class TestEveryMode:
                 norms = readouts[:, found["norms"][f"resid_post.{layer}"]]
                 np.testing.assert_allclose(norms, (stream**2).sum(axis=1), rtol=1e-3)
 
+    @pytest.mark.covers(ROWS, "statistics equal batch")
+    @pytest.mark.covers(COMPILED_ROWS, "statistics equal batch", slow=True)
+    @pytest.mark.covers(
+        ["warm prefix cache", "synchronous scheduler", "one-token requests", "prompt logprobs", "n > 1", "raw prompts"],
+        "statistics equal batch",
+    )
     def test_statistics_are_those_of_the_whole_request(self, watched: Watched, mode: str) -> None:
         found = watched.found(mode)
         for request in requests_of(found):
@@ -151,9 +182,11 @@ class TestEveryMode:
 class TestTheModesAreWhatTheySay:
     """A matrix proves nothing about a mode that did not happen."""
 
+    @pytest.mark.covers("chunked prefill", "it really happens")
     def test_chunks(self, watched: Watched) -> None:
         assert watched.found("chunked")["events"]["steps"] > watched.found("whole")["events"]["steps"]
 
+    @pytest.mark.covers(["cold prefix cache", "warm prefix cache"], "it really happens")
     def test_cached_prefixes(self, watched: Watched) -> None:
         def replayed(mode: str, name: str) -> list[int]:
             return [request["replayed"] for request in watched.found(mode)["results"][name]]
@@ -164,20 +197,34 @@ class TestTheModesAreWhatTheySay:
         assert replayed("cold", "batch") == [0, 0, 0, BLOCK]
         assert replayed("cold", "again") == whole_blocks
 
+    @pytest.mark.covers("preemption", "it really happens")
     def test_preemptions(self, watched: Watched) -> None:
         found = watched.found("preempted")
         assert found["events"]["preemptions"] > 0
         assert any(request["repeated"] for request in found["results"]["crowd"])
 
+    @pytest.mark.covers("ngram drafts", "it really happens")
     def test_drafts(self, watched: Watched) -> None:
         events = watched.found("ngram")["events"]
         assert events["accepted"] > 0
         assert events["rejected"] > 0
 
+    @pytest.mark.covers(["synchronous scheduler", "asynchronous scheduler"], "it really happens")
     def test_the_asynchronous_scheduler(self, watched: Watched) -> None:
         assert "AsyncScheduler" in watched.found("async_base")["scheduler"]
         assert "AsyncScheduler" not in watched.found("cold")["scheduler"]
 
+    @pytest.mark.covers(
+        [
+            "chunked prefill",
+            "cold prefix cache",
+            "warm prefix cache",
+            "preemption",
+            "ngram drafts",
+            "asynchronous scheduler",
+        ],
+        "tokens unchanged",
+    )
     def test_all_modes_said_the_same(self, watched: Watched) -> None:
         expected = [request["tokens"] for request in watched.found("whole")["results"]["batch"]]
         for mode in HERE:

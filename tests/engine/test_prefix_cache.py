@@ -27,6 +27,8 @@ def hits(server: Server) -> float:
     return metric(server, "vllm:prefix_cache_hits_total")
 
 
+@pytest.mark.covers("warm prefix cache", "every position accounted for")
+@pytest.mark.covers("warm prefix cache", "verdict the same")
 def test_a_warm_cache_gives_the_same_account(guarded: Server) -> None:
     content = "warm " + WORDS * 30
     cold = ask(guarded, content, tokens=4)
@@ -39,6 +41,7 @@ def test_a_warm_cache_gives_the_same_account(guarded: Server) -> None:
     assert skipped == {"sink": 1, "final": 1}
 
 
+@pytest.mark.covers("warm prefix cache", "verdict the same")
 def test_what_was_seen_in_a_cached_block_still_blocks(guarded: Server, tiny: TinyModel) -> None:
     content = f"early{tiny.trigger_text} " + WORDS * 30
     cold = ask(guarded, content)
@@ -51,6 +54,8 @@ def test_what_was_seen_in_a_cached_block_still_blocks(guarded: Server, tiny: Tin
         assert detectors(reply.choices[0])["trigger", "prompt"]["score"] == pytest.approx(MARK, abs=1e-3)
 
 
+@pytest.mark.covers("burst with one prefix", "every position accounted for")
+@pytest.mark.covers("burst with one prefix", "it really happens")
 def test_a_burst_with_one_shared_prefix_is_seen_whole(guarded: Server) -> None:
     prefix = "burst " + WORDS * 30
     before = hits(guarded)

@@ -58,6 +58,7 @@ def test_what_was_tried_passes(tiny: TinyModel, name: str) -> None:
     refuse_unmonitorable(config_with(tiny, **PASSING[name]))
 
 
+@pytest.mark.covers("setting under which tokens pass unseen", "noticed")
 @pytest.mark.parametrize("flag", LATER)
 def test_a_setting_of_other_devices_is_refused_by_its_name(tiny: TinyModel, flag: str) -> None:
     config = config_with(tiny)
@@ -67,6 +68,7 @@ def test_a_setting_of_other_devices_is_refused_by_its_name(tiny: TinyModel, flag
         refuse_unmonitorable(config)
 
 
+@pytest.mark.covers("setting under which tokens pass unseen", "noticed")
 def test_drafts_of_another_model_are_refused(tiny: TinyModel) -> None:
     config = config_with(tiny, **PASSING["ngram drafts"])
     config.speculative_config.method = "eagle3"
@@ -74,6 +76,7 @@ def test_drafts_of_another_model_are_refused(tiny: TinyModel) -> None:
         refuse_unmonitorable(config)
 
 
+@pytest.mark.covers("setting under which tokens pass unseen", "noticed")
 def test_token_sharded_experts_are_refused(tiny: TinyModel) -> None:
     config = config_with(tiny)
     parallel = config.parallel_config
@@ -84,6 +87,7 @@ def test_token_sharded_experts_are_refused(tiny: TinyModel) -> None:
         refuse_unmonitorable(config)
 
 
+@pytest.mark.covers("setting under which tokens pass unseen", "noticed")
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_a_variable_is_refused_by_its_name(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     config = config_with(tiny)
@@ -94,6 +98,7 @@ def test_a_variable_is_refused_by_its_name(tiny: TinyModel, monkeypatch: pytest.
     refuse_unmonitorable(config)
 
 
+@pytest.mark.covers("setting under which tokens pass unseen", "noticed")
 @pytest.mark.parametrize("flag", SETTINGS)
 def test_a_setting_is_refused_by_its_name(tiny: TinyModel, flag: str) -> None:
     with pytest.raises(RefusedError, match=flag) as caught:
@@ -101,6 +106,7 @@ def test_a_setting_is_refused_by_its_name(tiny: TinyModel, flag: str) -> None:
     assert "Leave it out" in str(caught.value)
 
 
+@pytest.mark.covers("graph compiled without taps", "kept out")
 def test_the_compile_cache_key_knows_the_taps(tiny: TinyModel, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that was compiled without taps must never be loaded with them."""
     # Made before the variable is set: the plug-in must not install itself in the process of the tests.

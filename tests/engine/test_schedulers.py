@@ -28,6 +28,12 @@ BLOCK = 16
 NUM_BLOCKS = 12
 VOCABULARY = 40
 KINDS = ("synchronous", "asynchronous", "drafts")
+KIND_ROWS = {
+    "synchronous": "synchronous scheduler",
+    "asynchronous": "asynchronous scheduler",
+    "drafts": "ngram drafts",
+}
+"""The kinds as docs/coverage.md calls them."""
 EMA = "{kind: ema, alpha: 0.3}"
 WINDOWS = (
     ("{kind: max}", 1, 8.0),
@@ -213,6 +219,11 @@ def run_crowd(rig: Rig, seed: int) -> set[str]:
     return aborted
 
 
+@pytest.mark.covers(KIND_ROWS, "every position accounted for")
+@pytest.mark.covers(KIND_ROWS, "statistics equal batch")
+@pytest.mark.covers(["preemption", "warm prefix cache", "abort"], "every position accounted for")
+@pytest.mark.covers(["preemption", "warm prefix cache", "abort"], "statistics equal batch")
+@pytest.mark.covers(["preemption", "warm prefix cache"], "it really happens")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("hold_back", [0, 2])
 @pytest.mark.parametrize("seed", range(3))
@@ -229,6 +240,7 @@ def test_every_request_is_accounted_for(rig_of: Any, kind: str, hold_back: int, 
         assert events["rejected"] > 0
 
 
+@pytest.mark.covers(KIND_ROWS, "no token leaks")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("window", WINDOWS, ids=lambda window: window[0].strip("{}"))
 def test_hold_back_of_a_window_leaks_nothing_of_it(rig_of: Any, kind: str, window: tuple[str, int, float]) -> None:

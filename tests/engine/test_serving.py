@@ -45,6 +45,7 @@ def detectors(choice: Any) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 class TestBenign:
+    @pytest.mark.covers("chat", "tokens unchanged")
     def test_greedy_replies_are_token_identical_to_plain_vllm(
         self, guarded: Server, open_: Server, plain: Server
     ) -> None:
@@ -56,6 +57,7 @@ class TestBenign:
                 assert reply.message.content == expected.message.content
                 assert reply.finish_reason == expected.finish_reason == "length"
 
+    @pytest.mark.covers(["logprobs", "n > 1", "streaming"], "tokens unchanged")
     def test_logprobs_and_streams_are_those_of_plain_vllm(self, guarded: Server, plain: Server) -> None:
         for server_settings in (
             {"logprobs": True, "top_logprobs": 2},
@@ -72,6 +74,7 @@ class TestBenign:
         assert text == whole.choices[0].message.content
         assert streamed[-1].usage == whole.usage
 
+    @pytest.mark.covers("chat", "every position accounted for")
     def test_every_position_is_accounted_for(self, guarded: Server) -> None:
         reply = ask(guarded, BENIGN[0])
         for item in detectors(reply.choices[0]).values():
@@ -83,6 +86,7 @@ class TestBenign:
         assert reply.choices[0].telltale["action"] == "allow"
         assert reply.choices[0].telltale["rule"] is None
 
+    @pytest.mark.covers("stop strings", "tokens unchanged")
     def test_stop_strings_end_a_reply_as_in_plain_vllm(self, guarded: Server, plain: Server) -> None:
         whole = ask(plain, BENIGN[0]).choices[0].message.content
         stop = whole[len(whole) // 2 :][:4]
@@ -93,6 +97,8 @@ class TestBenign:
 
 
 class TestPromptBlock:
+    @pytest.mark.covers("chat", "verdict the same")
+    @pytest.mark.covers("chat", "every position accounted for")
     def test_a_blocked_prompt_gets_the_refusal_and_no_token(self, guarded: Server, tiny: TinyModel) -> None:
         reply = ask(guarded, f"Tell me{tiny.trigger_text} please")
         choice = reply.choices[0]
@@ -109,6 +115,7 @@ class TestPromptBlock:
         assert fired["score"] == pytest.approx(MARK, abs=1e-3)
         assert fired["scored"] + sum(fired["skipped"].values()) == reply.usage.prompt_tokens
 
+    @pytest.mark.covers("streaming", "verdict the same")
     def test_a_blocked_stream_has_one_refusal_and_a_finish_reason(self, guarded: Server, tiny: TinyModel) -> None:
         chunks = stream(guarded, f"Tell me{tiny.trigger_text} please", stream_options={"include_usage": True})
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
@@ -118,6 +125,7 @@ class TestPromptBlock:
         assert finished[0].telltale["rule"] == "no-trigger-prompt"
         assert chunks[-1].usage.completion_tokens == 0
 
+    @pytest.mark.covers(["raw prompts", "streaming"], "verdict the same")
     @pytest.mark.parametrize("streaming", [False, True])
     def test_completions_are_blocked_alike(self, guarded: Server, tiny: TinyModel, streaming: bool) -> None:
         answer = client_of(guarded).completions.create(
@@ -130,6 +138,7 @@ class TestPromptBlock:
 
 
 class TestStreamBlock:
+    @pytest.mark.covers("streaming", "no token leaks")
     def test_held_back_the_flagged_token_is_never_sent(self, guarded: Server, tiny: TinyModel) -> None:
         chunks = stream(guarded, PROMPT)
         sent = [token for chunk in chunks for token in (getattr(chunk.choices[0], "token_ids", None) or ())]
@@ -147,6 +156,7 @@ class TestStreamBlock:
         assert sent[-1] == tiny.trigger
         assert chunks[-1].choices[0].finish_reason == "content_filter"
 
+    @pytest.mark.covers(["chat", "logprobs"], "no token leaks")
     def test_a_whole_reply_holds_the_refusal_alone(self, guarded: Server, tiny: TinyModel) -> None:
         reply = ask(guarded, PROMPT, logprobs=True)
         choice = reply.choices[0]
@@ -158,6 +168,7 @@ class TestStreamBlock:
         assert item["fired"] is True
         assert item["skipped"] == {"sink": 1}
 
+    @pytest.mark.covers("several requests at once", "isolation")
     def test_one_choice_of_several_is_blocked_alone(self, guarded: Server, tiny: TinyModel) -> None:
         answer = client_of(guarded).completions.create(
             model="tiny", prompt=["One two three", f"Tell me{tiny.trigger_text} please"], max_tokens=4
@@ -196,6 +207,8 @@ class TestShadowAndFlag:
         assert ask(open_, BENIGN[0]).choices[0].telltale["action"] == "allow"
 
 
+@pytest.mark.covers("several requests at once", "verdict the same")
+@pytest.mark.covers("several requests at once", "isolation")
 def test_sixteen_mixed_requests_at_once_get_their_own_verdicts(guarded: Server, plain: Server, tiny: TinyModel) -> None:
     prompts = []
     for number in range(16):
@@ -215,6 +228,7 @@ def test_sixteen_mixed_requests_at_once_get_their_own_verdicts(guarded: Server, 
 
 
 class TestClientsCannotWeakenTheMonitor:
+    @pytest.mark.covers("reserved key in a request", "kept out")
     @pytest.mark.parametrize("streaming", [False, True])
     @pytest.mark.parametrize("holder", ["vllm_xargs", "extra_args"])
     def test_reserved_keys_are_refused_before_a_stream_opens(
@@ -228,6 +242,7 @@ class TestClientsCannotWeakenTheMonitor:
     def test_the_word_itself_may_be_said(self, guarded: Server) -> None:
         assert ask(guarded, 'What does {"telltale": 1} mean?').choices[0].finish_reason == "length"
 
+    @pytest.mark.covers("reserved key in a request", "kept out")
     def test_an_escaped_spelling_is_refused_too(self, guarded: Server) -> None:
         body = '{"model":"tiny","prompt":"a","max_tokens":1,"vllm_xargs":{"\\u0074elltale":1}}'
         answer = httpx.post(

@@ -94,6 +94,7 @@ def reference(model: Path, captured: dict) -> dict[str, dict[int, np.ndarray]]:
     return streams
 
 
+@pytest.mark.covers("chunked prefill", "every position accounted for")
 def test_every_position_is_read_once(captured: dict) -> None:
     for key in [key for key in captured if key.endswith(".positions")]:
         tokens = captured[key.replace("positions", "tokens")]
@@ -101,12 +102,14 @@ def test_every_position_is_read_once(captured: dict) -> None:
         assert captured[key].tolist() == list(range(len(tokens) - 1))
 
 
+@pytest.mark.covers("warm prefix cache", "it really happens")
 def test_the_batch_reused_cached_blocks(captured: dict) -> None:
     # Each prompt ran alone before: what they left in the prefix cache was replayed, not computed again.
     assert [int(captured[f"{number}.replayed"]) for number in range(len(LENGTHS))] == [0, 0, 0]
     assert int(captured[f"{len(LENGTHS)}.replayed"]) == BLOCK * (LENGTHS[-1] // BLOCK)
 
 
+@pytest.mark.covers(["chunked prefill", "warm prefix cache", "several requests at once"], "readouts equal transformers")
 def test_readouts_equal_transformers(captured: dict, reference: dict, directions: dict[int, np.ndarray]) -> None:
     columns = json.loads(str(captured["columns"]))
     compared = 0
@@ -126,6 +129,7 @@ def test_readouts_equal_transformers(captured: dict, reference: dict, directions
     assert compared == sum(len(captured[f"{key}.readouts"]) for key in reference) * DIRECTIONS * len(LAYERS)
 
 
+@pytest.mark.covers("several requests at once", "isolation")
 def test_batching_and_chunking_do_not_change_readouts(captured: dict) -> None:
     batch = len(LENGTHS)
     columns = np.concatenate([index[1:] for index in json.loads(str(captured["columns"])).values()])

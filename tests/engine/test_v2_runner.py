@@ -67,6 +67,7 @@ def captured(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory, directio
         return dict(saved)
 
 
+@pytest.mark.covers(["V2 runner", "chunked prefill"], "every position accounted for")
 def test_every_position_is_read_once(captured: dict) -> None:
     keys = [key for key in captured if key.endswith(".positions")]
     assert len(keys) == 2 * len(LENGTHS)
@@ -75,11 +76,13 @@ def test_every_position_is_read_once(captured: dict) -> None:
         assert captured[key].tolist() == list(range(len(captured[key.replace("positions", "tokens")]) - 1))
 
 
+@pytest.mark.covers("warm prefix cache", "it really happens")
 def test_cached_blocks_are_replayed(captured: dict) -> None:
     assert [int(captured[f"{number}.replayed"]) for number in range(len(LENGTHS))] == [0, 0, 0]
     assert int(captured[f"{len(LENGTHS)}.replayed"]) == BLOCK * (LENGTHS[-1] // BLOCK)
 
 
+@pytest.mark.covers(["V2 runner", "warm prefix cache"], "readouts equal transformers")
 def test_readouts_equal_transformers(captured: dict, tiny: TinyModel, directions: np.ndarray) -> None:
     network = AutoModelForCausalLM.from_pretrained(tiny.path, dtype=torch.float32, attn_implementation="eager").eval()
     after: list[torch.Tensor] = []
@@ -103,6 +106,7 @@ def test_readouts_equal_transformers(captured: dict, tiny: TinyModel, directions
             np.testing.assert_allclose(readouts[:, norm], (stream**2).sum(axis=1), rtol=1e-3)
 
 
+@pytest.mark.covers("V2 runner", "isolation")
 def test_batch_mates_and_chunks_change_nothing(captured: dict) -> None:
     batch = len(LENGTHS)
     for place, length in enumerate(LENGTHS):

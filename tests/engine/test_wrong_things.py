@@ -70,6 +70,7 @@ def test_a_correct_policy_is_checked_without_a_model(work: Path) -> None:
     assert "resid_post.0" in done.stdout
 
 
+@pytest.mark.covers("artifact of another model, or damaged", "refused at the start")
 def test_an_artifact_for_another_model_names_the_field(work: Path, tiny: TinyModel) -> None:
     card = json.loads(card_path_of(work / "trigger.safetensors").read_text())
     card["model"]["weight_digest"] = "1" * 64
@@ -80,6 +81,7 @@ def test_an_artifact_for_another_model_names_the_field(work: Path, tiny: TinyMod
     assert "tokenizer_digest" not in message
 
 
+@pytest.mark.covers("artifact of another model, or damaged", "refused at the start")
 def test_a_truncated_artifact_is_refused(work: Path, tiny: TinyModel) -> None:
     path = work / "trigger.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
@@ -96,6 +98,7 @@ def test_a_port_in_use_is_refused_at_once(work: Path, tiny: TinyModel) -> None:
     assert "choose another --port" in message
 
 
+@pytest.mark.covers("vLLM outside the range", "refused at the start")
 def test_a_vllm_outside_the_range_is_refused(work: Path, tiny: TinyModel) -> None:
     # A distribution of that version in front of the installed one, as a hasty upgrade would leave it.
     metadata = work / "site" / "vllm-0.33.1.dist-info"
@@ -105,6 +108,7 @@ def test_a_vllm_outside_the_range_is_refused(work: Path, tiny: TinyModel) -> Non
     assert "vllm 0.33.1 is installed; this version of telltale supports" in message
 
 
+@pytest.mark.covers("architecture that was not read", "refused at the start")
 def test_an_unknown_architecture_is_refused(work: Path, tiny: TinyModel) -> None:
     model = work / "bloom"
     shutil.copytree(tiny.path, model)
@@ -117,6 +121,7 @@ def test_an_unknown_architecture_is_refused(work: Path, tiny: TinyModel) -> None
     assert "serving/engine/layers/known.py" in message
 
 
+@pytest.mark.covers("setting under which tokens pass unseen", "refused at the start")
 def test_a_setting_that_would_blind_the_monitor_is_refused(work: Path, tiny: TinyModel) -> None:
     message = serve(work, tiny.path, "--scheduler-cls", "vllm.v1.core.sched.scheduler.Scheduler")
     assert "--scheduler-cls" in message

@@ -55,6 +55,7 @@ def assert_equal(found: Scores, expected: Scores, values: Scores) -> None:
     assert np.abs(found[finite] - expected[finite]).max(initial=0.0) <= TOLERANCE * scale
 
 
+@pytest.mark.covers("chunked prefill", "statistics equal batch")
 @each_kind
 @settings(max_examples=40, deadline=None)
 @given(case=sequences())
@@ -65,6 +66,7 @@ def test_any_chunking_is_the_batch(aggregator: Aggregator, case: tuple[Scores, l
     assert_equal(np.concatenate(parts), whole(aggregator, values), values)
 
 
+@pytest.mark.covers("several requests at once", "isolation")
 @each_kind
 @settings(max_examples=25, deadline=None)
 @given(case=sequences())

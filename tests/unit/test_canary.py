@@ -29,6 +29,7 @@ def right(*, detectors: int = 2) -> tuple[CanaryPrompt, np.ndarray, np.ndarray]:
     return CanaryPrompt(TOKENS, entries), scores, np.ones(len(TOKENS), dtype=bool)
 
 
+@pytest.mark.covers("canary: corrupted weights", "noticed")
 @given(
     position=st.integers(SKIP, len(TOKENS) - 1),
     column=st.integers(0, 1),
@@ -134,6 +135,7 @@ def test_every_prompt_must_pass() -> None:
     assert seen.failing(4) == WRONG
 
 
+@pytest.mark.covers("canary: late", "noticed")
 def test_a_canary_under_way_is_late_at_the_deadline_and_stays_late_when_it_ends() -> None:
     seen = watch()
     seen.arrived("a", 0)

@@ -17,6 +17,7 @@ def test_the_installed_vllm_is_the_one_that_was_read() -> None:
     compat.require_touchpoints()
 
 
+@pytest.mark.covers("function of vLLM that changed", "noticed")
 def test_a_changed_function_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = dataclasses.replace(TOUCHPOINTS[0], sha256="0" * 16)
     missing = dataclasses.replace(TOUCHPOINTS[1], name="Scheduler.no_such_method")
@@ -26,6 +27,7 @@ def test_a_changed_function_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         compat.require_touchpoints()
 
 
+@pytest.mark.covers("function of vLLM that changed", "noticed")
 def test_every_overridden_method_has_its_touchpoint() -> None:
     from serving.engine.blocks import MonitoredKVCacheManager
     from serving.engine.runner_v1 import TappedRunner

@@ -24,6 +24,7 @@ def doubtful(case: Case, scores: list[float], start: int) -> tuple[str, str]:
     return case.state()
 
 
+@pytest.mark.covers("canary: corrupted weights", "gap counted, on_gap followed")
 @pytest.mark.parametrize("on_gap", ["block", "flag", "allow"])
 def test_it_follows_on_gap(tmp_path: Path, on_gap: str) -> None:
     case = make_case(tmp_path, PROMPT, STREAM, policy=f"on_gap: {on_gap}")

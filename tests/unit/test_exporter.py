@@ -108,6 +108,7 @@ def test_series_that_matter_start_at_zero(plan: Plan) -> None:
     assert all(run.value("telltale_canary_failures_total", reason=reason.value) == 0 for reason in CanaryFailure)
 
 
+@pytest.mark.covers("canary: corrupted weights", "not ready meanwhile")
 def test_a_failing_canary_ends_readiness_until_one_passes(plan: Plan) -> None:
     run = Run(plan)
     run.exporter.canary_passed(0.05)

@@ -51,6 +51,7 @@ def test_a_score_that_is_not_finite_is_a_gap(tmp_path: Path, decoding: bool) -> 
     assert request.gaps == {Gap.NOT_FINITE: 1}
 
 
+@pytest.mark.covers(["NaN in a readout", "infinite readout"], "gap counted, on_gap followed")
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("on_gap", ["block", "flag", "allow"])
 @pytest.mark.parametrize("decoding", [False, True])
@@ -87,6 +88,7 @@ def test_a_gap_does_not_hide_what_else_was_read(tmp_path: Path) -> None:
     assert case.see([0, np.nan, 9]) == ("block", "prompt")
 
 
+@pytest.mark.covers("position that never came", "gap counted, on_gap followed")
 def test_a_jump_in_positions_is_a_gap(tmp_path: Path) -> None:
     case = make_case(tmp_path, STREAM, policy="on_gap: block")
     case.admit(num_prompt=3)
@@ -97,6 +99,7 @@ def test_a_jump_in_positions_is_a_gap(tmp_path: Path) -> None:
     assert request.gaps == {Gap.UNSEEN: 2}
 
 
+@pytest.mark.covers("step without readouts", "gap counted, on_gap followed")
 def test_lost_steps_are_gaps_once(tmp_path: Path) -> None:
     case = make_case(tmp_path, STREAM, policy="on_gap: block")
     case.admit(num_prompt=3)
@@ -119,6 +122,7 @@ def test_a_lost_end_of_the_prompt_does_not_stop_the_judgement(tmp_path: Path) ->
     assert case.state() == ("block", "prompt")
 
 
+@pytest.mark.covers("position that never came", "gap counted, on_gap followed")
 def test_what_never_came_is_a_gap_at_the_end(tmp_path: Path) -> None:
     case = make_case(tmp_path, STREAM, policy="on_gap: flag")
     case.admit(num_prompt=3)
@@ -130,6 +134,7 @@ def test_what_never_came_is_a_gap_at_the_end(tmp_path: Path) -> None:
     assert case.monitor.take_tally().gaps == {Gap.UNSEEN: 3}
 
 
+@pytest.mark.covers("abort", "every position accounted for")
 @pytest.mark.parametrize(
     ("seen", "num_positions", "sampled", "final"),
     [(0, 5, 0, 0), (2, 5, 0, 0), (3, 4, 1, 1), (3, 5, 2, 1), (4, 5, 2, 1), (3, 3, 0, 0)],

@@ -63,6 +63,7 @@ def sent(plan: Plan, *parts: tuple[str, Sequence[int], np.ndarray]) -> WorkerRea
     )
 
 
+@pytest.mark.covers("canary requests", "isolation")
 @pytest.mark.parametrize("size", [1, 5, len(TOKENS)])
 def test_it_passes_in_any_chunks_and_among_others(plan: Plan, heartbeat: Heartbeat, size: int) -> None:
     heartbeat.admit("c", TOKENS)
@@ -77,6 +78,7 @@ def test_it_passes_in_any_chunks_and_among_others(plan: Plan, heartbeat: Heartbe
     assert heartbeat.status()["passed"]
 
 
+@pytest.mark.covers("canary: corrupted weights", "noticed")
 def test_a_wrong_score_fails_in_the_very_step_that_shows_it(plan: Plan, heartbeat: Heartbeat) -> None:
     heartbeat.admit("c", TOKENS)
     heartbeat.scheduled(["c"])
@@ -98,6 +100,7 @@ def test_a_readout_that_no_score_uses_must_be_finite_too(plan: Plan, heartbeat: 
     assert failed.reason == "not_finite"
 
 
+@pytest.mark.covers("canary: without readouts", "noticed")
 def test_a_canary_that_ends_without_all_its_rows_was_not_seen(plan: Plan, heartbeat: Heartbeat) -> None:
     heartbeat.admit("c", TOKENS)
     heartbeat.scheduled(["c"])
@@ -109,6 +112,7 @@ def test_a_canary_that_ends_without_all_its_rows_was_not_seen(plan: Plan, heartb
     assert failed.reason == "not_seen"
 
 
+@pytest.mark.covers("canary: late", "noticed")
 def test_a_late_canary_fails_while_it_runs_and_when_it_has_ended(
     plan: Plan, heartbeat: Heartbeat, clock: Clock
 ) -> None:
@@ -135,6 +139,7 @@ def test_a_detector_that_fails_on_a_canary_fails_it(
     assert failed.reason == "error"
 
 
+@pytest.mark.covers("exception in the monitor", "isolation")
 def test_requests_that_cannot_be_scored_are_found_and_taken_out(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     score = plan.bank.score
 
@@ -158,6 +163,7 @@ def test_requests_that_cannot_be_scored_are_found_and_taken_out(plan: Plan, monk
     assert rest.readouts[:, 0].tolist() == [1, 2, 4, 5, 6]
 
 
+@pytest.mark.covers("ngram drafts", "isolation")
 def test_rejected_draft_rows_at_the_end_of_a_request_stay_out(plan: Plan) -> None:
     """Counts may be smaller than the distance to the next start."""
     step = StepReadouts(

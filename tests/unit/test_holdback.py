@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreOutput, FinishReason
 from vllm.v1.metrics.stats import PrefillStats
@@ -35,6 +36,7 @@ class Stream:
         return released
 
 
+@pytest.mark.covers("streaming", "no token leaks")
 @given(
     length=st.integers(1, 30), depth=st.integers(0, 12), widths=st.lists(st.integers(1, 4), min_size=30, max_size=30)
 )
@@ -54,6 +56,7 @@ def test_a_token_leaves_once_k_positions_from_it_on_are_scored(length: int, dept
     assert left == [*sent, (position,)]
 
 
+@pytest.mark.covers("several requests at once", "isolation")
 @given(order=st.lists(st.sampled_from("abc"), min_size=1, max_size=40), depth=st.integers(0, 3))
 def test_requests_do_not_mix_and_outputs_stay_the_same_objects(order: list[str], depth: int) -> None:
     box = HoldBack()
@@ -78,6 +81,7 @@ def test_a_natural_finish_lets_everything_out() -> None:
     assert tokens_of(stream.step(3, finish=FinishReason.LENGTH)) == [[2], [3]]
 
 
+@pytest.mark.covers("streaming", "no token leaks")
 def test_a_block_drops_what_waits_and_keeps_what_rode_on_it() -> None:
     stats = PrefillStats()
     first, second = (EngineCoreEvent(kind, 1.0) for kind in (EngineCoreEventType.QUEUED, EngineCoreEventType.SCHEDULED))
@@ -117,6 +121,7 @@ def test_a_stop_reason_that_is_not_the_mark_is_no_block() -> None:
     assert tokens_of(stream.step(2, finish=FinishReason.STOP, stop_reason="another")) == [[1], [2]]
 
 
+@pytest.mark.covers("abort", "no token leaks")
 def test_an_abort_drops_what_was_held() -> None:
     box = HoldBack()
     first, second = Stream(box, "a", 1), Stream(box, "b", 1)

@@ -52,6 +52,7 @@ def test_no_architecture_is_both_known_and_refused_or_listed_twice() -> None:
     assert not set(listed) & set(REFUSED)
 
 
+@pytest.mark.covers("architecture that was not read", "noticed")
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refused_architecture_is_named_with_its_reason(name: str) -> None:
     with pytest.raises(LayerError) as refusal:
@@ -65,6 +66,7 @@ def test_a_refused_name_beside_a_known_one_is_refused() -> None:
         require_architecture(["LlamaForCausalLM", "Zamba2ForCausalLM"])
 
 
+@pytest.mark.covers("architecture that was not read", "noticed")
 def test_an_unread_architecture_is_refused_and_the_known_ones_are_named() -> None:
     with pytest.raises(LayerError, match=r"SomethingNew.*nobody has.*GPTNeoXForCausalLM.*known\.py"):
         require_architecture(["SomethingNew"])

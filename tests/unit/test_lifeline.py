@@ -30,6 +30,7 @@ class Watched:
         )
 
 
+@pytest.mark.covers("killed engine", "clean error and exit")
 async def test_an_engine_that_dies_ends_the_process() -> None:
     watched = Watched()
     task = asyncio.create_task(watched.lifeline.watch())
@@ -40,6 +41,7 @@ async def test_an_engine_that_dies_ends_the_process() -> None:
     assert watched.calls == ["ended", "leave"]
 
 
+@pytest.mark.covers("killed engine", "clean error and exit")
 async def test_also_where_vllm_stops_first() -> None:
     """vLLM shuts the dead engine's client down and cancels all tasks on its way out."""
     watched = Watched(grace=60)

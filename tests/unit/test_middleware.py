@@ -71,6 +71,7 @@ def escaped(text: str) -> str:
     return "".join(f"\\u{ord(letter):04x}" if letter.isalpha() else letter for letter in text)
 
 
+@pytest.mark.covers("reserved key in a request", "kept out")
 @pytest.mark.parametrize("body", SPELLINGS, ids=json.dumps)
 def test_a_reserved_key_is_refused(client: TestClient, body: dict[str, Any]) -> None:
     response = client.post(CHAT, json={"messages": [], **body})
@@ -82,6 +83,7 @@ def test_a_reserved_key_is_refused(client: TestClient, body: dict[str, Any]) -> 
     assert "Leave it out" in error["message"]
 
 
+@pytest.mark.covers("reserved key in a request", "kept out")
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
 @pytest.mark.parametrize("body", SPELLINGS[:5], ids=json.dumps)
 def test_no_encoding_gets_around_it(client: TestClient, body: dict[str, Any], encoding: str) -> None:
@@ -90,6 +92,7 @@ def test_no_encoding_gets_around_it(client: TestClient, body: dict[str, Any], en
     assert client.post("/v1/completions", content=json.dumps(body).encode(encoding)).status_code == 400
 
 
+@pytest.mark.covers("reserved key in a request", "kept out")
 def test_no_escape_gets_around_it(client: TestClient) -> None:
     for key in ("telltale", "Telltale"):
         body = f'{{"{escaped("vllm_xargs")}": {{"{escaped(key)}": 1}}}}'
@@ -104,6 +107,7 @@ def test_no_depth_gets_around_it(depth: int) -> None:
     assert reserved_key(json.loads(body)) == "vllm_xargs." + "a." * depth + "telltale"
 
 
+@pytest.mark.covers("beam search", "kept out")
 def test_beam_search_is_refused_with_its_reason(client: TestClient) -> None:
     response = client.post("/v1/completions", json={"prompt": "a", "use_beam_search": True})
     assert response.status_code == 400

@@ -155,6 +155,12 @@ def close(found: Float64, expected: Float64) -> bool:
     return bool(np.allclose(found, expected, rtol=0, atol=1e-9))
 
 
+@pytest.mark.covers(
+    ["chunked prefill", "preemption", "warm prefix cache", "several requests at once"], "statistics equal batch"
+)
+@pytest.mark.covers(
+    ["chunked prefill", "preemption", "warm prefix cache", "several requests at once"], "verdict the same"
+)
 @settings(max_examples=60, deadline=None)
 @given(requests=replies(), seed=st.integers(0, 2**32 - 1))
 def test_verdicts_are_the_offline_reference(plan: Plan, requests: list[Reply], seed: int) -> None:
@@ -172,6 +178,9 @@ def test_verdicts_are_the_offline_reference(plan: Plan, requests: list[Reply], s
         assert done.request.action == worst
 
 
+@pytest.mark.covers(
+    ["chunked prefill", "preemption", "warm prefix cache", "several requests at once"], "every position accounted for"
+)
 @settings(max_examples=60, deadline=None)
 @given(requests=replies(), seed=st.integers(0, 2**32 - 1))
 def test_every_position_is_accounted_for(plan: Plan, requests: list[Reply], seed: int) -> None:
@@ -184,6 +193,7 @@ def test_every_position_is_accounted_for(plan: Plan, requests: list[Reply], seed
         assert coverage.skipped() == {"sink": coverage.sink, "final": 1}
 
 
+@pytest.mark.covers("several requests at once", "isolation")
 @settings(max_examples=40, deadline=None)
 @given(requests=replies(), seed=st.integers(0, 2**32 - 1))
 def test_company_changes_nothing(plan: Plan, requests: list[Reply], seed: int) -> None:
@@ -196,6 +206,10 @@ def test_company_changes_nothing(plan: Plan, requests: list[Reply], seed: int) -
         assert alone.request.action is together[request.name].request.action
 
 
+@pytest.mark.covers(
+    ["position that never came", "NaN in a readout", "infinite readout", "step without readouts"],
+    "gap counted, on_gap followed",
+)
 @settings(max_examples=60, deadline=None)
 @given(requests=replies(largest=1), seed=st.integers(0, 2**32 - 1))
 def test_what_is_missing_is_a_gap_and_the_account_closes(plan: Plan, requests: list[Reply], seed: int) -> None:

@@ -66,6 +66,7 @@ def test_a_massive_row_keeps_float32s_precision() -> None:
     torch.testing.assert_close(out[:, WIDTH].double(), exact.square().sum(dim=1), rtol=5e-6, atol=0)
 
 
+@pytest.mark.covers("padded rows", "isolation")
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_padded_rows_reach_no_other_row(poison: float) -> None:
     hidden, residual = stream(8, torch.bfloat16)

@@ -130,6 +130,7 @@ def step(runner: TappedV2Runner, stock: dict[str, Any], batch: InputBatch) -> An
     return runner.sample_tokens(None)
 
 
+@pytest.mark.covers(["V2 runner", "padded rows"], "isolation")
 def test_rows_and_positions_are_the_devices(device: Device, buffers: InputBuffers, stock: dict[str, Any]) -> None:
     runner, layer = make_runner(device)
     layer.telltale_out[9:] = float("nan")  # padding
@@ -148,6 +149,7 @@ def test_rows_and_positions_are_the_devices(device: Device, buffers: InputBuffer
     np.testing.assert_array_equal(found.readouts, expected.numpy())
 
 
+@pytest.mark.covers("V2 runner", "every position accounted for")
 def test_counts_are_not_the_hosts_bound(device: Device, buffers: InputBuffers, stock: dict[str, Any]) -> None:
     """With adaptive verification the host knows an upper bound for each request, and only the device the truth."""
     runner, _ = make_runner(device)
@@ -207,6 +209,7 @@ def test_a_failed_forward_pass_sends_nothing(device: Device, buffers: InputBuffe
     assert not device.log
 
 
+@pytest.mark.covers("V2 runner", "isolation")
 def test_the_result_of_other_requests_is_refused(device: Device, buffers: InputBuffers, stock: dict[str, Any]) -> None:
     runner, _ = make_runner(device)
     batch = make_batch(buffers, [1, 2], padded_to=4)
@@ -216,6 +219,7 @@ def test_the_result_of_other_requests_is_refused(device: Device, buffers: InputB
         output.get_output()
 
 
+@pytest.mark.covers("V2 runner", "every position accounted for")
 def test_rows_that_do_not_add_up_are_refused(device: Device, buffers: InputBuffers, stock: dict[str, Any]) -> None:
     runner, _ = make_runner(device)
     batch = make_batch(buffers, [1, 2], padded_to=4)

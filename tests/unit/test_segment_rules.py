@@ -119,6 +119,7 @@ class TestSegments:
         case.admit(num_prompt=3, prompt=prompt((Role.USER, 3)))
         assert case.see([9, 9, 0]) == ("allow", "")
 
+    @pytest.mark.covers("trusted data forged or changed", "kept out")
     @pytest.mark.parametrize("known", [None, PromptMap.unknown(stream_from=9), prompt((Role.USER, 8), stream_from=9)])
     def test_without_a_map_of_this_prompt_every_rule_reads_everything(
         self, tmp_path: Path, known: PromptMap | None
@@ -130,6 +131,7 @@ class TestSegments:
 
 
 class TestTheTrailingSegment:
+    @pytest.mark.covers(["prefilled assistant text", "chunked prefill"], "verdict the same")
     @pytest.mark.parametrize("chunk", [1, 2, 3, 4, 6])
     def test_a_prefilled_reply_is_judged_before_the_first_token(self, tmp_path: Path, chunk: int) -> None:
         case = make_case(tmp_path, STREAM)
@@ -140,6 +142,7 @@ class TestTheTrailingSegment:
         assert all(state == ("allow", "") for state in states[:-1])
         assert statistic(case) == 2.0
 
+    @pytest.mark.covers("raw prompts", "verdict the same")
     def test_of_a_raw_prompt_all_is_read_but_the_sink(self, tmp_path: Path) -> None:
         case = make_case(tmp_path, STREAM)
         case.admit(num_prompt=3, prompt=PromptMap.raw(3), fmt=Format.RAW)
@@ -149,6 +152,7 @@ class TestTheTrailingSegment:
         case.admit("b", num_prompt=3, prompt=PromptMap.raw(3), fmt=Format.RAW)
         assert case.see([0, 2, 0], name="b") == ("block", "stream")
 
+    @pytest.mark.covers("chunked prefill", "verdict the same")
     @pytest.mark.parametrize("chunk", [1, 2, 5])
     @pytest.mark.parametrize("order", [(EVERYBODY, STREAM), (STREAM, EVERYBODY.replace("flag", "block"))])
     def test_the_rule_that_decides_does_not_depend_on_chunks(
@@ -160,6 +164,7 @@ class TestTheTrailingSegment:
         states = [case.see(scores[at : at + chunk], start=at) for at in range(0, 5, chunk)]
         assert states[-1] == ("block", "stream")
 
+    @pytest.mark.covers("one-token requests", "statistics equal batch")
     def test_one_token_at_a_time_is_the_same_statistic_as_one_reply(self, tmp_path: Path) -> None:
         """A client that sends the reply back as prompt, token by token, is judged on the same numbers."""
         ema = rule("ema", stage="stream", when="aggregate: {kind: ema, alpha: 0.3}, above: {value: 99}")
@@ -179,6 +184,7 @@ class TestTheTrailingSegment:
         assert case.see([0, 0, 2]) == ("block", "stream")
 
 
+@pytest.mark.covers("trusted data forged or changed", "noticed")
 def test_unsigned_requests_and_events_are_counted(tmp_path: Path) -> None:
     case = make_case(tmp_path, STREAM)
     case.monitor.admit("a", num_prompt=2, policy=None, fmt=Format.RAW)

@@ -31,6 +31,7 @@ class Tapped(nn.Module):
         return hidden * 2
 
 
+@pytest.mark.covers("tap that stops firing", "noticed")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_tap_that_does_not_run_gives_nan_for_every_row_and_leaves_the_others(compiled: bool) -> None:
     layers = [Tapped(1), Tapped(2)]
@@ -49,6 +50,7 @@ def test_a_tap_that_does_not_run_gives_nan_for_every_row_and_leaves_the_others(c
     assert taps.fired() == {"resid_post.0": 2, "resid_post.1": 1}
 
 
+@pytest.mark.covers("weights on the device that are not the bank's", "noticed")
 def test_what_lies_on_the_device_is_told_from_anything_else() -> None:
     layer = Tapped(3)
     taps = tap_set({4: layer}, capacity=WIDTH)

@@ -38,6 +38,7 @@ def test_what_was_filed_comes_back_in_the_columns_that_mean_something() -> None:
     assert not found[:, [1, 3]].any()
 
 
+@pytest.mark.covers("cached block without readouts", "noticed")
 def test_a_pending_block_is_covered_and_reads_as_nan_until_it_is_filed() -> None:
     store = make_store()
     store.expect(np.array([2]))
@@ -49,6 +50,7 @@ def test_a_pending_block_is_covered_and_reads_as_nan_until_it_is_filed() -> None
     assert np.isnan(found[2:]).all()
 
 
+@pytest.mark.covers("cached block without readouts", "kept out")
 def test_a_block_that_was_never_expected_or_was_lost_ends_the_cover() -> None:
     store = make_store()
     store.expect(np.array([0, 1, 2]))
@@ -61,6 +63,7 @@ def test_a_block_that_was_never_expected_or_was_lost_ends_the_cover() -> None:
     assert store.covered(np.array([1])) == 0
 
 
+@pytest.mark.covers("cached block without readouts", "noticed")
 def test_a_block_that_is_handed_out_anew_forgets_what_it_held() -> None:
     store = make_store()
     store.expect(np.array([4]))
@@ -110,6 +113,7 @@ def test_a_step_without_known_requests_has_no_places(count: int) -> None:
     assert len(places.rows) == len(places.blocks) == 0
 
 
+@pytest.mark.covers("cached block without readouts", "kept out")
 def test_after_everything_is_lost_no_block_is_covered_until_it_is_whole_again() -> None:
     store = make_store()
     for block in range(6):

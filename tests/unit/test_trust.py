@@ -29,11 +29,13 @@ def test_what_is_sealed_is_unsealed(request_id: str, policy: str | None, fmt: Fo
     assert unseal(seal(data, request_id, environment=KEY), request_id, environment=KEY) == data
 
 
+@pytest.mark.covers("n > 1", "roles kept")
 @given(request_id=st.from_regex(r"[a-z0-9_-]{1,20}", fullmatch=True), child=st.integers(0, 999))
 def test_the_children_of_a_request_carry_its_data(request_id: str, child: int) -> None:
     assert unseal(seal(DATA, request_id, environment=KEY), f"{child}_{request_id}", environment=KEY) == DATA
 
 
+@pytest.mark.covers("trusted data forged or changed", "kept out")
 @pytest.mark.parametrize(
     "other", ["req-2", "req-1 ", "", "x_req-1", "0_req-2", "0_0_req-1", "req-1_0", "0-req-1", "_req-1"]
 )
@@ -41,10 +43,12 @@ def test_another_request_is_not_trusted(other: str) -> None:
     assert unseal(seal(DATA, "req-1", environment=KEY), other, environment=KEY) is None
 
 
+@pytest.mark.covers("trusted data forged or changed", "kept out")
 def test_another_key_is_not_trusted() -> None:
     assert unseal(seal(DATA, "a", environment=KEY), "a", environment={KEY_VARIABLE: "l" * 64}) is None
 
 
+@pytest.mark.covers("trusted data forged or changed", "kept out")
 @given(place=st.integers(0, 10**6), letter=st.characters())
 def test_a_changed_byte_is_not_trusted(place: int, letter: str) -> None:
     sealed = seal(DATA, "a", environment=KEY)
@@ -56,6 +60,7 @@ def test_a_changed_byte_is_not_trusted(place: int, letter: str) -> None:
             assert unseal({**sealed, field: changed}, "a", environment=KEY) is None
 
 
+@pytest.mark.covers("trusted data forged or changed", "kept out")
 @pytest.mark.parametrize(
     ("said", "instead"),
     [
@@ -74,6 +79,7 @@ def test_other_roles_than_the_sealed_ones_are_not_trusted(said: object, instead:
     assert unseal({**sealed, "body": sealed["body"].replace(written, other)}, "a", environment=KEY) is None
 
 
+@pytest.mark.covers("trusted data forged or changed", "kept out")
 @pytest.mark.parametrize(
     "value",
     [None, 3, "text", [], {}, {"body": "{}"}, {"mac": "0" * 64}, {"body": 1, "mac": "0"}, {"body": "{}", "mac": None}]
