@@ -26,6 +26,10 @@ serve: install ## serve the embedded model, monitored (ARGS: a model, --policy F
 test: install ## run the quick tests
 	@$(BIN)/pytest -m "not slow and not services" $(ARGS)
 
+.PHONY: test-slow
+test-slow: install ## run the slow tests: compiled and parallel engines, every architecture (about 15 minutes)
+	@$(BIN)/pytest -m slow $(ARGS)
+
 .PHONY: check
 check: install ## format, lint, types, import rules, schema, coverage table, scripts, file sizes; all run, then it fails
 	@$(MAKE) --no-print-directory --keep-going \
@@ -61,6 +65,10 @@ format: install ## put the code into its form, and fix what can be fixed
 .PHONY: bench
 bench: install ## measure what the monitor costs, against plain vLLM, on an idle machine (about 12 minutes)
 	@$(BIN)/telltale bench $(ARGS)
+
+.PHONY: bench-monitor
+bench-monitor: install ## measure how long the monitor holds up a step of the scheduler, on an idle machine (a minute)
+	@$(BIN)/pytest tests/bench -q --benchmark-columns=min,median,mean,stddev,rounds $(ARGS)
 
 .PHONY: packs
 packs: install ## train again the detectors that are shipped (minutes; fetches the data packages)
