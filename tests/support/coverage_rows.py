@@ -47,7 +47,7 @@ MODES: dict[str, str] = {
 """Ways in which people run the engine or ask it, and what is meant."""
 
 NOT_COVERED: dict[str, str] = {
-    "data parallel": "no test starts two engines. Tested is only that the setting passes the refusals at the start; "
+    "data parallel": "nothing starts two engines. Tested is only that the setting passes the refusals at the start; "
     "canaries are addressed to each rank",
     "CUDA": "nothing has run on a GPU: see [cuda.md](cuda.md) for what was run without one",
 }
