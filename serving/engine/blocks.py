@@ -17,6 +17,7 @@ class MonitoredKVCacheManager(KVCacheManager):
     """The class that the scheduler's manager is given once it has been built: vLLM offers no way to choose it."""
 
     telltale_store: ReadoutStore
+    telltale_group: int
 
     def allocate_slots(self, request: Request, *args: Any, **kwargs: Any) -> KVCacheBlocks | None:
         """Void what the store holds of blocks that are handed out anew.
@@ -26,7 +27,7 @@ class MonitoredKVCacheManager(KVCacheManager):
         """
         allocated = super().allocate_slots(request, *args, **kwargs)
         if allocated is not None and allocated.blocks:
-            fresh = [block.block_id for block in allocated.blocks[0]]
+            fresh = [block.block_id for block in allocated.blocks[self.telltale_group]]
             if fresh:
                 self.telltale_store.expect(np.array(fresh, dtype=np.int64))
         return allocated

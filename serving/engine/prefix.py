@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 
 from probes.bank import Bank
 from serving.engine.blocks import MonitoredKVCacheManager
@@ -21,26 +22,41 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
+def whole_group(manager: KVCacheManager) -> int | None:
+    """The number of the first group of layers that keeps a block for every token; None if there is none."""
+    for number, group in enumerate(manager.kv_cache_config.kv_cache_groups):
+        # Exactly these classes: some that derive from them free the blocks of old tokens.
+        if type(group.kv_cache_spec) in {FullAttentionSpec, MLAAttentionSpec}:
+            return number
+    return None
+
+
 class PrefixReadouts:
     """The readouts behind vLLM's prefix cache, for one engine.
 
+    Readouts stand beside the blocks of one group of layers, which has a block for every token.
+
     Args:
         manager: the scheduler's; its class is replaced, so that blocks which are handed out anew are noticed.
+        group: number of the group, from ``whole_group``.
         bank: what a row of readouts holds.
         margin: tokens by which a position may lie before the one that the scheduler expects (rejected drafts).
     """
 
-    def __init__(self, manager: KVCacheManager, bank: Bank, *, margin: int) -> None:
-        group = manager.kv_cache_config.kv_cache_groups[0]
-        self._blocks_of = manager.coordinator.single_type_managers[0].req_to_blocks
+    def __init__(self, manager: KVCacheManager, group: int, bank: Bank, *, margin: int) -> None:
+        groups = manager.kv_cache_config.kv_cache_groups
+        self._blocks_of = manager.coordinator.single_type_managers[group].req_to_blocks
+        self._group = group
+        self._is_alone = len(groups) == 1
         self._margin = margin
         self.store = ReadoutStore(
             num_blocks=manager.kv_cache_config.num_blocks,
-            block_size=group.kv_cache_spec.block_size,
+            block_size=groups[group].kv_cache_spec.block_size,
             columns=bank.used_columns(),
             width=bank.width,
         )
         manager.telltale_store = self.store
+        manager.telltale_group = group
         manager.__class__ = MonitoredKVCacheManager
         self._spans: dict[int, dict[str, Span]] = {}
         self._hits: dict[str, npt.NDArray[np.int64]] = {}
@@ -78,8 +94,13 @@ class PrefixReadouts:
 
     def allow(self, request_id: str, hit: KVCacheBlocks, num_tokens: int) -> int:
         """How many tokens of a prefix-cache hit may be used: as many as have readouts, or will have them."""
-        blocks = np.array([block.block_id for block in hit.blocks[0][: num_tokens // self.block_size]], dtype=np.int64)
+        blocks = np.array(
+            [block.block_id for block in hit.blocks[self._group][: num_tokens // self.block_size]], dtype=np.int64
+        )
         covered = self.store.covered(blocks) if len(blocks) else 0
+        if not self._is_alone and covered * self.block_size < num_tokens:
+            # Groups with a sliding window keep the blocks before the end of a hit: it is taken whole or not at all.
+            covered = 0
         if covered:
             self._hits[request_id] = blocks[:covered]
         else:

@@ -65,6 +65,8 @@ class StreamDresser:
                 # A parser lets out at the end what it still had: that was said before the refusal.
                 yield _event({**chunk, "choices": [{**choice, "finish_reason": None}]})
                 choice["delta"] = {}
+                for said in ("token_ids", "logprobs"):
+                    choice.pop(said, None)
             yield from self._refusal(index)
             choice[FIELD] = self._finished.pop(index).describe()
         yield _event(chunk)

@@ -26,7 +26,7 @@ from serving.engine.drafts import step_readouts
 from serving.engine.faulty import faulty_requests, without
 from serving.engine.heartbeat import Heartbeat
 from serving.engine.holdback import BLOCKED, HoldBack
-from serving.engine.prefix import PrefixReadouts
+from serving.engine.prefix import PrefixReadouts, whole_group
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
 from serving.engine.runtime import load_deployment
 from serving.engine.trust import EXTRA_KEY, unseal
@@ -58,11 +58,11 @@ class MonitoredScheduler(Scheduler):
         self._settled: set[str] = set()
         self._observe_seconds: list[float] = []
         manager = self.kv_cache_manager
-        # With several groups of KV blocks a hit is not a run of blocks: such requests compute all their tokens.
-        single = len(manager.kv_cache_config.kv_cache_groups) == 1
+        # Where no layers keep a block for every token, cached prefixes are computed again.
+        group = whole_group(manager) if manager.enable_caching else None
         self._prefix = (
-            PrefixReadouts(manager, deployment.plan.bank, margin=self.num_spec_tokens)
-            if manager.enable_caching and single
+            PrefixReadouts(manager, group, deployment.plan.bank, margin=self.num_spec_tokens)
+            if group is not None
             else None
         )
 

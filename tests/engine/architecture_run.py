@@ -88,7 +88,7 @@ def main() -> None:
             os.environ["TELLTALE_CONFIG"] = policy
             # A process serves one engine. This one starts several in turn: forget the one before.
             Frontend.__init__(install())
-            captured = capture(folder, [[asked["tokens"]]])
+            captured = capture(folder, [[asked["tokens"]], [asked["long"]], [asked["long"]]])
             saved |= {f"{name}.{key}": value for key, value in captured.items()}
     np.savez(sys.argv[1], said=np.array(json.dumps(said)), **saved)
 

@@ -22,6 +22,7 @@ from tests.support.tiny import save_linear
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900, func_only=True)]
 
 TOKENS = np.random.default_rng(3).integers(3, VOCABULARY, size=40).tolist()
+LONG = np.random.default_rng(4).integers(3, VOCABULARY, size=300).tolist()
 TAPS = [Tap(layer, site) for layer in range(NUM_LAYERS) for site in Site]
 BIAS = 0.25
 QUICK = [name for name, recipe in RECIPES.items() if recipe.engine]
@@ -66,6 +67,7 @@ class Tiny:
             "models": {name: str(self.model(name)) for name in models},
             "engines": {name: [str(self.model(name)), str(self.policy(name))] for name in engines},
             "tokens": TOKENS,
+            "long": LONG,
         }
         command = [sys.executable, "-m", "tests.engine.architecture_run", str(self.folder / out)]
         done = subprocess.run(
@@ -125,12 +127,20 @@ def test_taps_read_what_transformers_computes(name: str, tiny: Tiny, read: dict[
 
 
 def compare_engine(name: str, tiny: Tiny, saved: dict[str, np.ndarray]) -> None:
-    tokens = saved[f"{name}.0.0.tokens"].tolist()
-    assert tokens[: len(TOKENS)] == TOKENS
-    assert len(tokens) == len(TOKENS) + NEW_TOKENS
-    assert saved[f"{name}.0.0.positions"].tolist() == list(range(len(tokens) - 1))
+    """A short prompt, a long one, and the long one again, whose first blocks come out of the prefix cache."""
+    for number, prompt in enumerate((TOKENS, LONG, LONG)):
+        compare_run(f"{name}.{number}", prompt, name, tiny, saved)
+    replayed = [int(saved[f"{name}.{number}.replayed"]) for number in range(3)]
+    assert replayed == [0, 0, 256]
+
+
+def compare_run(run: str, prompt: list[int], name: str, tiny: Tiny, saved: dict[str, np.ndarray]) -> None:
+    tokens = saved[f"{run}.0.tokens"].tolist()
+    assert tokens[: len(prompt)] == prompt
+    assert len(tokens) == len(prompt) + NEW_TOKENS
+    assert saved[f"{run}.0.positions"].tolist() == list(range(len(tokens) - 1))
     columns = json.loads(str(saved[f"{name}.columns"]))
-    readouts = saved[f"{name}.0.0.readouts"]
+    readouts = saved[f"{run}.0.readouts"]
     expected = reference(tiny.model(name), name, tokens[:-1])
     for tap, direction in tiny.directions.items():
         value = expected[tap.site, tap.layer] @ direction + BIAS

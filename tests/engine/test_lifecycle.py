@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -170,17 +170,15 @@ def test_fifty_requests_come_and_go(guarded: Server) -> None:
     before = ended(guarded)
 
     def one(number: int) -> None:
-        body = {**LONG, "max_tokens": 6 + number % 5, "stream": True, "n": 1 + number % 3}
+        body = {**LONG, "max_tokens": 6 + number % 5, "stream": True, "n": 1 + number % 3, "temperature": 1.0}
         with httpx.stream("POST", f"{guarded.url}/v1/chat/completions", json=body, timeout=60) as answer:
+            assert answer.status_code == 200
             for line, _ in enumerate(answer.iter_lines()):
                 if number % 4 == 0 and line == 3:
                     return
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(50)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(50) as pool:
+        list(pool.map(one, range(50)))
     wait_for(lambda: ended(guarded) == before + sum(1 + number % 3 for number in range(50)))
     for reason in GAPS:
         assert metric(guarded, "telltale_gaps_total", reason=reason) == 0

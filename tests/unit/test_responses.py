@@ -43,8 +43,17 @@ def output(made: Record | None, text: str = "", *, finish: str | None = None, in
     return item
 
 
-def event(delta: dict[str, Any] | None = None, *, finish: str | None = None, index: int = 0, **more: Any) -> str:
-    choice = {"index": index, "delta": delta or {}, "finish_reason": finish}
+def event(
+    delta: dict[str, Any] | None = None,
+    *,
+    finish: str | None = None,
+    index: int = 0,
+    token_ids: Any = None,
+    **more: Any,
+) -> str:
+    choice: dict[str, Any] = {"index": index, "delta": delta or {}, "finish_reason": finish}
+    if token_ids is not None:
+        choice |= {"token_ids": token_ids, "logprobs": {"content": [{"token": str(token)} for token in token_ids]}}
     return "data: " + json.dumps({"id": "chat-1", "model": "m", "choices": [choice], **more}) + "\n\n"
 
 
@@ -119,8 +128,11 @@ def test_what_a_parser_lets_out_at_the_end_comes_before_the_refusal(plan: Plan) 
     dresser.note(
         0, output(record(plan, blocked=True), refusal_delta(REFUSAL, follows_text=True), finish=CONTENT_FILTER)
     )
-    events = dressed(dresser, [event({"content": "tail"}, finish=CONTENT_FILTER), DONE])
+    # A slow reader's last event holds several tokens: each is said once.
+    events = dressed(dresser, [event({"content": "tail"}, finish=CONTENT_FILTER, token_ids=[5, 6]), DONE])
     assert said(events) == f"tail\n\n{REFUSAL}"
+    assert [choice.get("token_ids") for choice in choices(events)] == [[5, 6], None, None]
+    assert [bool(choice.get("logprobs")) for choice in choices(events)] == [True, False, False]
     assert [choice["finish_reason"] for choice in choices(events)] == [None, None, CONTENT_FILTER]
     assert ["telltale" in choice for choice in choices(events)] == [False, False, True]
 
