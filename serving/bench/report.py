@@ -8,17 +8,15 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-
+from serving.bench import memory
+from serving.bench.figures import Figures, table
 from serving.bench.load import Sample, Workload
 from serving.bench.machine import Machine
-from serving.bench.rounds import Comparison, Round
-from serving.bench.statistics import Estimate, PairedRatio, paired_ratio
+from serving.bench.memory import Memory
+from serving.bench.rounds import Agreement, Comparison, Turn
 
 MIN_ROUNDS = 15
 """With fewer, the run is a trial and the goal is not judged."""
-THROUGHPUT_GOAL = 0.98
-TTFT_GOAL = 1.03
 _READING = (
     "The columns of the servers are medians over rounds. A ratio is Telltale over plain vLLM within one round; the "
     "intervals are bootstrap percentiles over rounds. The goals are for the geometric mean: every round counts."
@@ -34,7 +32,7 @@ class Setting:
         model: as named.
         flags: vLLM's, the same for both servers.
         monitored: what Telltale read and enforced, in one sentence.
-        workload: one round.
+        workload: one turn.
         started: with its time zone.
         seconds: that the measured rounds took, warm-up included.
     """
@@ -55,6 +53,7 @@ class Report:
     machine: Machine
     setting: Setting
     comparison: Comparison
+    memory: tuple[Memory, ...]
 
     @property
     def trial(self) -> bool:
@@ -64,19 +63,21 @@ class Report:
     @property
     def identical(self) -> bool:
         """Whether monitoring left every generated token as it was."""
-        return self.comparison.differing == 0
+        return self.comparison.steady.differing == self.comparison.burst.differing == 0
 
     @property
-    def throughput(self) -> PairedRatio:
-        """Telltale over plain vLLM; larger is better."""
+    def steady(self) -> Figures:
+        """Of the steady load."""
         rounds = self.comparison.rounds
-        return paired_ratio([one.telltale.throughput for one in rounds], [one.plain.throughput for one in rounds])
+        return Figures(
+            "steady", tuple(one.plain.steady for one in rounds), tuple(one.telltale.steady for one in rounds)
+        )
 
     @property
-    def ttft(self) -> PairedRatio:
-        """Telltale over plain vLLM; smaller is better."""
+    def burst(self) -> Figures:
+        """Of the bursts."""
         rounds = self.comparison.rounds
-        return paired_ratio([one.telltale.ttft_seconds for one in rounds], [one.plain.ttft_seconds for one in rounds])
+        return Figures("burst", tuple(one.plain.burst for one in rounds), tuple(one.telltale.burst for one in rounds))
 
     def write(self, folder: Path) -> tuple[Path, Path]:
         """Write ``overhead-<device>.json`` and ``.md`` (a trial: ``overhead-<device>-trial``)."""
@@ -90,9 +91,8 @@ class Report:
     def content(self) -> dict[str, object]:
         """The report as plain data, with every round."""
         setting, comparison = self.setting, self.comparison
-        plain, telltale = _column(comparison.rounds)
         return {
-            "format_version": 1,
+            "format_version": 2,
             "benchmark": "overhead",
             "trial": self.trial,
             "date": setting.started.isoformat(timespec="seconds"),
@@ -103,32 +103,25 @@ class Report:
             "flags": list(setting.flags),
             "monitored": setting.monitored,
             "workload": asdict(setting.workload),
+            "kv_cache": asdict(comparison.cache),
             "results": {
-                "throughput": _result(
-                    self.throughput,
-                    "generated tokens per second",
-                    [s.throughput for s in plain],
-                    [s.throughput for s in telltale],
-                ),
-                "ttft": _result(
-                    self.ttft, "seconds", [s.ttft_seconds for s in plain], [s.ttft_seconds for s in telltale]
-                ),
-            },
-            "goals": {
-                "throughput": {"at_least": THROUGHPUT_GOAL, "met": self._met(self._throughput_met)},
-                "ttft": {"at_most": TTFT_GOAL, "met": self._met(self._ttft_met)},
+                "steady": self.steady.content(judged=not self.trial),
+                "burst": self.burst.content(judged=not self.trial),
             },
             "checks": {
-                "replies_compared": comparison.replies,
-                "replies_differing": comparison.differing,
-                "plain_variants_of_one_prompt": comparison.plain_variants,
+                "steady_replies": asdict(comparison.steady),
+                "burst_replies": asdict(comparison.burst),
+                "burst_prompt_tokens": setting.workload.burst.prompt_tokens,
+                "burst_prompt_tokens_shared": comparison.shared_tokens,
+                "burst_prefix_computed_once": comparison.computed_once,
                 "monitor": asdict(comparison.seen),
             },
+            "memory_bytes": [{"what": line.what, **asdict(line.footprint)} for line in self.memory],
             "rounds": [
                 {
                     "first": "plain" if one.plain_first else "telltale",
-                    "plain": _sample(one.plain),
-                    "telltale": _sample(one.telltale),
+                    "plain": _turn(one.plain),
+                    "telltale": _turn(one.telltale),
                 }
                 for one in comparison.rounds
             ],
@@ -140,67 +133,65 @@ class Report:
         title = f"# What monitoring costs: Telltale against plain vLLM on {self.machine.device}"
         trial = [f"**A trial: the goals are judged from {MIN_ROUNDS} rounds on.**"] if self.trial else []
         head = f"{setting.started:%Y-%m-%d}, `{setting.command}`, {rounds} rounds, {setting.seconds / 60:.0f} minutes."
-        parts = [title, *trial, head, self._table(), _READING, self._method(), self._checks(), self._machine()]
+        figures = table((self.steady, self.burst), judged=not self.trial)
+        sections = (self._method(), self._checks(), memory.markdown(self.memory), self._machine())
+        parts = [title, *trial, head, figures, _READING, *sections]
         return "\n\n".join(parts) + "\n"
 
-    def _table(self) -> str:
-        plain, telltale = _column(self.comparison.rounds)
-        throughputs = [_median([sample.throughput for sample in column]) for column in (plain, telltale)]
-        ttfts = [_median([sample.ttft_seconds * 1e3 for sample in column]) for column in (plain, telltale)]
-        rows = (
-            ("", "plain vLLM", "Telltale", "ratio, geometric mean (95 %)", "ratio, median (95 %)", "goal", ""),
-            ("---",) * 7,
-            (
-                "throughput, tokens/s",
-                *(f"{value:.1f}" for value in throughputs),
-                *_cells(self.throughput),
-                f">= {THROUGHPUT_GOAL}",
-                self._verdict(self._throughput_met),
-            ),
-            (
-                "time to first token, ms",
-                *(f"{value:.1f}" for value in ttfts),
-                *_cells(self.ttft),
-                f"<= {TTFT_GOAL}",
-                self._verdict(self._ttft_met),
-            ),
-        )
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
     def _method(self) -> str:
-        setting, work = self.setting, self.setting.workload
+        setting, cache = self.setting, self.comparison.cache
+        steady, burst = setting.workload.steady, setting.workload.burst
         points = (
             "Both servers are alive throughout; every process of the idle one is stopped (SIGSTOP). They take turns, "
-            "and the order changes from round to round. The first round and the first requests of a turn do not count.",
-            f"Both serve `{setting.model}` with the same flags: `{' '.join(setting.flags)}`. **Prefix caching is off "
-            "in both**: every round sends the same prompts, and has to compute them anew.",
+            "and the order changes from round to round. A turn is the steady load and then one burst. The first round "
+            "and the first requests of a turn do not count.",
+            f"Both serve `{setting.model}` with the same flags: `{' '.join(setting.flags)}`. **Prefix caching is on in "
+            f"both**; the KV cache has {cache.num_blocks} blocks of {cache.block_size} tokens.",
             f"Telltale: {setting.monitored}",
-            f"Throughput: {work.concurrent} concurrent completions of {work.prompt_tokens} prompt tokens and "
-            f"{work.output_tokens} generated ones, from the first request to the last reply; generated tokens count.",
-            f"Time to first token: {work.single} streams, one after the other, with {work.single_prompt_tokens} prompt "
-            "tokens each; their median counts.",
-            f"Greedy, `ignore_eos`, the same random prompts (seed {work.seed}) for both and in every round. The load "
+            f"Steady, throughput: {steady.concurrent} concurrent completions of {steady.prompt_tokens} prompt tokens "
+            f"and {steady.output_tokens} generated ones, from the first request to the last reply; generated tokens "
+            "count.",
+            f"Steady, time to first token: {steady.single} streams, one after the other, with "
+            f"{steady.single_prompt_tokens} prompt tokens each; their median counts.",
+            "Steady, prompts: the same in every round, with a `cache_salt` of their own each time, so that they are "
+            "computed anew: none of their tokens came out of a prefix cache.",
+            f"Burst: {burst.requests} streams, sent at once, that share a prefix of {burst.prefix_tokens} tokens and "
+            f"end in {burst.ending_tokens} of their own; {burst.output_tokens} tokens are generated for each. "
+            "Throughput counts generated tokens from the first request to the last token; the time to first token is "
+            "the median of the streams. Each round has a new prefix, the same for both servers: it is in no cache "
+            "when the burst comes.",
+            f"Greedy, `ignore_eos`, random prompts (seed {setting.workload.seed}), the same for both servers. The load "
             "comes from the same machine.",
         )
         return "## How it was measured\n\n" + "\n".join(f"* {point}" for point in points)
 
     def _checks(self) -> str:
         comparison, seen = self.comparison, self.comparison.seen
-        tokens = (
-            f"all {comparison.replies} replies of Telltale are, token for token, what plain vLLM gave to the prompt."
-            if self.identical
-            else f"**{comparison.differing} of {comparison.replies} replies of Telltale are none that plain vLLM gave "
-            "to the same prompt: these figures are not a result.**"
-        )
-        variants = comparison.plain_variants
-        itself = "one and the same reply every time" if variants == 1 else f"up to {variants} replies"
+        needed = self.setting.workload.burst.prompt_tokens - comparison.shared_tokens
         points = (
-            f"Tokens: {tokens} To one prompt, plain vLLM itself gave {itself}.",
+            f"Tokens, steady: {_agreement(comparison.steady)}",
+            f"Tokens, burst: {_agreement(comparison.burst)}",
+            self._prefix(needed),
             f"The monitor saw everything: {seen.requests:,} requests, {seen.scored:,} positions scored, "
             f"{seen.skipped:,} rightly skipped (the first one, and the last token, which is never fed back), "
             f"{seen.gaps} gaps, {seen.acted} rules fired.",
         )
         return "## What was checked\n\n" + "\n".join(f"* {point}" for point in points)
+
+    def _prefix(self, needed: int) -> str:
+        comparison, total = self.comparison, self.setting.workload.burst.prompt_tokens
+        said = (
+            "in every burst, both servers computed the shared prefix once"
+            if comparison.computed_once
+            else "**not in every burst did both servers compute the shared prefix once**"
+        )
+        return (
+            f"Prefix: {said}. A burst has {total:,} prompt tokens; {comparison.shared_tokens:,} of them are full "
+            f"blocks of the prefix that a request before has computed or is computing, and {needed:,} are left. "
+            f"Taken from the cache, as vLLM counts them: {_spread([one.plain for one in comparison.rounds])} by plain "
+            f"vLLM, {_spread([one.telltale for one in comparison.rounds])} by Telltale (a canary of Telltale that "
+            "falls into a burst adds its own computed tokens)."
+        )
 
     def _machine(self) -> str:
         machine = self.machine
@@ -210,50 +201,37 @@ class Report:
             f"before the start {machine.load}. {versions}.\n\nThe raw rounds are in the JSON file beside this one."
         )
 
-    @property
-    def _throughput_met(self) -> bool:
-        return self.throughput.geometric_mean.point >= THROUGHPUT_GOAL
 
-    @property
-    def _ttft_met(self) -> bool:
-        return self.ttft.geometric_mean.point <= TTFT_GOAL
-
-    def _met(self, met: bool) -> bool | None:
-        return None if self.trial else met
-
-    def _verdict(self, met: bool) -> str:
-        return "not judged" if self.trial else "met" if met else "**not met**"
-
-
-def _column(rounds: Sequence[Round]) -> tuple[list[Sample], list[Sample]]:
-    return [one.plain for one in rounds], [one.telltale for one in rounds]
+def _agreement(found: Agreement) -> str:
+    tokens = (
+        f"all {found.replies} replies of Telltale are, token for token, what plain vLLM gave to the prompt."
+        if not found.differing
+        else f"**{found.differing} of {found.replies} replies of Telltale are none that plain vLLM gave to the same "
+        "prompt: these figures are not a result.**"
+    )
+    itself = (
+        "one and the same reply every time" if found.plain_variants == 1 else f"up to {found.plain_variants} replies"
+    )
+    return f"{tokens} To one prompt, plain vLLM itself gave {itself}."
 
 
-def _median(values: Sequence[float]) -> float:
-    return float(np.median(values))
+def _spread(turns: Sequence[Turn]) -> str:
+    cached = [turn.burst_prompts.cached for turn in turns]
+    hits = [turn.burst_prompts.hits for turn in turns]
+    computed = [turn.burst_prompts.computed for turn in turns]
+    return f"{_range(cached)} tokens (`vllm:prefix_cache_hits` {_range(hits)}), computed: {_range(computed)},"
 
 
-def _cells(ratio: PairedRatio) -> list[str]:
-    return [
-        f"{estimate.point:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
-        for estimate in (ratio.geometric_mean, ratio.median)
-    ]
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _result(ratio: PairedRatio, unit: str, plain: Sequence[float], telltale: Sequence[float]) -> dict[str, object]:
+def _turn(turn: Turn) -> dict[str, object]:
     return {
-        "unit": unit,
-        "plain_median": round(_median(plain), 6),
-        "telltale_median": round(_median(telltale), 6),
-        "confidence": ratio.confidence,
-        "ratio_geometric_mean": _estimate(ratio.geometric_mean),
-        "ratio_median": _estimate(ratio.median),
-        "ratios": [round(value, 6) for value in ratio.ratios],
+        "steady": _sample(turn.steady),
+        "burst": _sample(turn.burst) | {"prompt_tokens": asdict(turn.burst_prompts)},
     }
-
-
-def _estimate(estimate: Estimate) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in asdict(estimate).items()}
 
 
 def _sample(sample: Sample) -> dict[str, object]:

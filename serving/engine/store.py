@@ -46,6 +46,11 @@ class ReadoutStore:
         """Memory that is reserved; the system hands it out as blocks are first used."""
         return self._rows.nbytes + self._state.nbytes
 
+    @property
+    def block_nbytes(self) -> int:
+        """Memory of one block: of the readouts and states of its tokens."""
+        return self._rows[:1].nbytes + self._state[:1].nbytes
+
     def expect(self, blocks: Index) -> None:
         """These blocks have been handed out anew: what they held is void, what they will hold is on its way."""
         self._state[blocks] = RowState.PENDING

@@ -17,6 +17,8 @@ from serving.engine.layers import LayerClass, LayerError, Stack, decoder_stack
 
 Pick = Callable[[Any], tuple[torch.Tensor, torch.Tensor | None]]
 """From what a module returned, the one or two tensors whose sum is read."""
+_PREFIX = "telltale_"
+"""Of the names of our buffers."""
 
 
 class TapSet:
@@ -92,6 +94,17 @@ class TapSet:
             rows[:, columns] = part
         return rows
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of all buffers of this worker, on its device."""
+        buffers = [
+            buffer
+            for module in self._modules.values()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name.startswith(_PREFIX)
+        ]
+        return sum(buffer.nbytes for buffer in buffers)
+
     def resident(self) -> dict[str, str]:
         """Digest of what each tap of this worker multiplies with, read back from the device, by the tap's name."""
         digests = {}
@@ -164,15 +177,25 @@ def _place(layer: nn.Module, site: Site, known: LayerClass) -> tuple[nn.Module, 
     return module, output_of
 
 
-def _tap(module: nn.Module, pick: Pick, matrix: TapMatrix, *, max_rows: int, device: torch.device) -> None:
+def tap_buffers(matrix: TapMatrix, *, max_rows: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """All memory of one tap, by the names of the buffers; on the ``meta`` device, its size alone.
+
+    Args:
+        matrix: what the tap multiplies with.
+        max_rows: the most rows of one step.
+        device: where.
+    """
     width = matrix.weight.shape[1]
-    buffers = {
-        "telltale_weight": torch.from_numpy(matrix.weight.copy()).to(device),
-        "telltale_bias": torch.from_numpy(matrix.bias.copy()).to(device),
-        "telltale_out": torch.full((max_rows, width + 1), float("nan"), dtype=torch.float32, device=device),
-        "telltale_fired": torch.zeros(1, dtype=torch.int64, device=device),
+    return {
+        f"{_PREFIX}weight": torch.from_numpy(matrix.weight.copy()).to(device),
+        f"{_PREFIX}bias": torch.from_numpy(matrix.bias.copy()).to(device),
+        f"{_PREFIX}out": torch.full((max_rows, width + 1), float("nan"), dtype=torch.float32, device=device),
+        f"{_PREFIX}fired": torch.zeros(1, dtype=torch.int64, device=device),
     }
-    for name, buffer in buffers.items():
+
+
+def _tap(module: nn.Module, pick: Pick, matrix: TapMatrix, *, max_rows: int, device: torch.device) -> None:
+    for name, buffer in tap_buffers(matrix, max_rows=max_rows, device=device).items():
         module.register_buffer(name, buffer, persistent=False)
     # The class of this instance alone: draft models reuse the class, and must not be read.
     module.__class__ = _tapped_class(module, pick)

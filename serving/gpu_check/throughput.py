@@ -14,16 +14,15 @@ import torch
 
 from probes.modelref import read_model_ref
 from serving.bench.detectors import write_monitored
-from serving.bench.load import Workload
+from serving.bench.figures import THROUGHPUT_GOAL, TTFT_GOAL, Figures
+from serving.bench.load import Burst, Steady, Workload
 from serving.bench.rounds import Bench, require_unmonitored
 from serving.bench.servers import Program, ended_by_signals, running
-from serving.bench.statistics import PairedRatio, paired_ratio
+from serving.bench.statistics import PairedRatio
 from serving.engine.launch import server_environment
 from serving.engine.runtime import CONFIG_VARIABLE
 from serving.gpu_check.result import Checks
 
-THROUGHPUT_GOAL = 0.98
-TTFT_GOAL = 1.03
 _NOT_SHARED = {CONFIG_VARIABLE, "VLLM_PLUGINS"}
 _NAME = "checked"
 _DECISIVE = 0.1
@@ -55,7 +54,7 @@ def check_throughput(
     # The policy names the folder that is served: telltale serve takes the model from it.
     policy = write_monitored(folder, reference, model_id=str(model), layers=layers)
     # Both are on the device at once, so neither may take all of it.
-    flags = ["--host", "127.0.0.1", "--dtype", dtype, "--no-enable-prefix-caching", "--served-model-name", _NAME]
+    flags = ["--host", "127.0.0.1", "--dtype", dtype, "--enable-prefix-caching", "--served-model-name", _NAME]
     flags += ["--max-num-seqs", "64", "--max-model-len", "2048", "--kv-cache-memory-bytes", str(1 << 30)]
     flags += ["--gpu-memory-utilization", "0.4"] if cuda else []
     flags += ["--enforce-eager"] if eager or not cuda else []
@@ -73,7 +72,11 @@ def check_throughput(
             "/ready",
         ),
     )
-    workload = Workload(concurrent=32, output_tokens=256) if cuda else Workload(concurrent=4, output_tokens=16)
+    workload = (
+        Workload(Steady(concurrent=32, output_tokens=256))
+        if cuda
+        else Workload(Steady(concurrent=4, output_tokens=16), Burst(requests=4, output_tokens=4))
+    )
     vocabulary = int(json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"])
     with ended_by_signals(), contextlib.ExitStack() as stack:
         servers = []
@@ -87,22 +90,31 @@ def check_throughput(
         bench = Bench(*servers, model=_NAME, workload=workload, vocabulary=vocabulary)
         comparison = bench.run(rounds, progress=progress)
     done = comparison.rounds
-    throughput = paired_ratio([one.telltale.throughput for one in done], [one.plain.throughput for one in done])
-    ttft = paired_ratio([one.telltale.ttft_seconds for one in done], [one.plain.ttft_seconds for one in done])
+    steady = Figures("steady", tuple(one.plain.steady for one in done), tuple(one.telltale.steady for one in done))
+    burst = Figures("burst", tuple(one.plain.burst for one in done), tuple(one.telltale.burst for one in done))
+    throughput, ttft, replies = steady.throughput, steady.ttft, comparison.steady
     checks.require(
         "engine.throughput.tokens",
-        comparison.differing == 0 or comparison.plain_variants > 1,
-        f"{comparison.differing} of {comparison.replies} replies are none that plain vLLM gave; plain vLLM itself gave "
-        f"up to {comparison.plain_variants} to one prompt",
+        replies.differing == 0 or replies.plain_variants > 1,
+        f"{replies.differing} of {replies.replies} replies are none that plain vLLM gave; plain vLLM itself gave "
+        f"up to {replies.plain_variants} to one prompt",
     )
     judge_ratio(checks, "engine.throughput.rate", throughput, at_least=THROUGHPUT_GOAL)
     judge_ratio(checks, "engine.throughput.first_token", ttft, at_most=TTFT_GOAL)
+    checks.require(
+        "engine.throughput.prefix",
+        comparison.computed_once,
+        f"of each burst, {comparison.shared_tokens} prompt tokens must come out of the prefix cache; "
+        f"{sorted({turn.burst_prompts.cached for one in done for turn in (one.plain, one.telltale)})} did",
+    )
     return {
         "throughput ratio": _plain(throughput),
         "time to first token ratio": _plain(ttft),
+        "burst, throughput ratio": _plain(burst.throughput),
+        "burst, time to first token ratio": _plain(burst.ttft),
         "rounds": rounds,
-        "tokens per second, plain": [round(one.plain.throughput, 1) for one in done],
-        "tokens per second, telltale": [round(one.telltale.throughput, 1) for one in done],
+        "tokens per second, plain": [round(one.plain.steady.throughput, 1) for one in done],
+        "tokens per second, telltale": [round(one.telltale.steady.throughput, 1) for one in done],
     }
 
 

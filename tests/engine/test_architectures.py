@@ -26,6 +26,7 @@ LONG = np.random.default_rng(4).integers(3, VOCABULARY, size=300).tolist()
 TAPS = [Tap(layer, site) for layer in range(NUM_LAYERS) for site in Site]
 BIAS = 0.25
 QUICK = [name for name, recipe in RECIPES.items() if recipe.engine]
+ALL_LAYERS_SLIDE = {"MistralForCausalLM"}
 REST = [name for name in RECIPES if name not in QUICK]
 TOLERANCE = 1e-3
 
@@ -131,7 +132,8 @@ def compare_engine(name: str, tiny: Tiny, saved: dict[str, np.ndarray]) -> None:
     for number, prompt in enumerate((TOKENS, LONG, LONG)):
         compare_run(f"{name}.{number}", prompt, name, tiny, saved)
     replayed = [int(saved[f"{name}.{number}.replayed"]) for number in range(3)]
-    assert replayed == [0, 0, 256]
+    # Layers that all slide keep no block for every token: then nothing is taken out of the cache.
+    assert replayed == [0, 0, 0 if name in ALL_LAYERS_SLIDE else 256]
 
 
 def compare_run(run: str, prompt: list[int], name: str, tiny: Tiny, saved: dict[str, np.ndarray]) -> None:

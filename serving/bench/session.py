@@ -1,0 +1,107 @@
+"""One session: both servers started once, all rounds on them, and the memory of what was measured. Writes no report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from probes.modelref import read_model_ref
+from serving.arguments import value_of
+from serving.bench import BenchError
+from serving.bench.detectors import DIRECTIONS, write_monitored
+from serving.bench.load import Workload
+from serving.bench.memory import Memory, benchmark_memory, large_example
+from serving.bench.rounds import Bench, Comparison, require_unmonitored
+from serving.bench.servers import Program, Server, running
+from serving.engine.launch import server_environment
+from serving.engine.runtime import CONFIG_VARIABLE
+
+_NOT_SHARED = {CONFIG_VARIABLE, "VLLM_PLUGINS"}
+_ROWS = "--max-num-batched-tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What both servers serve.
+
+    Attributes:
+        model: as ``telltale serve`` is told.
+        model_id: as the cards name it.
+        folder: with its files.
+        flags: vLLM's, the same for both; ``--served-model-name`` and ``--max-num-batched-tokens`` among them.
+        layers: whose outputs Telltale reads.
+    """
+
+    model: str
+    model_id: str
+    folder: Path
+    flags: tuple[str, ...]
+    layers: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came out."""
+
+    comparison: Comparison
+    memory: tuple[Memory, ...]
+
+
+def measure(
+    subject: Subject, work: Path, workload: Workload, *, rounds: int, progress: Callable[[str], None]
+) -> Measured:
+    """Start plain vLLM and Telltale, and measure them in turns.
+
+    Args:
+        subject: what they serve.
+        work: an empty folder.
+        workload: of one turn.
+        rounds: how many count.
+        progress: told what happens.
+    Raises:
+        probes.errors.TelltaleError: a server failed, or the monitor did not see everything.
+    """
+    served, rows = value_of("--served-model-name", subject.flags), value_of(_ROWS, subject.flags)
+    if served is None or rows is None:
+        raise BenchError(f"the flags {' '.join(subject.flags)} lack --served-model-name or {_ROWS}; both are needed.")
+    reference = read_model_ref(subject.folder, model_id=subject.model_id, dtype="float32")
+    policy = write_monitored(work, reference, model_id=subject.model, layers=subject.layers)
+    # What telltale serve sets for itself, for both.
+    environment = server_environment() | {name: value for name, value in os.environ.items() if name not in _NOT_SHARED}
+    vllm = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(subject.folder)]
+    telltale = [sys.executable, "-m", "serving.cli", "serve", "--policy", str(policy)]
+    programs = (
+        Program("plain vLLM", [*vllm, *subject.flags], environment, "/health"),
+        Program("telltale", [*telltale, *subject.flags], environment, "/ready"),
+    )
+    with contextlib.ExitStack() as stack:
+        servers: list[Server] = []
+        for program in programs:
+            progress(f"starting {program.name}")
+            server = stack.enter_context(running(program, work))
+            if not servers:
+                require_unmonitored(server)
+            server.pause()
+            servers.append(server)
+        config = json.loads((subject.folder / "config.json").read_text(encoding="utf-8"))
+        bench = Bench(*servers, model=served, workload=workload, vocabulary=int(config["vocab_size"]))
+        comparison = bench.run(rounds, progress=progress)
+        progress("stopping both servers")
+    own = benchmark_memory(
+        policy, subject.folder, model_id=subject.model_id, max_rows=int(rows), cache=comparison.cache
+    )
+    return Measured(comparison, (own, large_example()))
+
+
+def describe(layers: Sequence[int]) -> str:
+    """What Telltale reads and enforces, in a few sentences."""
+    return (
+        f"{len(layers)} taps (resid_post at the layers {', '.join(map(str, layers))}), {DIRECTIONS} random directions "
+        "at each, one linear detector for each direction. One policy, enforced, hold_back 0: one detector blocks at "
+        "the prompt, the others flag at every token of the reply. The thresholds are never reached."
+    )
