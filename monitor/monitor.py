@@ -318,7 +318,8 @@ class Monitor:
         if len(slots) == 0:
             return
         table = self._table
-        for place, column in table.above(slots):
+        # In the order of the policy's rules: of two that are as severe, the first decides.
+        for place, column in sorted(table.above(slots), key=lambda found: (found[0], table.order[found[1]])):
             slot = slots[place]
             # Not before the prompt is complete: which of two rules decides must not depend on how it was cut into
             # chunks.

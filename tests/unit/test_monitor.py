@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from monitor.monitor import StepReadouts, is_blocked
+from monitor.segments import PromptMap
 from monitor.types import Action, Mode, Skip
 from monitor.yaml_file import PolicyError
 from probes.card import Format
@@ -53,6 +54,14 @@ def test_a_stream_is_judged_at_each_token(tmp_path: Path) -> None:
         "block",
         "block",
     ]
+
+
+@pytest.mark.parametrize("first", ["prompt", "stream"])
+def test_of_two_rules_that_fire_at_once_the_first_in_the_file_decides(tmp_path: Path, first: str) -> None:
+    """Of a raw prompt, rules of both stages read the same tokens."""
+    case = make_case(tmp_path, *((PROMPT, STREAM) if first == "prompt" else (STREAM, PROMPT)))
+    case.admit(num_prompt=3, fmt=Format.RAW, prompt=PromptMap.raw(3))
+    assert case.see([0, 9, 0]) == ("block", first)
 
 
 def test_a_response_is_judged_when_it_has_ended_and_shown_as_if_it_had(tmp_path: Path) -> None:
