@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -62,8 +63,6 @@ class Monitor:
         self._table = StateTable(self._groups)
         self._slots: dict[str, int] = {}
         self._used = plan.bank.used_columns()
-        self._every_readout = np.ones(len(self._used), dtype=np.float32)
-        self._every_score = np.ones(len(plan.bank.detectors))
         self._by_role = any(group.has_segments for group in self._groups)
         self._judges_ends = any(check.stage is Stage.RESPONSE for check in plan.checks)
         self._skip = max((check.skip_first for check in plan.checks), default=0)
@@ -135,12 +134,11 @@ class Monitor:
             )
         scores = self.plan.bank.score(step.readouts)
         finite = self._finite(step.readouts, scores)
-        slot_of = self._slots.get
-        slots = np.array([slot_of(request_id, -1) for request_id in step.request_ids], dtype=np.intp)
-        known = (slots >= 0) & (step.counts > 0)
-        if not known.any():
+        request_ids = step.request_ids
+        slots = np.fromiter(map(self._slots.get, request_ids, repeat(-1)), dtype=np.intp, count=len(request_ids))
+        numbers = np.flatnonzero((slots >= 0) & (step.counts > 0))
+        if len(numbers) == 0:
             return
-        numbers = np.flatnonzero(known)
         slots, starts = slots[numbers], step.starts[numbers]
         table = self._table
         first = step.positions[starts]
@@ -150,15 +148,13 @@ class Monitor:
             & (first == table.next_position[slots])
             & (first >= np.maximum(table.num_prompt[slots], self._skip))
         )
-        if quick.any():
-            table.feed_tokens(slots[quick], scores[starts[quick]])
-            self.tally.scored += int(np.count_nonzero(quick))
-        for place in np.flatnonzero(~quick):
-            start, count = int(starts[place]), int(step.counts[numbers[place]])
-            request = self._live[step.request_ids[numbers[place]]]
-            rows = slice(start, start + count)
-            self._observe_chunk(request, step.positions[rows], scores[rows], finite[rows])
-        self._judge([step.request_ids[number] for number in numbers], slots)
+        if quick.all() and len(numbers) == len(scores):
+            # Each row is a token of its own request: nothing has to be picked out.
+            table.feed_tokens(slots, scores if bool((starts[1:] > starts[:-1]).all()) else scores[starts])
+            self.tally.scored += len(slots)
+        else:
+            self._observe_mixed(step, scores, finite, numbers=numbers, quick=quick)
+        self._judge(request_ids, numbers, slots)
 
     def replay(self, request_id: str, readouts: npt.NDArray[np.float32]) -> None:
         """Take in the rows of a cached prefix: they feed aggregates like computed ones, and count once like them.
@@ -191,7 +187,8 @@ class Monitor:
             if missing > 0:
                 self._table.next_position[request.slot] = position
                 self._gap(request, reason, missing)
-        self._judge(lost, np.array([self._slots[request_id] for request_id in lost], dtype=np.intp))
+        slots = np.array([self._slots[request_id] for request_id in lost], dtype=np.intp)
+        self._judge(lost, np.arange(len(lost)), slots)
 
     def scored_of(self, request_ids: Sequence[str]) -> dict[str, int]:
         """Scored positions of those that are live, for ``distrust``."""
@@ -263,8 +260,10 @@ class Monitor:
 
         Checks at the stage response are shown as if each reply ended here: where it does is not always known here.
         """
-        slots = np.array([request.slot for request in requests], dtype=np.intp)
         table = self._table
+        if not requests:  # most steps have nothing new to tell
+            return table.scored[:0], table.sink[:0], table.statistics[:0], table.fired[:0]
+        slots = np.array([request.slot for request in requests], dtype=np.intp)
         fired = table.fired[slots]
         if self._judges_ends:
             for row, request in enumerate(requests):
@@ -287,6 +286,26 @@ class Monitor:
                 if rule.check == self._table.order[column] and rule.mode is Mode.ENFORCE and code > decided[0]:
                     decided = code, rule.name, rule.text
         return decided
+
+    def _observe_mixed(
+        self,
+        step: StepReadouts,
+        scores: Float64,
+        finite: npt.NDArray[np.bool_],
+        *,
+        numbers: Index,
+        quick: npt.NDArray[np.bool_],
+    ) -> None:
+        """A step of chunks of prompts and of single tokens, those at ``quick`` of the requests at ``numbers``."""
+        single = numbers[quick]
+        if len(single):
+            slots = np.array([self._slots[step.request_ids[number]] for number in single], dtype=np.intp)
+            self._table.feed_tokens(slots, scores[step.starts[single]])
+            self.tally.scored += len(single)
+        for number in numbers[~quick]:
+            rows = slice(int(step.starts[number]), int(step.starts[number] + step.counts[number]))
+            request = self._live[step.request_ids[number]]
+            self._observe_chunk(request, step.positions[rows], scores[rows], finite[rows])
 
     def _observe_chunk(
         self, request: Request, positions: npt.NDArray[np.int64], scores: Float64, finite: npt.NDArray[np.bool_]
@@ -314,7 +333,8 @@ class Monitor:
         self.tally.scored += scored
         self.tally.skipped[Skip.SINK] += sink
 
-    def _judge(self, request_ids: Sequence[str], slots: Index) -> None:
+    def _judge(self, request_ids: Sequence[str], numbers: Index, slots: Index) -> None:
+        """Judge the requests at ``numbers`` among ``request_ids``; ``slots`` are theirs."""
         if len(slots) == 0:
             return
         table = self._table
@@ -327,7 +347,7 @@ class Monitor:
                 continue
             table.fired[slot, column] = True
             table.limits[slot, column] = np.nan
-            self._fire(self._live[request_ids[place]], int(table.order[column]))
+            self._fire(self._live[request_ids[numbers[place]]], int(table.order[column]))
 
     def _above_at_end(self, request: Request) -> npt.NDArray[np.bool_]:
         """(checks,) in the order of the table: those at the stage response that fire if the reply ends here."""
@@ -354,10 +374,10 @@ class Monitor:
             request.raise_to(action, rule, text)
 
     def _finite(self, readouts: npt.NDArray[np.float32], scores: Float64) -> npt.NDArray[np.bool_]:
-        # A sum is finite only if all its terms are, and a product with ones is the quickest sum.
+        # A sum is finite only if all its terms are.
         with np.errstate(invalid="ignore", over="ignore"):
-            seen = readouts.take(self._used, axis=1) @ self._every_readout
-            return np.asarray(np.isfinite(seen) & np.isfinite(scores @ self._every_score))
+            seen = np.einsum("rc->r", readouts.take(self._used, axis=1))
+            return np.asarray(np.isfinite(seen) & np.isfinite(np.einsum("rc->r", scores)))
 
     def _limit_row(self, policy: CompiledPolicy, fmt: Format) -> tuple[Float64, Float64]:
         """In the order of the table's columns: limits of what is judged while the request runs, and at its end."""

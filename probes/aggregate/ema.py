@@ -42,10 +42,9 @@ class Ema(Aggregator):
 
     def update(self, state: Scores, values: Scores) -> Scores:
         """See ``Aggregator.update``."""
-        previous = np.where(np.isnan(state[:, 0]), values[0], state[:, 0])
         if len(values) == 1:
-            state[:, 0] = self.alpha * values[0] + (1.0 - self.alpha) * previous
-            return state[None, :, 0].copy()
+            return self._update_one(state[:, 0], values[0])[None]
+        previous = np.where(np.isnan(state[:, 0]), values[0], state[:, 0])
         running = np.empty_like(values)
         for start in range(0, len(values), _BLOCK):
             block = values[start : start + _BLOCK]
@@ -55,3 +54,12 @@ class Ema(Aggregator):
             previous = running[start + len(block) - 1]
         state[:, 0] = previous
         return running
+
+    def _update_one(self, mean: Scores, values: Scores) -> Scores:
+        """One score of each request, into the means (a view): what a generated token brings."""
+        fresh = np.isnan(mean)
+        if fresh.any():
+            mean[fresh] = values[fresh]
+        mean *= 1.0 - self.alpha
+        mean += self.alpha * values
+        return mean.copy()

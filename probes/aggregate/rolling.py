@@ -46,9 +46,10 @@ class Rolling(Aggregator):
 
     def _update_one(self, state: Scores, values: Scores) -> Scores:
         """One score of each request: what a generated token brings."""
-        places = state[:, 0, 0].astype(np.intp) % self.window
-        state[np.arange(len(state)), places + 1] = values
-        state[:, 0] += 1
-        sums = np.einsum("rwb->rb", state[:, 1:])
-        running: Scores = np.where(state[:, 0] >= self.window, sums / self.window, -np.inf)
+        counts = state[:, 0]
+        state[np.arange(len(state)), counts[:, 0].astype(np.intp) % self.window + 1] = values
+        counts += 1
+        running: Scores = np.einsum("rwb->rb", state[:, 1:])
+        running /= self.window
+        running[counts < self.window] = -np.inf
         return running
