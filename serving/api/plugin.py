@@ -82,10 +82,11 @@ class TelltaleEndpoints:
         exporter = Exporter(frontend.deployment.plan, prometheus_client.REGISTRY)
         frontend.export_to(exporter)
         exporter.canary_passed(canaries.seconds)
+        lifeline = Lifeline(engine_client, lambda: state.server, ended=exporter.not_ready)
         self._engine, self._canaries = engine_client, canaries
         self._tasks = (
             asyncio.create_task(canaries.watch(exporter), name="telltale-canaries"),
-            asyncio.create_task(Lifeline(engine_client, ended=exporter.not_ready).watch(), name="telltale-lifeline"),
+            asyncio.create_task(lifeline.watch(), name="telltale-lifeline"),
         )
 
 

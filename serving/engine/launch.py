@@ -46,6 +46,8 @@ def prepare_environment(policy: Path) -> None:
     os.environ["VLLM_PLUGINS"] = ",".join(sorted(chosen | set(ENTRY_POINTS.values())))
     for name, value in server_environment().items():
         os.environ.setdefault(name, value)
+    # When a server without an engine leaves is for ``lifeline`` to say, which tells all clients first.
+    os.environ["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] = "1"
 
 
 def server_environment() -> dict[str, str]:

@@ -13,8 +13,10 @@ import structlog
 log = structlog.get_logger(__name__)
 
 EXIT_ENGINE_ENDED = 3
-GRACE_SECONDS = 6.0
-"""For clients to be told; vLLM's own watchdog looks every five seconds and stops listening."""
+GRACE_SECONDS = 5.0
+"""How long clients, load balancers and probes are still told that the engine is gone."""
+DRAIN_SECONDS = 1.0
+"""For those that connected before the server stopped listening: they have their error in milliseconds."""
 _LOOK_SECONDS = 0.25
 
 
@@ -28,25 +30,35 @@ def _exit() -> None:
 class Lifeline:
     """Between an API process and its engine.
 
+    vLLM alone stops its HTTP server with the first request that failed, and whoever has connected and not yet been
+    read is then cut off without an answer. ``telltale serve`` tells vLLM to stay, and leaves by itself: last of all,
+    so that each client is told, or finds nobody listening.
+
     Args:
         engine: vLLM's ``AsyncLLM``; its ``shutdown`` is wrapped, to tell an end that was asked for from any other.
+        server: gives uvicorn's ``Server``, once it serves.
         ended: called at once when the engine has ended by itself.
         leave: ends the process with an exit code other than 0.
-        grace: seconds between the two.
+        grace: seconds between the engine's end and the last moment at which the server listens.
+        drain: seconds for what has connected until then.
     """
 
     def __init__(
         self,
         engine: Any,
+        server: Callable[[], Any],
         *,
         ended: Callable[[], None],
         leave: Callable[[], None] = _exit,
         grace: float = GRACE_SECONDS,
+        drain: float = DRAIN_SECONDS,
     ) -> None:
         self._engine = engine
+        self._server = server
         self._ended = ended
         self._leave = leave
         self._grace = grace
+        self._drain = drain
         self._asked_for = False
         self._shutdown = engine.shutdown
         engine.shutdown = self._note_shutdown
@@ -61,8 +73,11 @@ class Lifeline:
             log.critical("the engine has ended")
             self._ended()
             await asyncio.sleep(self._grace)
+            for listener in self._server().servers:
+                listener.close()
+            await asyncio.sleep(self._drain)
         finally:
-            # Also where vLLM is quicker than the grace and cancels this task on its way out.
+            # Also where the server is told to stop meanwhile and cancels this task on its way out.
             if self._engine.errored and not self._asked_for:
                 self._leave()
 
