@@ -32,6 +32,16 @@ class Seen:
     gaps: int
     acted: int
 
+    def plus(self, other: Seen) -> Seen:
+        """Both together."""
+        return Seen(
+            self.requests + other.requests,
+            self.scored + other.scored,
+            self.skipped + other.skipped,
+            self.gaps + other.gaps,
+            self.acted + other.acted,
+        )
+
     def since(self, before: Seen) -> Seen:
         """What came in between."""
         return Seen(

@@ -58,17 +58,26 @@ class Agreement:
     differing: int
     plain_variants: int
 
+    def joined(self, other: Agreement) -> Agreement:
+        """Both together; each was compared with the plain server of its own start."""
+        return Agreement(
+            self.replies + other.replies,
+            self.differing + other.differing,
+            max(self.plain_variants, other.plain_variants),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """All rounds, and what was checked beside them.
 
     Attributes:
-        rounds: in order, without the warm-up.
+        rounds: in order, without the warm-ups.
         cache: the KV cache of each of the servers.
         shared_tokens: of a burst's prompts, that need not be computed if the prefix is computed once.
         seen: what the monitor counted, with the warm-up.
         steady, burst: how the replies compare.
+        starts: how often both servers were started.
     """
 
     rounds: tuple[Round, ...]
@@ -77,6 +86,19 @@ class Comparison:
     seen: Seen
     steady: Agreement
     burst: Agreement
+    starts: int = 1
+
+    def joined(self, other: Comparison) -> Comparison:
+        """This one, and then another of the same workload on servers that were started anew."""
+        return Comparison(
+            rounds=self.rounds + other.rounds,
+            cache=require_same_cache([self.cache], other.cache),
+            shared_tokens=self.shared_tokens,
+            seen=self.seen.plus(other.seen),
+            steady=self.steady.joined(other.steady),
+            burst=self.burst.joined(other.burst),
+            starts=self.starts + other.starts,
+        )
 
     @property
     def computed_once(self) -> bool:
@@ -106,25 +128,26 @@ class Bench:
         self._start = _EMPTY
         self._caches: dict[str, KVCache] = {}
 
-    def run(self, rounds: int, *, progress: Callable[[str], None]) -> Comparison:
+    def run(self, rounds: int, *, progress: Callable[[str], None], before: int = 0) -> Comparison:
         """Warm up, then measure.
 
         Args:
             rounds: how many are measured.
             progress: told of each round.
+            before: how many were measured on servers that were started before: numbers and order go on from there.
         Raises:
             BenchError: a server failed, prompts were not computed anew, or the monitor did not see everything.
         """
-        warm = self._round(0, plain_first=True)
+        warm = self._round(before, plain_first=True)
         progress(
             f"warmed up; on plain vLLM a throughput phase takes {warm.plain.steady.seconds:.1f} s, a burst "
             f"{warm.plain.burst.seconds:.1f} s"
         )
         done = []
-        for number in range(1, rounds + 1):
+        for number in range(before + 1, before + rounds + 1):
             one = self._round(number, plain_first=number % 2 == 1)
             done.append(one)
-            progress(f"round {number}/{rounds}: {_ratios(one)}")
+            progress(f"round {number}: {_ratios(one)}")
         return self._compare(warm, done)
 
     def _compare(self, warm: Round, rounds: Sequence[Round]) -> Comparison:

@@ -1,4 +1,4 @@
-"""One session: both servers started once, all rounds on them, and the memory of what was measured. Writes no report."""
+"""A session: both servers started, some rounds on them, the same again; and the memory of it. Writes no report."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Measured:
 
 
 def measure(
-    subject: Subject, work: Path, workload: Workload, *, rounds: int, progress: Callable[[str], None]
+    subject: Subject, work: Path, workload: Workload, *, rounds: Sequence[int], progress: Callable[[str], None]
 ) -> Measured:
     """Start plain vLLM and Telltale, and measure them in turns.
 
@@ -61,7 +61,8 @@ def measure(
         subject: what they serve.
         work: an empty folder.
         workload: of one turn.
-        rounds: how many count.
+        rounds: how many count, for each time that both servers are started. A process keeps for its life the memory
+            that it was given, and with it some per cent of its speed: only new processes show what is chance.
         progress: told what happens.
     Raises:
         probes.errors.TelltaleError: a server failed, or the monitor did not see everything.
@@ -79,19 +80,25 @@ def measure(
         Program("plain vLLM", [*vllm, *subject.flags], environment, "/health"),
         Program("telltale", [*telltale, *subject.flags], environment, "/ready"),
     )
-    with contextlib.ExitStack() as stack:
-        servers: list[Server] = []
-        for program in programs:
-            progress(f"starting {program.name}")
-            server = stack.enter_context(running(program, work))
-            if not servers:
-                require_unmonitored(server)
-            server.pause()
-            servers.append(server)
-        config = json.loads((subject.folder / "config.json").read_text(encoding="utf-8"))
-        bench = Bench(*servers, model=served, workload=workload, vocabulary=int(config["vocab_size"]))
-        comparison = bench.run(rounds, progress=progress)
-        progress("stopping both servers")
+    config = json.loads((subject.folder / "config.json").read_text(encoding="utf-8"))
+    comparison: Comparison | None = None
+    for count in rounds:
+        with contextlib.ExitStack() as stack:
+            servers: list[Server] = []
+            for program in programs:
+                progress(f"starting {program.name}")
+                server = stack.enter_context(running(program, work))
+                if not servers:
+                    require_unmonitored(server)
+                server.pause()
+                servers.append(server)
+            bench = Bench(*servers, model=served, workload=workload, vocabulary=int(config["vocab_size"]))
+            before = len(comparison.rounds) if comparison is not None else 0
+            found = bench.run(count, progress=progress, before=before)
+            comparison = found if comparison is None else comparison.joined(found)
+            progress("stopping both servers")
+    if comparison is None:
+        raise BenchError("no rounds were asked for; at least one is needed.")
     own = benchmark_memory(
         policy, subject.folder, model_id=subject.model_id, max_rows=int(rows), cache=comparison.cache
     )

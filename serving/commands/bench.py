@@ -23,17 +23,20 @@ _SHARED_FLAGS = ("--enable-prefix-caching", "--max-num-batched-tokens", "2048")
 """What vLLM's API server takes on a CPU by itself, said aloud: the report states the memory for these rows."""
 
 
-def bench(*, rounds: int, out: Path, workload: Workload | None = None) -> None:
+def bench(*, rounds: int, starts: int, out: Path, workload: Workload | None = None) -> None:
     """Measure plain vLLM against ``telltale serve`` on the embedded model, and write the report.
 
     Args:
-        rounds: alternating rounds.
+        rounds: alternating rounds, in all.
+        starts: how often both servers are started; each time they have their share of the rounds.
         out: folder for the report.
         workload: another one than the default.
     Raises:
         probes.errors.TelltaleError: a server failed, the monitor did not see everything, a prefix was computed more
             than once, or tokens differ.
     """
+    if rounds < starts:
+        raise BenchError(f"--rounds {rounds} are fewer than --starts {starts}: each start needs a round at least.")
     workload = workload or Workload()
     machine = read_machine()
     if machine.load > machine.cores / 4:
@@ -43,9 +46,9 @@ def bench(*, rounds: int, out: Path, workload: Workload | None = None) -> None:
     arguments = vllm_arguments(parse_serve(None, _SHARED_FLAGS, policy_model=DEFAULT_MODEL), folder)
     subject = Subject(DEFAULT_MODEL, DEFAULT_MODEL, folder, tuple(arguments[1:]), LAYERS)
     with ended_by_signals(), tempfile.TemporaryDirectory(prefix="telltale-bench-") as work:
-        measured = measure(subject, Path(work), workload, rounds=rounds, progress=say)
+        measured = measure(subject, Path(work), workload, rounds=shares(rounds, starts), progress=say)
     setting = Setting(
-        command=f"telltale bench --rounds {rounds}",
+        command=f"telltale bench --rounds {rounds} --starts {starts}",
         model=DEFAULT_MODEL,
         flags=subject.flags,
         monitored=describe(LAYERS),
@@ -58,6 +61,11 @@ def bench(*, rounds: int, out: Path, workload: Workload | None = None) -> None:
     sys.stdout.write(report.markdown())
     say(f"wrote {' and '.join(str(path) for path in paths)}")
     require_sound(report)
+
+
+def shares(rounds: int, starts: int) -> tuple[int, ...]:
+    """The rounds, split among the starts as evenly as can be."""
+    return tuple(rounds // starts + (number < rounds % starts) for number in range(starts))
 
 
 def require_sound(report: Report) -> None:

@@ -17,7 +17,7 @@ from tests.support.tiny import TinyModel
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROUNDS = 2
+ROUNDS = (1, 1)
 LAYERS = (0, 1)
 WORKLOAD = Workload(Steady(concurrent=3, output_tokens=8, single=3), Burst(output_tokens=4))
 
@@ -28,7 +28,10 @@ def test_both_workloads_in_one_session(tiny: TinyModel, tmp_path: Path) -> None:
     said: list[str] = []
     measured = measure(subject, tmp_path, WORKLOAD, rounds=ROUNDS, progress=said.append)
     comparison = measured.comparison
-    assert [line for line in said if line.startswith("starting")] == ["starting plain vLLM", "starting telltale"]
+    starting = [line for line in said if line.startswith("starting")]
+    assert starting == len(ROUNDS) * ["starting plain vLLM", "starting telltale"]
+    assert comparison.starts == len(ROUNDS)
+    assert [one.plain_first for one in comparison.rounds] == [True, False]
 
     # The prefix of every burst was computed once in both servers, and every position was scored all the same.
     assert comparison.cache.prefix_caching
@@ -38,9 +41,10 @@ def test_both_workloads_in_one_session(tiny: TinyModel, tmp_path: Path) -> None:
         assert one.plain.burst_prompts.cached == one.telltale.burst_prompts.cached == comparison.shared_tokens
         assert one.plain.burst_prompts.computed == WORKLOAD.burst.prompt_tokens - comparison.shared_tokens
         assert len(one.telltale.burst.first_seconds) == WORKLOAD.burst.requests
-    sent = sum(
+    measured_positions = sum(
         sample.positions for one in comparison.rounds for sample in (one.telltale.steady, one.telltale.burst)
-    ) // ROUNDS * (ROUNDS + 1)  # fmt: skip
+    )
+    sent = 2 * measured_positions  # each start has a warm-up, which is like a round
     assert comparison.seen.scored + comparison.seen.skipped == sent
     assert comparison.seen.gaps == comparison.seen.acted == 0
 

@@ -18,7 +18,7 @@ from serving.bench.machine import Machine
 from serving.bench.memory import Memory, dense_bank
 from serving.bench.report import MIN_ROUNDS, Report, Setting
 from serving.bench.rounds import Agreement, Comparison, Round, Turn, agreement
-from serving.commands.bench import require_sound
+from serving.commands.bench import require_sound, shares
 from serving.engine.memory import measure_footprint
 
 SHARED = 15 * 384
@@ -137,3 +137,22 @@ def test_replies_are_compared_prompt_by_prompt() -> None:
     found = agreement(plain, [replied(("a", (1, 9)), ("b", (1, 2))), replied(("a", (1, 2)))])
     # The tokens of another prompt's reply are none of this prompt's.
     assert found == Agreement(replies=3, differing=1, plain_variants=2)
+
+
+def test_starts_are_joined() -> None:
+    report = make_report()
+    one = report.comparison
+    both = one.joined(one).joined(dataclasses.replace(one, burst=Agreement(5, 1, 2)))
+    assert both.starts == 3
+    assert len(both.rounds) == 3 * len(one.rounds)
+    assert both.seen == Seen(2700, 270_000, 5400, 0, 0)
+    assert both.burst == Agreement(2 * SAME.replies + 5, 1, 2)
+    with pytest.raises(BenchError, match="there is nothing to compare"):
+        one.joined(dataclasses.replace(one, cache=KVCache(128, 181, prefix_caching=True)))
+    assert "started 3 times" in dataclasses.replace(report, comparison=both).markdown()
+
+
+def test_rounds_are_split_evenly_among_starts() -> None:
+    assert shares(15, 3) == (5, 5, 5)
+    assert shares(16, 3) == (6, 5, 5)
+    assert shares(3, 3) == (1, 1, 1)
