@@ -99,9 +99,10 @@ class WatchGroup:
         Returns: (n, checks of this group), the running statistic.
         """
         state = self.state[first : first + len(scores)]
-        kept = state[holes]
+        kept = state[holes] if len(holes) else None
         running: Float64 = self.aggregate.update(state, scores[None])[0]
-        state[holes] = kept
+        if kept is not None:
+            state[holes] = kept
         return running
 
 

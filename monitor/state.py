@@ -102,39 +102,47 @@ class StateTable:
             slots: (R,), all different.
             scores: (R, number of detectors).
         """
-        self.next_position[slots] += 1
-        self.scored[slots] += 1
-        if not self._running:
-            return
-        picked = scores.take(self._detectors, axis=1)
         first, last = int(slots.min()), int(slots.max())
         span = last + 1 - first
         if span > _DENSE * len(slots):
-            for group in self._running:
-                place = np.ix_(slots, np.arange(group.columns.start, group.columns.stop))
-                running = group.feed_some(slots, picked[:, self._within(group)])
-                best = self.statistics[place] if group.stage is Stage.STREAM else -np.inf
-                self.statistics[place] = np.maximum(best, running)
-            return
-        # In place, over the whole range of slots: what lies between them is put back afterwards.
-        rows = slots - first
-        if span == len(rows) and bool((rows[1:] > rows[:-1]).all()):
-            spread, holes = picked, rows[:0]
+            self._feed_scattered(slots, scores.take(self._detectors, axis=1))
+        elif span == len(slots) and bool((slots[1:] > slots[:-1]).all()):
+            self.next_position[first : last + 1] += 1
+            self.scored[first : last + 1] += 1
+            self._feed_range(first, scores.take(self._detectors, axis=1), slots[:0])
         else:
+            # Over the whole range of slots as well: what lies between them is put back afterwards.
+            self.next_position[slots] += 1
+            self.scored[slots] += 1
+            rows = slots - first
             mask = np.ones(span, dtype=bool)
             mask[rows] = False
-            holes = np.flatnonzero(mask)
-            spread = np.zeros((span, picked.shape[1]))
-            spread[rows] = picked
-        kept = self.statistics[first : last + 1][holes]
+            spread = np.zeros((span, len(self._detectors)))
+            spread[rows] = scores.take(self._detectors, axis=1)
+            self._feed_range(first, spread, np.flatnonzero(mask))
+
+    def _feed_scattered(self, slots: Index, scores: Float64) -> None:
+        self.next_position[slots] += 1
+        self.scored[slots] += 1
         for group in self._running:
-            running = group.feed_range(first, spread[:, self._within(group)], holes)
-            statistics = self.statistics[first : last + 1, group.columns]
+            place = np.ix_(slots, np.arange(group.columns.start, group.columns.stop))
+            running = group.feed_some(slots, scores[:, self._within(group)])
+            best = self.statistics[place] if group.stage is Stage.STREAM else -np.inf
+            self.statistics[place] = np.maximum(best, running)
+
+    def _feed_range(self, first: int, scores: Float64, holes: Index) -> None:
+        """Feed the slots from ``first`` on in place; what ``scores`` has for ``holes`` leaves no trace."""
+        statistics = self.statistics[first : first + len(scores)]
+        kept = statistics[holes] if len(holes) else None
+        for group in self._running:
+            running = group.feed_range(first, scores[:, self._within(group)], holes)
+            columns = statistics[:, group.columns]
             if group.stage is Stage.STREAM:
-                np.maximum(statistics, running, out=statistics)
+                np.maximum(columns, running, out=columns)
             else:
-                statistics[:] = running
-        self.statistics[first : last + 1][holes] = kept
+                columns[:] = running
+        if kept is not None:
+            statistics[holes] = kept
 
     def above(self, slots: Index) -> list[tuple[int, int]]:
         """Pairs (place in ``slots``, column) where a statistic lies above its limit.

@@ -215,7 +215,8 @@ def _tapped_class(module: nn.Module, pick: Pick) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         output = inner(self, *args, **kwargs)
         hidden, residual = pick(output)
-        ops.read(
+        read: Callable[..., None] = ops.read if torch.compiler.is_compiling() else ops.read_rows
+        read(
             rows_of(hidden),
             None if residual is None else rows_of(residual),
             self.telltale_weight,
