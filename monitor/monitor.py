@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from monitor.coverage import Coverage, close_account
 from monitor.groups import group_checks
+from monitor.judge import Judge
 from monitor.policy import CompiledPolicy, Plan
 from monitor.request import Float64, Index, Request
 from monitor.segments import PromptMap
 from monitor.state import StateTable
 from monitor.tally import Tally
-from monitor.types import ON_GAP, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, Skip
-from probes.card import Format, Stage
+from monitor.types import ON_UNCALIBRATED, ActionCode, Gap, Mode, Skip
+from probes.card import Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +58,15 @@ class Monitor:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.tally = Tally()
         self._live: dict[str, Request] = {}
         self._groups = group_checks(plan.checks, plan.bank)
         self._table = StateTable(self._groups)
         self._slots: dict[str, int] = {}
         self._used = plan.bank.used_columns()
         self._by_role = any(group.has_segments for group in self._groups)
-        self._judges_ends = any(check.stage is Stage.RESPONSE for check in plan.checks)
         self._skip = max((check.skip_first for check in plan.checks), default=0)
         self._policies = {policy.name: number for number, policy in enumerate(plan.policies)}
-        self._limits = {
-            (number, fmt): self._limit_row(policy, fmt) for number, policy in enumerate(plan.policies) for fmt in Format
-        }
+        self._judge = Judge(plan, self._table)
 
     def admit(
         self, request_id: str, *, num_prompt: int, policy: str | None, fmt: Format, prompt: PromptMap | None = None
@@ -88,8 +85,7 @@ class Monitor:
             raise ValueError(f"request {request_id!r} is live already; the engine's ids are unique")
         number = self._policies.get(policy or "", 0)
         compiled = self.plan.policies[number]
-        running, _ = self._limits[number, fmt]
-        slot = self._table.take(running, num_prompt)
+        slot = self._table.take(self._judge.limits(number, fmt), num_prompt)
         request = Request(
             request_id,
             slot,
@@ -105,7 +101,7 @@ class Monitor:
         self._live[request_id] = request
         self._slots[request_id] = slot
         if compiled.uncalibrated(self.plan.checks, fmt):
-            self._act(request, ON_UNCALIBRATED, compiled.on_uncalibrated, Mode.ENFORCE, compiled.text)
+            self._judge.act(request, ON_UNCALIBRATED, compiled.on_uncalibrated, Mode.ENFORCE, compiled.text)
         return request
 
     def get(self, request_id: str) -> Request | None:
@@ -154,7 +150,7 @@ class Monitor:
             self.tally.scored += len(slots)
         else:
             self._observe_mixed(step, scores, finite, numbers=numbers, quick=quick)
-        self._judge(request_ids, numbers, slots)
+        self._judge.judge(self._live, request_ids, numbers, slots)
 
     def replay(self, request_id: str, readouts: npt.NDArray[np.float32]) -> None:
         """Take in the rows of a cached prefix: they feed aggregates like computed ones, and count once like them.
@@ -186,9 +182,9 @@ class Monitor:
             missing = position - int(self._table.next_position[request.slot])
             if missing > 0:
                 self._table.next_position[request.slot] = position
-                self._gap(request, reason, missing)
+                self._judge.gap(request, reason, missing)
         slots = np.array([self._slots[request_id] for request_id in lost], dtype=np.intp)
-        self._judge(lost, np.arange(len(lost)), slots)
+        self._judge.judge(self._live, lost, np.arange(len(lost)), slots)
 
     def scored_of(self, request_ids: Sequence[str]) -> dict[str, int]:
         """Scored positions of those that are live, for ``distrust``."""
@@ -212,12 +208,16 @@ class Monitor:
             if doubtful > 0:
                 self._table.scored[request.slot] = scored
                 self.tally.scored -= doubtful
-                self._gap(request, reason, doubtful)
+                self._judge.gap(request, reason, doubtful)
+
+    @property
+    def tally(self) -> Tally:
+        """Counts since they were taken last."""
+        return self._judge.tally
 
     def take_tally(self) -> Tally:
         """Counts since the call before."""
-        tally, self.tally = self.tally, Tally()
-        return tally
+        return self._judge.take_tally()
 
     def finish(self, request_id: str, *, num_positions: int, sampled: int, aborted: bool) -> Ended | None:
         """End a request.
@@ -245,11 +245,9 @@ class Monitor:
         )
         missing = sum(coverage.gaps.values()) - before
         if missing:
-            self._gap(request, Gap.UNSEEN, missing)
+            self._judge.gap(request, Gap.UNSEEN, missing)
         self.tally.skipped[Skip.FINAL] += coverage.final
-        for column in np.flatnonzero(self._above_at_end(request)):
-            table.fired[slot, column] = True
-            self._fire(request, int(table.order[column]))
+        self._judge.judge_end(request)
         statistics, fired = (table.in_plan_order(values[slot]) for values in (table.statistics, table.fired))
         ended = Ended(request, coverage, statistics, fired)
         table.release(slot)
@@ -264,28 +262,16 @@ class Monitor:
         if not requests:  # most steps have nothing new to tell
             return table.scored[:0], table.sink[:0], table.statistics[:0], table.fired[:0]
         slots = np.array([request.slot for request in requests], dtype=np.intp)
-        fired = table.fired[slots]
-        if self._judges_ends:
-            for row, request in enumerate(requests):
-                fired[row] |= self._above_at_end(request)
         return (
             table.scored[slots],
             table.sink[slots],
             table.in_plan_order(table.statistics[slots]),
-            table.in_plan_order(fired),
+            table.in_plan_order(self._judge.fired_if_ended(requests)),
         )
 
     def decision_if_ended(self, request: Request) -> tuple[ActionCode, str, str]:
         """Action, rule and refusal of a live request, as if its reply ended here."""
-        decided = request.action, request.rule, request.text
-        if not self._judges_ends:
-            return decided
-        for column in np.flatnonzero(self._above_at_end(request)):
-            for rule in self.policy_of(request).rules:
-                code = ActionCode(rule.action.severity)
-                if rule.check == self._table.order[column] and rule.mode is Mode.ENFORCE and code > decided[0]:
-                    decided = code, rule.name, rule.text
-        return decided
+        return self._judge.decision_if_ended(request)
 
     def _observe_mixed(
         self,
@@ -317,9 +303,9 @@ class Monitor:
         positions, scores, finite = positions[new], scores[new], finite[new]
         unseen = int(positions[-1] + 1 - table.next_position[slot]) - len(positions)
         if unseen:
-            self._gap(request, Gap.UNSEEN, unseen)
+            self._judge.gap(request, Gap.UNSEEN, unseen)
         if broken := int(np.count_nonzero(~finite)):
-            self._gap(request, Gap.NOT_FINITE, broken)
+            self._judge.gap(request, Gap.NOT_FINITE, broken)
         for group in self._groups:
             rows = scores[finite & group.reads(request, positions)]
             if len(rows) == 0:
@@ -333,61 +319,11 @@ class Monitor:
         self.tally.scored += scored
         self.tally.skipped[Skip.SINK] += sink
 
-    def _judge(self, request_ids: Sequence[str], numbers: Index, slots: Index) -> None:
-        """Judge the requests at ``numbers`` among ``request_ids``; ``slots`` are theirs."""
-        if len(slots) == 0:
-            return
-        table = self._table
-        # In the order of the policy's rules: of two that are as severe, the first decides.
-        for place, column in sorted(table.above(slots), key=lambda found: (found[0], table.order[found[1]])):
-            slot = slots[place]
-            # Not before the prompt is complete: which of two rules decides must not depend on how it was cut into
-            # chunks.
-            if table.next_position[slot] < table.num_prompt[slot]:
-                continue
-            table.fired[slot, column] = True
-            table.limits[slot, column] = np.nan
-            self._fire(self._live[request_ids[numbers[place]]], int(table.order[column]))
-
-    def _above_at_end(self, request: Request) -> npt.NDArray[np.bool_]:
-        """(checks,) in the order of the table: those at the stage response that fire if the reply ends here."""
-        _, at_end = self._limits[request.policy, request.fmt]
-        return np.asarray(self._table.statistics[request.slot] > at_end)
-
-    def _fire(self, request: Request, check: int) -> None:
-        for rule in self.policy_of(request).rules:
-            if rule.check == check:
-                self._act(request, rule.name, rule.action, rule.mode, rule.text)
-
-    def _gap(self, request: Request, reason: Gap, count: int) -> None:
-        request.gaps[reason] += count
-        self.tally.gaps[reason] += count
-        policy = self.policy_of(request)
-        self._act(request, ON_GAP, policy.on_gap, Mode.ENFORCE, policy.text)
-
-    def _act(self, request: Request, rule: str, action: Action, mode: Mode, text: str) -> None:
-        if rule in request.decided:
-            return
-        request.decided.add(rule)
-        self.tally.acted[rule, action, mode] += 1
-        if mode is Mode.ENFORCE:
-            request.raise_to(action, rule, text)
-
     def _finite(self, readouts: npt.NDArray[np.float32], scores: Float64) -> npt.NDArray[np.bool_]:
         # A sum is finite only if all its terms are.
         with np.errstate(invalid="ignore", over="ignore"):
             seen = np.einsum("rc->r", readouts.take(self._used, axis=1))
             return np.asarray(np.isfinite(seen) & np.isfinite(np.einsum("rc->r", scores)))
-
-    def _limit_row(self, policy: CompiledPolicy, fmt: Format) -> tuple[Float64, Float64]:
-        """In the order of the table's columns: limits of what is judged while the request runs, and at its end."""
-        row = np.full(len(self.plan.checks), np.nan)
-        for check in policy.checks:
-            thresholds: Mapping[Format, float] = self.plan.checks[check].thresholds
-            row[check] = thresholds.get(fmt, np.nan)
-        at_end = np.array([check.stage is Stage.RESPONSE for check in self.plan.checks], dtype=bool)
-        order = self._table.order
-        return np.where(at_end, np.nan, row)[order], np.where(at_end, row, np.nan)[order]
 
 
 def is_blocked(request: Request | None) -> bool:
