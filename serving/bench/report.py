@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ class Setting:
         command: as typed.
         model: as named.
         flags: vLLM's, the same for both servers.
+        environment: what ``telltale serve`` sets in its environment; both servers were started with it.
         monitored: what Telltale read and enforced, in one sentence.
         workload: one turn.
         started: with its time zone.
@@ -40,6 +41,7 @@ class Setting:
     command: str
     model: str
     flags: tuple[str, ...]
+    environment: Mapping[str, str]
     monitored: str
     workload: Workload
     started: datetime
@@ -101,6 +103,7 @@ class Report:
             "machine": asdict(self.machine),
             "model": setting.model,
             "flags": list(setting.flags),
+            "environment": dict(setting.environment),
             "monitored": setting.monitored,
             "workload": asdict(setting.workload),
             "kv_cache": asdict(comparison.cache),
@@ -150,6 +153,8 @@ class Report:
             "process's memory happens to lie makes some per cent of its speed, for as long as it lives.",
             f"Both serve `{setting.model}` with the same flags: `{' '.join(setting.flags)}`. **Prefix caching is on in "
             f"both**; the KV cache has {cache.num_blocks} blocks of {cache.block_size} tokens.",
+            "Both are started with what `telltale serve` sets in its environment: "
+            f"`{' '.join(f'{name}={value}' for name, value in setting.environment.items())}`.",
             f"Telltale: {setting.monitored}",
             f"Steady, throughput: {steady.concurrent} concurrent completions of {steady.prompt_tokens} prompt tokens "
             f"and {steady.output_tokens} generated ones, from the first request to the last reply; generated tokens "

@@ -18,6 +18,7 @@ from serving.bench.servers import ended_by_signals
 from serving.bench.session import Subject, describe, measure
 from serving.builtin import DEFAULT_MODEL, ensure_builtin_model
 from serving.commands.model import say
+from serving.engine.launch import server_environment
 
 _SHARED_FLAGS = ("--enable-prefix-caching", "--max-num-batched-tokens", "2048")
 """What vLLM's API server takes on a CPU by itself, said aloud: the report states the memory for these rows."""
@@ -51,6 +52,7 @@ def bench(*, rounds: int, starts: int, out: Path, workload: Workload | None = No
         command=f"telltale bench --rounds {rounds} --starts {starts}",
         model=DEFAULT_MODEL,
         flags=subject.flags,
+        environment=server_environment(),
         monitored=describe(LAYERS),
         workload=workload,
         started=started,

