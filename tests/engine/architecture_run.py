@@ -51,7 +51,7 @@ class Everything(Detector):
 
     @classmethod
     def from_artifact(cls, artifact: Any, *, name: str) -> Everything:
-        raise NotImplementedError("it is not stored")
+        raise TypeError(f"{cls.__name__} is made for a capture and has no artifact")
 
     def directions(self) -> Sequence[Directions]:
         return [Directions(tap, self._unit, self._zero) for tap in self._taps]

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
 
 import numpy as np
+
+from tests.engine.recorder import Recorder
 
 NEW_TOKENS = 12
 
@@ -39,39 +40,22 @@ def capture(model: str, runs: list[list[list[int]]]) -> dict[str, np.ndarray]:
         max_num_seqs=16,
         max_num_batched_tokens=64,
     )
-    monitor = llm.llm_engine.engine_core.engine_core.scheduler._monitor
-    rows: list[tuple[str, int, np.ndarray]] = []
-    observe = monitor.observe
-
-    def keep(step: Any) -> None:
-        for name, start, count in zip(step.request_ids, step.starts, step.counts, strict=True):
-            rows.extend((name, int(step.positions[i]), step.readouts[i].copy()) for i in range(start, start + count))
-        observe(step)
-
-    replay = monitor.replay
-    replayed: list[int] = []
-
-    def keep_replay(name: str, readouts: np.ndarray) -> None:
-        rows.extend((name, position, row.copy()) for position, row in enumerate(readouts))
-        replayed.append(len(readouts))
-        replay(name, readouts)
-
-    monitor.observe, monitor.replay = keep, keep_replay
+    recorder = Recorder(llm.llm_engine.engine_core.engine_core.scheduler)
+    bank = recorder.monitor.plan.bank
     params = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0, ignore_eos=True)
-    columns = {tap: [int(monitor.plan.bank.norm_column(tap))] for tap in monitor.plan.bank.taps}
-    for name, places in monitor.plan.bank.columns.items():
+    columns = {tap: [int(bank.norm_column(tap))] for tap in bank.taps}
+    for places in bank.columns.values():
         for tap, index in places.items():
             columns[tap].append(int(index[0]))
-            del name
     saved: dict[str, np.ndarray] = {}
     for number, prompts in enumerate(runs):
-        rows.clear()
-        replayed.clear()
+        recorder.rows.clear()
+        recorder.replayed.clear()
         outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params)
-        saved[f"{number}.replayed"] = np.array(sum(replayed))
-        internal = sorted({name for name, _, _ in rows}, key=lambda name: int(name.split("-")[0]))
+        saved[f"{number}.replayed"] = np.array(sum(recorder.replayed.values()))
+        internal = sorted(recorder.rows, key=lambda name: int(name.split("-")[0]))
         for place, (prompt, output, name) in enumerate(zip(prompts, outputs, internal, strict=True)):
-            mine = [(position, row) for owner, position, row in rows if owner == name]
+            mine = recorder.rows[name]
             saved[f"{number}.{place}.tokens"] = np.array(prompt + list(output.outputs[0].token_ids))
             saved[f"{number}.{place}.positions"] = np.array([position for position, _ in mine])
             saved[f"{number}.{place}.readouts"] = np.stack([row for _, row in mine])

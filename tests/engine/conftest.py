@@ -15,7 +15,7 @@ from tests.support.tiny import TinyModel, make_tiny_model, save_trigger
 REFUSAL = "Not this."
 STREAM_REFUSAL = "I stop here."
 
-GUARDED = f"""\
+HEAD = f"""\
 version: "1"
 detectors:
   - artifact: trigger.safetensors
@@ -26,15 +26,21 @@ policies:
     expose: scores
     text: "{STREAM_REFUSAL}"
     rules:
+"""
+STREAM_RULE = """\
+      - name: no-trigger-stream
+        when: {detector: trigger, stage: stream}
+        do: {action: block}
+        mode: enforce
+"""
+
+GUARDED = f"""\
+{HEAD}\
       - name: no-trigger-prompt
         when: {{detector: trigger, stage: prompt}}
         do: {{action: block, text: "{REFUSAL}"}}
         mode: enforce
-      - name: no-trigger-stream
-        when: {{detector: trigger, stage: stream}}
-        do: {{action: block}}
-        mode: enforce
-"""
+{STREAM_RULE}"""
 
 OPEN = f"""\
 version: "1"
@@ -60,11 +66,7 @@ policies:
         when: {{detector: chat_only, stage: prompt}}
         do: {{action: flag}}
         mode: enforce
-      - name: no-trigger-stream
-        when: {{detector: trigger, stage: stream}}
-        do: {{action: block}}
-        mode: enforce
-"""
+{STREAM_RULE}"""
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from tests.support.tiny import TinyModel
 pytestmark = pytest.mark.engine
 
 
+@pytest.mark.slow
 def test_the_engine_tier_holds_on_a_cpu(tiny: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--tier", "engine", "--device", "cpu", "--model", str(tiny.path), "--rounds", "0"]
     status = main([*arguments, "--out", str(tmp_path), "--name", "engine"])

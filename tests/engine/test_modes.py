@@ -20,12 +20,11 @@ pytestmark = pytest.mark.engine
 
 HERE = ("whole", "chunked", "cold", "preempted", "ngram", "async_base")
 """Modes of one process: their engines run after each other in it."""
-WORKERS = ("tensor_parallel", "pipeline_parallel")
-COMPILED = ("compiled", "pipeline_compiled")
+SLOW = ("pipeline_parallel", "compiled", "pipeline_compiled")
 MODES = (
     *HERE,
-    *WORKERS,
-    *(pytest.param(mode, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) for mode in COMPILED),
+    "tensor_parallel",
+    *(pytest.param(mode, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) for mode in SLOW),
 )
 ROWS = {
     "whole": "whole prompts",
@@ -35,10 +34,22 @@ ROWS = {
     "ngram": "ngram drafts",
     "async_base": "asynchronous scheduler",
     "tensor_parallel": "tensor parallel",
-    "pipeline_parallel": "pipeline parallel",
 }
 """The quick modes as docs/coverage.md calls them."""
-COMPILED_ROWS = {"compiled": "compiled", "pipeline_compiled": "pipeline parallel, compiled"}
+SLOW_ROWS = {
+    "pipeline_parallel": "pipeline parallel",
+    "compiled": "compiled",
+    "pipeline_compiled": "pipeline parallel, compiled",
+}
+ALSO_ROWS = (
+    "warm prefix cache",
+    "synchronous scheduler",
+    "one-token requests",
+    "prompt logprobs",
+    "n > 1",
+    "raw prompts",
+)
+"""What the modes of one process contain besides."""
 REQUESTS = ("batch", "again", "crowd", "one_token", "prompt_logprobs", "few_words", "three_choices")
 DIRECTIONS = 3
 BIAS = 0.25
@@ -118,7 +129,7 @@ def requests_of(found: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("mode", MODES)
 class TestEveryMode:
     @pytest.mark.covers(ROWS, "every position accounted for")
-    @pytest.mark.covers(COMPILED_ROWS, "every position accounted for", slow=True)
+    @pytest.mark.covers(SLOW_ROWS, "every position accounted for", slow=True)
     @pytest.mark.covers(
         ["warm prefix cache", "synchronous scheduler", "one-token requests", "prompt logprobs", "n > 1", "raw prompts"],
         "every position accounted for",
@@ -141,11 +152,8 @@ class TestEveryMode:
         assert request["positions"] == list(range(len(request["positions"])))
 
     @pytest.mark.covers(ROWS, "readouts equal transformers")
-    @pytest.mark.covers(COMPILED_ROWS, "readouts equal transformers", slow=True)
-    @pytest.mark.covers(
-        ["warm prefix cache", "synchronous scheduler", "one-token requests", "prompt logprobs", "n > 1", "raw prompts"],
-        "readouts equal transformers",
-    )
+    @pytest.mark.covers(SLOW_ROWS, "readouts equal transformers", slow=True)
+    @pytest.mark.covers(ALSO_ROWS, "readouts equal transformers")
     def test_readouts_equal_transformers(self, watched: Watched, mode: str) -> None:
         found = watched.found(mode)
         for request in requests_of(found):
@@ -161,11 +169,8 @@ class TestEveryMode:
                 np.testing.assert_allclose(norms, (stream**2).sum(axis=1), rtol=1e-3)
 
     @pytest.mark.covers(ROWS, "statistics equal batch")
-    @pytest.mark.covers(COMPILED_ROWS, "statistics equal batch", slow=True)
-    @pytest.mark.covers(
-        ["warm prefix cache", "synchronous scheduler", "one-token requests", "prompt logprobs", "n > 1", "raw prompts"],
-        "statistics equal batch",
-    )
+    @pytest.mark.covers(SLOW_ROWS, "statistics equal batch", slow=True)
+    @pytest.mark.covers(ALSO_ROWS, "statistics equal batch")
     def test_statistics_are_those_of_the_whole_request(self, watched: Watched, mode: str) -> None:
         found = watched.found(mode)
         for request in requests_of(found):

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine.conftest import REFUSAL, STREAM_REFUSAL, client_of
+from tests.engine.conftest import HEAD, REFUSAL, STREAM_REFUSAL, STREAM_RULE, client_of
 from tests.engine.test_serving import GREEDY, detectors, metric
 from tests.support.server import Server, serving, telltale_command
 from tests.support.tiny import MARK, PROMPT, TinyModel
@@ -18,16 +18,7 @@ from tests.support.tiny import MARK, PROMPT, TinyModel
 pytestmark = pytest.mark.engine
 
 SEGMENTS = f"""\
-version: "1"
-detectors:
-  - artifact: trigger.safetensors
-policies:
-  - name: default
-    on_gap: block
-    on_uncalibrated: flag
-    expose: scores
-    text: "{STREAM_REFUSAL}"
-    rules:
+{HEAD}\
       - name: tool-block
         when: {{detector: trigger, stage: prompt, segments: [tool]}}
         do: {{action: block, text: "{REFUSAL}"}}
@@ -36,11 +27,7 @@ policies:
         when: {{detector: trigger, stage: prompt, segments: [user]}}
         do: {{action: flag}}
         mode: enforce
-      - name: no-trigger-stream
-        when: {{detector: trigger, stage: stream}}
-        do: {{action: block}}
-        mode: enforce
-"""
+{STREAM_RULE}"""
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +12,19 @@ from transformers import AutoModelForCausalLM
 
 from serving.builtin import DEFAULT_MODEL, ensure_builtin_model
 from tests.engine.capture import NEW_TOKENS
-from tests.support.tiny import save_linear
+from tests.engine.parity import (
+    BIAS,
+    LENGTHS,
+    captured_runs,
+    require_every_position_once,
+    require_replayed_blocks,
+    unit_rows,
+)
 
 pytestmark = pytest.mark.engine
 
 LAYERS = (0, 16, 29)
 DIRECTIONS = 4
-BLOCK = 128  # tokens in a KV block of the CPU build
-LENGTHS = (5, 40, 150)  # with 64 tokens in a step, the last one is cut into chunks
 
 
 @pytest.fixture(scope="module")
@@ -32,46 +35,12 @@ def model() -> Path:
 @pytest.fixture(scope="module")
 def directions() -> dict[int, np.ndarray]:
     generator = np.random.default_rng(7)
-    unit = {layer: generator.normal(size=(DIRECTIONS, 576)) for layer in LAYERS}
-    return {layer: rows / np.linalg.norm(rows, axis=1, keepdims=True) for layer, rows in unit.items()}
+    return {layer: unit_rows(generator, DIRECTIONS, 576) for layer in LAYERS}
 
 
 @pytest.fixture(scope="module")
 def captured(tmp_path_factory: pytest.TempPathFactory, model: Path, directions: dict[int, np.ndarray]) -> dict:
-    folder = tmp_path_factory.mktemp("parity")
-    names = []
-    for layer, rows in directions.items():
-        for number, row in enumerate(rows):
-            names.append(f"d{layer}_{number}")
-            save_linear(
-                folder / f"{names[-1]}.safetensors", model, name=names[-1], direction=row, layer=layer, threshold=1e9,
-                bias=0.25,
-            )  # fmt: skip
-    entries = "\n".join(f"  - artifact: {name}.safetensors" for name in names)
-    rule = "{name: watch, when: {detector: d0_0, stage: prompt}, do: {action: flag}, mode: enforce}"
-    (folder / "policy.yaml").write_text(
-        f'version: "1"\ndetectors:\n{entries}\npolicies:\n'
-        f"  - {{name: default, on_gap: block, on_uncalibrated: allow, rules: [{rule}]}}\n"
-    )
-    generator = np.random.default_rng(11)
-    prompts = [generator.integers(1000, 40000, size=length).tolist() for length in LENGTHS]
-    runs = [[prompt] for prompt in prompts] + [prompts]
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.engine.capture",
-            str(model),
-            str(folder / "policy.yaml"),
-            str(folder / "out.npz"),
-        ],
-        input=json.dumps({"runs": runs}),
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
-    )
-    with np.load(folder / "out.npz") as saved:
-        return dict(saved)
+    return captured_runs(tmp_path_factory.mktemp("parity"), model, directions)
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +65,12 @@ def reference(model: Path, captured: dict) -> dict[str, dict[int, np.ndarray]]:
 
 @pytest.mark.covers("chunked prefill", "every position accounted for")
 def test_every_position_is_read_once(captured: dict) -> None:
-    for key in [key for key in captured if key.endswith(".positions")]:
-        tokens = captured[key.replace("positions", "tokens")]
-        # The last sampled token is never fed back.
-        assert captured[key].tolist() == list(range(len(tokens) - 1))
+    require_every_position_once(captured)
 
 
 @pytest.mark.covers("warm prefix cache", "it really happens")
 def test_the_batch_reused_cached_blocks(captured: dict) -> None:
-    # Each prompt ran alone before: what they left in the prefix cache was replayed, not computed again.
-    assert [int(captured[f"{number}.replayed"]) for number in range(len(LENGTHS))] == [0, 0, 0]
-    assert int(captured[f"{len(LENGTHS)}.replayed"]) == BLOCK * (LENGTHS[-1] // BLOCK)
+    require_replayed_blocks(captured)
 
 
 @pytest.mark.covers(["chunked prefill", "warm prefix cache", "several requests at once"], "readouts equal transformers")
@@ -118,7 +82,7 @@ def test_readouts_equal_transformers(captured: dict, reference: dict, directions
         for layer, rows in directions.items():
             norm, *index = columns[f"resid_post.{layer}"]
             stream = streams[layer][: len(readouts)]
-            expected = stream @ rows.T + 0.25
+            expected = stream @ rows.T + BIAS
             spread = np.maximum(1.0, expected[1:].std(axis=0))
             difference = np.abs(readouts[:, index] - expected)
             assert np.all(difference[1:] <= 1e-3 * spread)

@@ -13,15 +13,20 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.engine.capture import NEW_TOKENS
-from tests.support.tiny import D_MODEL, NUM_LAYERS, TinyModel, save_linear
+from tests.engine.parity import (
+    BIAS,
+    LENGTHS,
+    captured_runs,
+    require_every_position_once,
+    require_replayed_blocks,
+    unit_rows,
+)
+from tests.support.tiny import D_MODEL, NUM_LAYERS, TinyModel
 
 pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[2]
 DIRECTIONS = 3
-BLOCK = 128
-LENGTHS = (5, 40, 150)  # with 64 tokens in a step, the last one is cut into chunks
-BIAS = 0.25
 
 CUDA_PROCESS = """
 import sys
@@ -35,55 +40,33 @@ print(changed, [name for name in sys.modules if name in ("vllm.v1.worker.cpu_wor
 
 
 @pytest.fixture(scope="module")
-def directions() -> np.ndarray:
-    rows = np.random.default_rng(7).normal(size=(NUM_LAYERS, DIRECTIONS, D_MODEL))
-    return rows / np.linalg.norm(rows, axis=2, keepdims=True)
+def directions() -> dict[int, np.ndarray]:
+    generator = np.random.default_rng(7)
+    return {layer: unit_rows(generator, DIRECTIONS, D_MODEL) for layer in range(NUM_LAYERS)}
 
 
 @pytest.fixture(scope="module")
-def captured(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory, directions: np.ndarray) -> dict:
+def captured(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory, directions: dict[int, np.ndarray]) -> dict:
     pytest.importorskip("triton", reason="the kernels of V2 are Triton's")
     folder = tmp_path_factory.mktemp("v2")
-    names = []
-    for layer, rows in enumerate(directions):
-        for number, row in enumerate(rows):
-            names.append(f"d{layer}_{number}")
-            save_linear(
-                folder / f"{names[-1]}.safetensors", tiny.path, name=names[-1], direction=row, layer=layer,
-                threshold=1e9, bias=BIAS,
-            )  # fmt: skip
-    entries = "\n".join(f"  - artifact: {name}.safetensors" for name in names)
-    rule = "{name: watch, when: {detector: d0_0, stage: prompt}, do: {action: flag}, mode: enforce}"
-    (folder / "policy.yaml").write_text(
-        f'version: "1"\ndetectors:\n{entries}\npolicies:\n'
-        f"  - {{name: default, on_gap: block, on_uncalibrated: allow, rules: [{rule}]}}\n"
-    )
-    generator = np.random.default_rng(11)
-    prompts = [generator.integers(1000, 40000, size=length).tolist() for length in LENGTHS]
-    runs = [[prompt] for prompt in prompts] + [prompts]
-    command = [sys.executable, "-m", "tests.engine.capture_v2", tiny.path, folder / "policy.yaml", folder / "out.npz"]
-    subprocess.run(command, input=json.dumps({"runs": runs}), text=True, check=True, cwd=ROOT)
-    with np.load(folder / "out.npz") as saved:
-        return dict(saved)
+    return captured_runs(folder, tiny.path, directions, program="tests.engine.capture_v2")
 
 
 @pytest.mark.covers(["V2 runner", "chunked prefill"], "every position accounted for")
+@pytest.mark.slow
 def test_every_position_is_read_once(captured: dict) -> None:
-    keys = [key for key in captured if key.endswith(".positions")]
-    assert len(keys) == 2 * len(LENGTHS)
-    for key in keys:
-        # The last sampled token is never fed back.
-        assert captured[key].tolist() == list(range(len(captured[key.replace("positions", "tokens")]) - 1))
+    require_every_position_once(captured)
 
 
 @pytest.mark.covers("warm prefix cache", "it really happens")
+@pytest.mark.slow
 def test_cached_blocks_are_replayed(captured: dict) -> None:
-    assert [int(captured[f"{number}.replayed"]) for number in range(len(LENGTHS))] == [0, 0, 0]
-    assert int(captured[f"{len(LENGTHS)}.replayed"]) == BLOCK * (LENGTHS[-1] // BLOCK)
+    require_replayed_blocks(captured)
 
 
 @pytest.mark.covers(["V2 runner", "warm prefix cache"], "readouts equal transformers")
-def test_readouts_equal_transformers(captured: dict, tiny: TinyModel, directions: np.ndarray) -> None:
+@pytest.mark.slow
+def test_readouts_equal_transformers(captured: dict, tiny: TinyModel, directions: dict[int, np.ndarray]) -> None:
     network = AutoModelForCausalLM.from_pretrained(tiny.path, dtype=torch.float32, attn_implementation="eager").eval()
     after: list[torch.Tensor] = []
     for layer in network.model.layers:
@@ -107,6 +90,7 @@ def test_readouts_equal_transformers(captured: dict, tiny: TinyModel, directions
 
 
 @pytest.mark.covers("V2 runner", "isolation")
+@pytest.mark.slow
 def test_batch_mates_and_chunks_change_nothing(captured: dict) -> None:
     batch = len(LENGTHS)
     for place, length in enumerate(LENGTHS):

@@ -153,14 +153,14 @@ class Some(Detector):
 
     @classmethod
     def from_artifact(cls, artifact: object, *, name: str) -> Some:
-        raise NotImplementedError
+        return cls(name)
 
     def directions(self) -> tuple[Directions, ...]:
         rng = np.random.default_rng(1)
         return tuple(Directions(Tap(layer), rng.normal(size=(16, 3)), np.zeros(3)) for layer in (0, 1))
 
     def score(self, readouts: Mapping[Tap, Float64]) -> Float64:
-        raise NotImplementedError
+        return np.sum([values.sum(axis=1) for values in readouts.values()], axis=0)
 
 
 @pytest.fixture
