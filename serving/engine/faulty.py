@@ -19,6 +19,7 @@ def faulty_requests(step: StepReadouts, bank: Bank) -> frozenset[str]:
     for request_id, start, count in zip(step.request_ids, step.starts, step.counts, strict=True):
         try:
             bank.score(step.readouts[int(start) : int(start + count)])
+        # Scorers are anybody's code. Whatever they raise is logged, and becomes a gap that the policy decides on.
         except Exception:
             log.exception("a request cannot be scored; it follows on_gap", id=request_id)
             found.add(request_id)

@@ -16,9 +16,8 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
-from serving.engine.runtime import load_deployment
-from serving.engine.selfcheck import check_taps
-from serving.engine.taps import TapSet, install_taps
+from serving.engine.selfcheck import tap_model
+from serving.engine.taps import TapSet
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -72,15 +71,9 @@ class TappedRunner(GPUModelRunner):
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load, then tap the layers: before any profile run, compilation or capture sees them."""
         super().load_model(*args, **kwargs)
-        deployment = load_deployment(self.vllm_config)
-        self.telltale_taps = install_taps(
-            self.get_model(),
-            deployment.plan.bank,
-            num_layers=deployment.model.num_layers,
-            max_rows=self.max_num_tokens,
-            device=self.device,
+        self.telltale_taps = tap_model(
+            self.get_model(), self.vllm_config, max_rows=self.max_num_tokens, device=self.device
         )
-        check_taps(self.get_model(), self.telltale_taps, self.vllm_config, device=self.device)
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         """Forget the rows of the step before (a step without tokens has none); send on what this stage has read."""

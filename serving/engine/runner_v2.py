@@ -9,9 +9,8 @@ from vllm.v1.worker.cpu.model_runner import CPUModelRunner
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 from serving.engine.rows import AsyncOutputWithReadouts, ReadoutCopy, StepRows
-from serving.engine.runtime import load_deployment
-from serving.engine.selfcheck import check_taps
-from serving.engine.taps import TapSet, install_taps
+from serving.engine.selfcheck import tap_model
+from serving.engine.taps import TapSet
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -31,15 +30,9 @@ class TappedV2Runner(GPUModelRunner):
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load, then tap the layers: before any profile run, compilation or capture sees them."""
         super().load_model(*args, **kwargs)
-        deployment = load_deployment(self.vllm_config)
-        self.telltale_taps = install_taps(
-            self.get_model(),
-            deployment.plan.bank,
-            num_layers=deployment.model.num_layers,
-            max_rows=self._telltale_max_rows(),
-            device=self.device,
+        self.telltale_taps = tap_model(
+            self.get_model(), self.vllm_config, max_rows=self._telltale_max_rows(), device=self.device
         )
-        check_taps(self.get_model(), self.telltale_taps, self.vllm_config, device=self.device)
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         """Forget the rows of the step before: a dummy run and a step without tokens have none."""

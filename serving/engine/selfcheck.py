@@ -18,7 +18,8 @@ from torch import nn
 
 from probes.taps import Site, Tap
 from serving.engine.layers import LayerError
-from serving.engine.taps import TapSet, output_of, rows_of
+from serving.engine.runtime import load_deployment
+from serving.engine.taps import TapSet, install_taps, output_of, rows_of
 from serving.engine.witness import Call, noisy_attention, witnesses
 
 if TYPE_CHECKING:
@@ -31,6 +32,25 @@ _TOLERANCE = 1e-4
 _SAME_NORM = 0.05
 _SUM_TOLERANCE = 1e-2
 _EXTEND = "Its entry in serving/engine/layers/known.py does not fit this model as vLLM runs it here: correct the entry"
+
+
+def tap_model(model: nn.Module, vllm_config: VllmConfig, *, max_rows: int, device: torch.device) -> TapSet:
+    """Tap a model as the policy of its engine says, and check the taps.
+
+    Args:
+        model: loaded, before its first forward, as the runner holds it without its wrappers.
+        vllm_config: of the engine.
+        max_rows: the most rows of one step.
+        device: of the model.
+    Raises:
+        LayerError: the layers are not known, or a tap reads something else than it should.
+    """
+    deployment = load_deployment(vllm_config)
+    taps = install_taps(
+        model, deployment.plan.bank, num_layers=deployment.model.num_layers, max_rows=max_rows, device=device
+    )
+    check_taps(model, taps, vllm_config, device=device)
+    return taps
 
 
 @torch.inference_mode()
