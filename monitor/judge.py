@@ -23,12 +23,13 @@ class Judge:
         table: where the statistics of live requests stand.
 
     Attributes:
+        plan: as given.
         tally: what happened since it was taken last.
     """
 
     def __init__(self, plan: Plan, table: StateTable) -> None:
+        self.plan = plan
         self.tally = Tally()
-        self._plan = plan
         self._table = table
         self._judges_ends = any(check.stage is Stage.RESPONSE for check in plan.checks)
         self._limits = {
@@ -120,14 +121,14 @@ class Judge:
         return np.asarray(self._table.statistics[request.slot] > at_end)
 
     def _policy_of(self, request: Request) -> CompiledPolicy:
-        return self._plan.policies[request.policy]
+        return self.plan.policies[request.policy]
 
     def _limit_row(self, policy: CompiledPolicy, fmt: Format) -> tuple[Float64, Float64]:
         """In the order of the table's columns: limits of what is judged while the request runs, and at its end."""
-        row = np.full(len(self._plan.checks), np.nan)
+        row = np.full(len(self.plan.checks), np.nan)
         for check in policy.checks:
-            thresholds: Mapping[Format, float] = self._plan.checks[check].thresholds
+            thresholds: Mapping[Format, float] = self.plan.checks[check].thresholds
             row[check] = thresholds.get(fmt, np.nan)
-        at_end = np.array([check.stage is Stage.RESPONSE for check in self._plan.checks], dtype=bool)
+        at_end = np.array([check.stage is Stage.RESPONSE for check in self.plan.checks], dtype=bool)
         order = self._table.order
         return np.where(at_end, np.nan, row)[order], np.where(at_end, row, np.nan)[order]

@@ -57,7 +57,6 @@ class Monitor:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
         self._live: dict[str, Request] = {}
         self._groups = group_checks(plan.checks, plan.bank)
         self._table = StateTable(self._groups)
@@ -209,6 +208,11 @@ class Monitor:
                 self._table.scored[request.slot] = scored
                 self.tally.scored -= doubtful
                 self._judge.gap(request, reason, doubtful)
+
+    @property
+    def plan(self) -> Plan:
+        """What is checked, and which policies there are."""
+        return self._judge.plan
 
     @property
     def tally(self) -> Tally:

@@ -136,7 +136,7 @@ class Bench:
 
     def set_on_gap(self, action: str) -> None:
         changed = dataclasses.replace(self.compiled, on_gap=Action(action))
-        self.monitor.plan = dataclasses.replace(self.monitor.plan, policies=(changed,))
+        self.monitor._judge.plan = dataclasses.replace(self.monitor.plan, policies=(changed,))
 
     def ask(self, *prompts: list[int]) -> list[dict[str, Any]]:
         asked = [{"prompt_token_ids": tokens} for tokens in prompts]
