@@ -99,7 +99,7 @@ def schema(
 @app.command()
 def bench(
     rounds: Annotated[int, typer.Option(min=3, help="Alternating rounds, in all.")] = 15,
-    starts: Annotated[int, typer.Option(min=1, help="How often both servers are started for them.")] = 3,
+    starts: Annotated[int, typer.Option(min=1, help="How often both servers are started for them.")] = 4,
     out: Annotated[Path, typer.Option("--out", help="Where the report goes.")] = Path("docs/benchmarks"),
 ) -> None:
     """Measure what monitoring costs: two servers, one plain, in alternating rounds."""

@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.05
 _LOG_LINES = 30
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Program:
     """What to start.
 

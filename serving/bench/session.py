@@ -82,17 +82,18 @@ def measure(
     )
     config = json.loads((subject.folder / "config.json").read_text(encoding="utf-8"))
     comparison: Comparison | None = None
-    for count in rounds:
+    for number, count in enumerate(rounds):
         with contextlib.ExitStack() as stack:
-            servers: list[Server] = []
-            for program in programs:
+            servers: dict[Program, Server] = {}
+            # Who starts first alternates: the second one gets what memory the first one left.
+            for program in programs if number % 2 == 0 else programs[::-1]:
                 progress(f"starting {program.name}")
-                server = stack.enter_context(running(program, work))
-                if not servers:
+                servers[program] = server = stack.enter_context(running(program, work))
+                if program is programs[0]:
                     require_unmonitored(server)
                 server.pause()
-                servers.append(server)
-            bench = Bench(*servers, model=served, workload=workload, vocabulary=int(config["vocab_size"]))
+            pair = (servers[program] for program in programs)
+            bench = Bench(*pair, model=served, workload=workload, vocabulary=int(config["vocab_size"]))
             before = len(comparison.rounds) if comparison is not None else 0
             found = bench.run(count, progress=progress, before=before)
             comparison = found if comparison is None else comparison.joined(found)

@@ -29,7 +29,7 @@ def test_both_workloads_in_one_session(tiny: TinyModel, tmp_path: Path) -> None:
     measured = measure(subject, tmp_path, WORKLOAD, rounds=ROUNDS, progress=said.append)
     comparison = measured.comparison
     starting = [line for line in said if line.startswith("starting")]
-    assert starting == len(ROUNDS) * ["starting plain vLLM", "starting telltale"]
+    assert starting == [f"starting {name}" for name in ("plain vLLM", "telltale", "telltale", "plain vLLM")]
     assert comparison.starts == len(ROUNDS)
     assert [one.plain_first for one in comparison.rounds] == [True, False]
 
