@@ -149,9 +149,9 @@ class Report:
             "Both servers are alive at once; every process of the idle one is stopped (SIGSTOP). They take turns, "
             "and the order changes from round to round. A turn is the steady load and then one burst. The first round "
             "and the first requests of a turn do not count.",
-            f"Both servers were started {self.comparison.starts} times, each time for its share of the rounds, in "
-            "alternating order: where a process's memory happens to lie makes some per cent of its speed, for as long as "
-            "it lives.",
+            f"Both servers were started {self.comparison.starts} times, each time for a share of the rounds, in "
+            "alternating order: where a process's memory happens to lie makes some per cent of its speed, for as long "
+            "as it lives.",
             f"Both serve `{setting.model}` with the same flags: `{' '.join(setting.flags)}`. **Prefix caching is on in "
             f"both**; the KV cache has {cache.num_blocks} blocks of {cache.block_size} tokens.",
             "Both are started with what `telltale serve` sets in its environment: "
