@@ -27,6 +27,7 @@ class Exporter:
         self._requests = _counter(catalogue.REQUESTS, registry)
         self._actions = _counter(catalogue.ACTIONS, registry)
         self._scores = _histogram(catalogue.DETECTOR_SCORE, registry)
+        self._score_by_check: dict[int, Histogram] = {}
         self._scored = _counter(catalogue.TOKENS_SCORED, registry)
         self._skipped = _counter(catalogue.TOKENS_SKIPPED, registry)
         self._gaps = _counter(catalogue.GAPS, registry)
@@ -102,11 +103,17 @@ class Exporter:
         action = ActionCode(ended.decided.action).action if ended.decided is not None else Action.ALLOW
         self._requests.labels(action.value).inc()
         for position in self._plan.policies[ended.policy].checks:
-            check = self._plan.checks[position]
             statistic = ended.statistics[position]
             if math.isfinite(statistic):
-                labels = (check.detector, check.stage.value, str(check.aggregate), ",".join(check.segments or ()))
-                self._scores.labels(*labels).observe(statistic)
+                self._score_of(position).observe(statistic)
+
+    def _score_of(self, position: int) -> Histogram:
+        """The histogram of a check; its labels are written out once, not at the end of every request."""
+        if position not in self._score_by_check:
+            check = self._plan.checks[position]
+            labels = (check.detector, check.stage.value, str(check.aggregate), ",".join(check.segments or ()))
+            self._score_by_check[position] = self._scores.labels(*labels)
+        return self._score_by_check[position]
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:

@@ -74,7 +74,7 @@ class WatchGroup:
             scores: (T, number of detectors).
         Returns: (T, checks of this group), the running statistic.
         """
-        return self.aggregate.update(self.state[slot : slot + 1], scores[:, None, self.detectors])[:, 0]
+        return self.aggregate.update(self.state[slot : slot + 1], scores.take(self.detectors, axis=1)[:, None])[:, 0]
 
     def feed_some(self, slots: Index, scores: Float64) -> Float64:
         """Feed one row to each of R requests.

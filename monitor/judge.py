@@ -35,6 +35,16 @@ class Judge:
         self._limits = {
             (number, fmt): self._limit_row(policy, fmt) for number, policy in enumerate(plan.policies) for fmt in Format
         }
+        self._uncalibrated = {
+            (number, fmt)
+            for number, policy in enumerate(plan.policies)
+            for fmt in Format
+            if policy.uncalibrated(plan.checks, fmt)
+        }
+
+    def is_uncalibrated(self, policy: int, fmt: Format) -> bool:
+        """Whether a policy, by its position in the plan, has a check that is not calibrated for this format."""
+        return (policy, fmt) in self._uncalibrated
 
     def limits(self, policy: int, fmt: Format) -> Float64:
         """(checks,) in the order of the table's columns: above which a check fires while a request runs."""

@@ -99,7 +99,7 @@ class Monitor:
         self.tally.events.update(request.events)
         self._live[request_id] = request
         self._slots[request_id] = slot
-        if compiled.uncalibrated(self.plan.checks, fmt):
+        if self._judge.is_uncalibrated(number, fmt):
             self._judge.act(request, ON_UNCALIBRATED, compiled.on_uncalibrated, Mode.ENFORCE, compiled.text)
         return request
 
@@ -304,17 +304,17 @@ class Monitor:
         new = positions >= table.next_position[slot]
         if not new.any():
             return  # recomputed after a preemption: each position counts once
-        positions, scores, finite = positions[new], scores[new], finite[new]
+        if not new.all():
+            positions, scores, finite = positions[new], scores[new], finite[new]
         unseen = int(positions[-1] + 1 - table.next_position[slot]) - len(positions)
         if unseen:
             self._judge.gap(request, Gap.UNSEEN, unseen)
         if broken := int(np.count_nonzero(~finite)):
             self._judge.gap(request, Gap.NOT_FINITE, broken)
         for group in self._groups:
-            rows = scores[finite & group.reads(request, positions)]
-            if len(rows) == 0:
-                continue
-            table.feed_chunk(slot, group, rows)
+            read = finite & group.reads(request, positions)
+            if read.any():
+                table.feed_chunk(slot, group, scores if read.all() else scores[read])
         sink = int(np.count_nonzero(finite & (positions < self._skip)))
         scored = int(np.count_nonzero(finite)) - sink
         table.sink[slot] += sink
@@ -326,7 +326,8 @@ class Monitor:
     def _finite(self, readouts: npt.NDArray[np.float32], scores: Float64) -> npt.NDArray[np.bool_]:
         # A sum is finite only if all its terms are.
         with np.errstate(invalid="ignore", over="ignore"):
-            seen = np.einsum("rc->r", readouts.take(self._used, axis=1))
+            used = readouts if len(self._used) == readouts.shape[1] else readouts.take(self._used, axis=1)
+            seen = np.einsum("rc->r", used)
             return np.asarray(np.isfinite(seen) & np.isfinite(np.einsum("rc->r", scores)))
 
 

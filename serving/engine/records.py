@@ -50,10 +50,11 @@ class Record:
         }
         if self.events:
             described["events"] = list(self.events)
-        described["detectors"] = [self._describe_check(position, policy.expose) for position in policy.checks]
+        skipped = self._skipped()
+        described["detectors"] = [self._describe_check(position, policy.expose, skipped) for position in policy.checks]
         return described
 
-    def _describe_check(self, position: int, expose: Expose) -> dict[str, Any]:
+    def _describe_check(self, position: int, expose: Expose, skipped: dict[str, int]) -> dict[str, Any]:
         check = self._plan.checks[position]
         described: dict[str, Any] = {
             "name": check.detector,
@@ -61,7 +62,7 @@ class Record:
             **({"segments": [role.value for role in check.segments]} if check.segments is not None else {}),
             "fired": bool(self.fired[position]) if self.fired else False,
             "scored": self.scored,
-            "skipped": self._skipped(),
+            "skipped": dict(skipped),
         }
         if expose is Expose.SCORES:
             statistic = self.statistics[position] if self.statistics else -math.inf
