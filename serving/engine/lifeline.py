@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,8 @@ GRACE_SECONDS = 5.0
 DRAIN_SECONDS = 1.0
 """For those that connected before the server stopped listening: they have their error in milliseconds."""
 _LOOK_SECONDS = 0.25
+_LOOKS = 1000
+"""At a queue that stays full, as where no file descriptor is left for whoever stands in it."""
 
 
 def _exit() -> None:
@@ -25,6 +28,18 @@ def _exit() -> None:
     sys.stderr.flush()
     # vLLM's own way out would end with 0, which no supervisor restarts.
     os._exit(EXIT_ENGINE_ENDED)
+
+
+async def _stop_listening(listener: asyncio.Server) -> None:
+    """Close sockets while nobody stands in their queues: whoever does is cut off by it."""
+    queues = select.poll()
+    for sock in listener.sockets:
+        queues.register(sock.fileno(), select.POLLIN)
+    for _ in range(_LOOKS):
+        if not queues.poll(0):
+            break
+        await asyncio.sleep(0)  # the loop lets them in
+    listener.close()
 
 
 class Lifeline:
@@ -74,7 +89,7 @@ class Lifeline:
             self._ended()
             await asyncio.sleep(self._grace)
             for listener in self._server().servers:
-                listener.close()
+                await _stop_listening(listener)
             await asyncio.sleep(self._drain)
         finally:
             # Also where the server is told to stop meanwhile and cancels this task on its way out.
