@@ -63,7 +63,7 @@ format: install ## put the code into its form, and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 .PHONY: bench
-bench: install ## measure what the monitor costs, against plain vLLM, on an idle machine (about 25 minutes)
+bench: install ## measure what the monitor costs, against plain vLLM, on an idle machine (about 27 minutes)
 	@$(BIN)/telltale bench $(ARGS)
 
 .PHONY: bench-monitor

@@ -22,11 +22,8 @@ class Ablate(Operator):
         """See ``Operator.update``."""
         return Update(
             read=vector.direction,
-            offset=-vector.mean,
-            constant=0.0,
-            linear=-self.strength,
-            rectified=0.0,
-            threshold=0.0,
             write=vector.direction,
             limit=max_dose * vector.median_norm,
+            offset=-vector.mean,
+            linear=-self.strength,
         )

@@ -29,11 +29,7 @@ class Add(Operator):
         """See ``Operator.update``."""
         return Update(
             read=vector.direction,
-            offset=0.0,
-            constant=self.strength * vector.median_norm,
-            linear=0.0,
-            rectified=0.0,
-            threshold=0.0,
             write=vector.direction,
             limit=max_dose * vector.median_norm,
+            constant=self.strength * vector.median_norm,
         )

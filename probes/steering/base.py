@@ -73,20 +73,20 @@ class Update:
 
     Attributes:
         read: (d_model,) float64.
-        offset: added to the product.
-        constant, linear, rectified, threshold: of the coefficient.
         write: (d_model,) float64, of length 1: the coefficient's size is the dose.
         limit: the largest dose.
+        offset: added to the product.
+        constant, linear, rectified, threshold: of the coefficient.
     """
 
     read: Float64
-    offset: float
-    constant: float
-    linear: float
-    rectified: float
-    threshold: float
     write: Float64
     limit: float
+    offset: float = 0.0
+    constant: float = 0.0
+    linear: float = 0.0
+    rectified: float = 0.0
+    threshold: float = 0.0
 
     def coefficient(self, stream: Float64) -> Float64:
         """What a row gets along ``write``.

@@ -22,11 +22,8 @@ class Cap(Operator):
         """See ``Operator.update``."""
         return Update(
             read=vector.direction,
-            offset=-vector.ceiling,
-            constant=0.0,
-            linear=0.0,
-            rectified=-self.strength,
-            threshold=0.0,
             write=vector.direction,
             limit=max_dose * vector.median_norm,
+            offset=-vector.ceiling,
+            rectified=-self.strength,
         )

@@ -99,7 +99,7 @@ def measure(
             comparison = found if comparison is None else comparison.joined(found)
             progress("stopping both servers")
     if comparison is None:
-        raise BenchError("no rounds were asked for; at least one is needed.")
+        raise BenchError("no rounds were asked for. Give at least one start with at least one round.")
     own = benchmark_memory(
         policy, subject.folder, model_id=subject.model_id, max_rows=int(rows), cache=comparison.cache
     )

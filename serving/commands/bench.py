@@ -37,7 +37,10 @@ def bench(*, rounds: int, starts: int, out: Path, workload: Workload | None = No
             than once, or tokens differ.
     """
     if rounds < starts:
-        raise BenchError(f"--rounds {rounds} are fewer than --starts {starts}: each start needs a round at least.")
+        raise BenchError(
+            f"--rounds {rounds} are fewer than --starts {starts}; each start needs a round at least. Give more "
+            "--rounds, or fewer --starts."
+        )
     workload = workload or Workload()
     machine = read_machine()
     if machine.load > machine.cores / 4:

@@ -55,7 +55,7 @@ class Lifeline:
         ended: called at once when the engine has ended by itself.
         leave: ends the process with an exit code other than 0.
         grace: seconds between the engine's end and the last moment at which the server listens.
-        drain: seconds for what has connected until then.
+        drain: seconds for what has connected until then, and once more for connections that are kept open.
     """
 
     def __init__(
@@ -90,6 +90,9 @@ class Lifeline:
             await asyncio.sleep(self._grace)
             for listener in self._server().servers:
                 await _stop_listening(listener)
+            await asyncio.sleep(self._drain)
+            # Now uvicorn closes connections that are kept open, each behind the answer that it is giving.
+            self._server().should_exit = True
             await asyncio.sleep(self._drain)
         finally:
             # Also where the server is told to stop meanwhile and cancels this task on its way out.

@@ -217,6 +217,8 @@ class MonitoredScheduler(Scheduler):
             try:
                 self._replay(step)
                 self._monitor.observe(step)
+            # Nothing is swallowed: what is caught here costs at least the requests that caused it a gap each, which is
+            # logged, counted and followed as the policy says. Let through, it would end the engine for everybody.
             except Exception:
                 log.exception("the monitor failed on a step; its requests are taken apart")
                 self._observe_apart(step, scheduler_output)

@@ -11,15 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from serving.builtin import DEFAULT_MODEL, ensure_builtin_model
+from tests.engine import parity
 from tests.engine.capture import NEW_TOKENS
-from tests.engine.parity import (
-    BIAS,
-    LENGTHS,
-    captured_runs,
-    require_every_position_once,
-    require_replayed_blocks,
-    unit_rows,
-)
 
 pytestmark = pytest.mark.engine
 
@@ -35,12 +28,12 @@ def model() -> Path:
 @pytest.fixture(scope="module")
 def directions() -> dict[int, np.ndarray]:
     generator = np.random.default_rng(7)
-    return {layer: unit_rows(generator, DIRECTIONS, 576) for layer in LAYERS}
+    return {layer: parity.unit_rows(generator, DIRECTIONS, 576) for layer in LAYERS}
 
 
 @pytest.fixture(scope="module")
 def captured(tmp_path_factory: pytest.TempPathFactory, model: Path, directions: dict[int, np.ndarray]) -> dict:
-    return captured_runs(tmp_path_factory.mktemp("parity"), model, directions)
+    return parity.captured_runs(tmp_path_factory.mktemp("parity"), model, directions)
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +58,12 @@ def reference(model: Path, captured: dict) -> dict[str, dict[int, np.ndarray]]:
 
 @pytest.mark.covers("chunked prefill", "every position accounted for")
 def test_every_position_is_read_once(captured: dict) -> None:
-    require_every_position_once(captured)
+    parity.require_every_position_once(captured)
 
 
 @pytest.mark.covers("warm prefix cache", "it really happens")
 def test_the_batch_reused_cached_blocks(captured: dict) -> None:
-    require_replayed_blocks(captured)
+    parity.require_replayed_blocks(captured)
 
 
 @pytest.mark.covers(["chunked prefill", "warm prefix cache", "several requests at once"], "readouts equal transformers")
@@ -82,7 +75,7 @@ def test_readouts_equal_transformers(captured: dict, reference: dict, directions
         for layer, rows in directions.items():
             norm, *index = columns[f"resid_post.{layer}"]
             stream = streams[layer][: len(readouts)]
-            expected = stream @ rows.T + BIAS
+            expected = stream @ rows.T + parity.BIAS
             spread = np.maximum(1.0, expected[1:].std(axis=0))
             difference = np.abs(readouts[:, index] - expected)
             assert np.all(difference[1:] <= 1e-3 * spread)
@@ -95,11 +88,11 @@ def test_readouts_equal_transformers(captured: dict, reference: dict, directions
 
 @pytest.mark.covers("several requests at once", "isolation")
 def test_batching_and_chunking_do_not_change_readouts(captured: dict) -> None:
-    batch = len(LENGTHS)
+    batch = len(parity.LENGTHS)
     columns = np.concatenate([index[1:] for index in json.loads(str(captured["columns"])).values()])
     for place in range(batch):
         alone, together = captured[f"{place}.0.readouts"], captured[f"{batch}.{place}.readouts"]
         assert captured[f"{place}.0.tokens"].tolist() == captured[f"{batch}.{place}.tokens"].tolist()
-        assert len(alone) == LENGTHS[place] + NEW_TOKENS - 1
+        assert len(alone) == parity.LENGTHS[place] + NEW_TOKENS - 1
         spread = np.maximum(1.0, alone[1:, columns].std(axis=0))
         assert np.all(np.abs(alone[1:, columns] - together[1:, columns]) <= 1e-3 * spread)

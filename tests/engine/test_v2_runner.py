@@ -12,15 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.engine import parity
 from tests.engine.capture import NEW_TOKENS
-from tests.engine.parity import (
-    BIAS,
-    LENGTHS,
-    captured_runs,
-    require_every_position_once,
-    require_replayed_blocks,
-    unit_rows,
-)
 from tests.support.tiny import D_MODEL, NUM_LAYERS, TinyModel
 
 pytestmark = pytest.mark.engine
@@ -42,26 +35,26 @@ print(changed, [name for name in sys.modules if name in ("vllm.v1.worker.cpu_wor
 @pytest.fixture(scope="module")
 def directions() -> dict[int, np.ndarray]:
     generator = np.random.default_rng(7)
-    return {layer: unit_rows(generator, DIRECTIONS, D_MODEL) for layer in range(NUM_LAYERS)}
+    return {layer: parity.unit_rows(generator, DIRECTIONS, D_MODEL) for layer in range(NUM_LAYERS)}
 
 
 @pytest.fixture(scope="module")
 def captured(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory, directions: dict[int, np.ndarray]) -> dict:
     pytest.importorskip("triton", reason="the kernels of V2 are Triton's")
     folder = tmp_path_factory.mktemp("v2")
-    return captured_runs(folder, tiny.path, directions, program="tests.engine.capture_v2")
+    return parity.captured_runs(folder, tiny.path, directions, program="tests.engine.capture_v2")
 
 
 @pytest.mark.covers(["V2 runner", "chunked prefill"], "every position accounted for")
 @pytest.mark.slow
 def test_every_position_is_read_once(captured: dict) -> None:
-    require_every_position_once(captured)
+    parity.require_every_position_once(captured)
 
 
 @pytest.mark.covers("warm prefix cache", "it really happens")
 @pytest.mark.slow
 def test_cached_blocks_are_replayed(captured: dict) -> None:
-    require_replayed_blocks(captured)
+    parity.require_replayed_blocks(captured)
 
 
 @pytest.mark.covers(["V2 runner", "warm prefix cache"], "readouts equal transformers")
@@ -84,7 +77,7 @@ def test_readouts_equal_transformers(captured: dict, tiny: TinyModel, directions
         for layer, state in enumerate(after):
             norm, *index = columns[f"resid_post.{layer}"]
             stream = state.reshape(-1, D_MODEL)[: len(readouts)].double().numpy()
-            expected = stream @ directions[layer].T + BIAS
+            expected = stream @ directions[layer].T + parity.BIAS
             assert np.all(np.abs(readouts[:, index] - expected) <= 1e-3 * np.maximum(1.0, expected.std(axis=0)))
             np.testing.assert_allclose(readouts[:, norm], (stream**2).sum(axis=1), rtol=1e-3)
 
@@ -92,8 +85,8 @@ def test_readouts_equal_transformers(captured: dict, tiny: TinyModel, directions
 @pytest.mark.covers("V2 runner", "isolation")
 @pytest.mark.slow
 def test_batch_mates_and_chunks_change_nothing(captured: dict) -> None:
-    batch = len(LENGTHS)
-    for place, length in enumerate(LENGTHS):
+    batch = len(parity.LENGTHS)
+    for place, length in enumerate(parity.LENGTHS):
         alone, together = captured[f"{place}.0.readouts"], captured[f"{batch}.{place}.readouts"]
         assert captured[f"{place}.0.tokens"].tolist() == captured[f"{batch}.{place}.tokens"].tolist()
         assert len(alone) == length + NEW_TOKENS - 1

@@ -92,7 +92,16 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "StableLmForCausalLM": Recipe("StableLmConfig", {"use_parallel_residual": False}),
         "CohereForCausalLM": Recipe("CohereConfig", {"logit_scale": 0.25}, engine=True),
         # Its window is one token wider in vLLM than in transformers, on purpose; here no prompt is longer than it.
-        "Cohere2ForCausalLM": Recipe("Cohere2Config", {"logit_scale": 0.25, "sliding_window": 512, "head_dim": 32}),
+        # Its own pattern would put the first layer with full attention, beside which readouts are kept, fourth.
+        "Cohere2ForCausalLM": Recipe(
+            "Cohere2Config",
+            {
+                "logit_scale": 0.25,
+                "sliding_window": 512,
+                "head_dim": 32,
+                "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            },
+        ),
         "GraniteForCausalLM": Recipe(
             "GraniteConfig",
             {

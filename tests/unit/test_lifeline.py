@@ -10,7 +10,8 @@ import uvicorn
 
 from serving.engine.lifeline import Lifeline
 
-REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+KEPT = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+REQUEST = KEPT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 
 class Engine:
@@ -101,3 +102,28 @@ async def test_who_connected_in_time_is_answered_and_who_comes_later_finds_nobod
     assert watched.calls == ["ended", "leave"]
     watched.server.should_exit = True
     await asyncio.wait_for(serving, 5)
+
+
+@pytest.mark.covers("killed engine", "clean error and exit")
+async def test_a_connection_that_is_kept_open_is_closed_behind_an_answer() -> None:
+    watched = Watched(grace=0.1, drain=1.0)
+    serving = asyncio.create_task(watched.server.serve())
+    while not watched.server.started:
+        await asyncio.sleep(0.01)
+    reader, writer = await asyncio.open_connection(*watched.server.servers[0].sockets[0].getsockname()[:2])
+    watching = asyncio.create_task(watched.lifeline.watch())
+    watched.engine.errored = True
+    answers = 0
+    while not watched.server.should_exit:
+        writer.write(KEPT)
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 500")
+        while await reader.readline() != b"\r\n":
+            pass
+        answers += 1
+        await asyncio.sleep(0.01)
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert answers > 10
+    assert watched.calls == ["ended"]
+    writer.close()
+    await asyncio.wait_for(asyncio.gather(serving, watching), 5)
+    assert watched.calls == ["ended", "leave"]

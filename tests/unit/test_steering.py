@@ -48,8 +48,8 @@ class Clamp(Operator):
 
     def update(self, vector: Vector, *, max_dose: float) -> Update:
         return Update(
-            read=vector.direction, offset=0.0, constant=self.target, linear=0.0, rectified=-1.0, threshold=0.0,
-            write=vector.direction, limit=max_dose * vector.median_norm,
+            read=vector.direction, write=vector.direction, limit=max_dose * vector.median_norm,
+            constant=self.target, rectified=-1.0,
         )
 '''
 
