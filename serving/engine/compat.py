@@ -96,6 +96,7 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     Touchpoint(
         "vllm.v1.core.sched.scheduler", "Scheduler._get_local_prefix_cache_hit", "3495ddb7de463024", "overridden"
     ),
+    Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler.get_grammar_bitmask", "a7b91198fb0c42d8", "overridden"),
     Touchpoint("vllm.v1.core.kv_cache_manager", "KVCacheManager.allocate_slots", "8c60d937fd9eb0c8", "overridden"),
     Touchpoint(
         "vllm.v1.core.kv_cache_manager", "KVCacheManager.truncate_computed_blocks", "fbf506da812a2db7", "called"

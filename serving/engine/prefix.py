@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,22 +49,24 @@ class PrefixReadouts:
         self._group = group
         self._is_alone = len(groups) == 1
         self._margin = margin
-        self.store = ReadoutStore(
+        self._width = bank.width
+        self._store = ReadoutStore(
             num_blocks=manager.kv_cache_config.num_blocks,
             block_size=groups[group].kv_cache_spec.block_size,
             columns=bank.used_columns(),
             width=bank.width,
         )
-        manager.telltale_store = self.store
+        manager.telltale_handed_out = self._expect
         manager.telltale_group = group
         manager.__class__ = MonitoredKVCacheManager
         self._spans: dict[int, dict[str, Span]] = {}
         self._hits: dict[str, npt.NDArray[np.int64]] = {}
+        self._waiting: list[tuple[Mapping[str, Span], WorkerReadouts]] = []
 
     @property
     def block_size(self) -> int:
         """Tokens in a block."""
-        return self.store.block_size
+        return self._store.block_size
 
     def scheduled(self, step: SchedulerOutput, requests: Mapping[str, Request]) -> None:
         """Remember which blocks the rows of a step fall into."""
@@ -80,24 +82,43 @@ class PrefixReadouts:
     def file(self, step: SchedulerOutput, readouts: WorkerReadouts | None) -> None:
         """Keep a step's rows, of all its requests: blocks of aborted ones may be handed to others too.
 
+        They are written with the next ``settle``, which everything else here that looks at the store begins with.
+
         Args:
             step: as scheduled.
             readouts: None if they were lost.
+        Raises:
+            ValueError: they do not fit together, or not the bank; they count as lost.
         """
         spans = self._spans.pop(id(step), {})
-        if readouts is None:
-            for span in spans.values():
-                self.store.lose(np.array(span.blocks, dtype=np.int64))
+        wrong = _misfit(readouts, self._width) if readouts is not None else None
+        if readouts is not None and wrong is None:
+            self._waiting.append((spans, readouts))
             return
-        places = places_of(spans, readouts.request_ids, readouts.counts, readouts.positions, block_size=self.block_size)
-        self.store.file(places.blocks, places.offsets, readouts.readouts[places.rows])
+        self.settle()
+        for span in spans.values():
+            self._store.lose(np.array(span.blocks, dtype=np.int64))
+        if wrong is not None:
+            raise ValueError(wrong)
+
+    def settle(self) -> None:
+        """Write what was filed: best while the device computes, since no decision waits for it."""
+        waiting, self._waiting = self._waiting, []
+        for spans, found in waiting:
+            places = places_of(spans, found.request_ids, found.counts, found.positions, block_size=self.block_size)
+            self._store.file(places.blocks, places.offsets, found.readouts[places.rows])
+
+    def lose_all(self) -> None:
+        """What was read so far cannot be relied on any more."""
+        self.settle()
+        self._store.lose_all()
 
     def allow(self, request_id: str, hit: KVCacheBlocks, num_tokens: int) -> int:
         """How many tokens of a prefix-cache hit may be used: as many as have readouts, or will have them."""
         blocks = np.array(
             [block.block_id for block in hit.blocks[self._group][: num_tokens // self.block_size]], dtype=np.int64
         )
-        covered = self.store.covered(blocks) if len(blocks) else 0
+        covered = self._store.covered(blocks) if len(blocks) else 0
         if not self._is_alone and covered * self.block_size < num_tokens:
             # Groups with a sliding window keep the blocks before the end of a hit: it is taken whole or not at all.
             covered = 0
@@ -113,8 +134,30 @@ class PrefixReadouts:
 
     def take_replay(self, request_id: str, before: int) -> npt.NDArray[np.float32]:
         """The rows of a request's cached prefix, once: positions 0 up to ``before``."""
-        return self.store.read(self._hits.pop(request_id))[:before]
+        self.settle()
+        return self._store.read(self._hits.pop(request_id))[:before]
+
+    def replayable(self, request_ids: Iterable[str]) -> list[str]:
+        """Those of these requests whose cached prefix is filed as a whole: the others rest on steps under way."""
+        if not self._hits:
+            return []
+        self.settle()
+        return [name for name in request_ids if name in self._hits and self._store.is_filed(self._hits[name])]
 
     def forget(self, request_id: str) -> None:
         """The request has ended."""
         self._hits.pop(request_id, None)
+
+    def _expect(self, blocks: npt.NDArray[np.int64]) -> None:
+        self.settle()
+        self._store.expect(blocks)
+
+
+def _misfit(found: WorkerReadouts, width: int) -> str | None:
+    """What is wrong with a step's readouts, if anything is."""
+    rows, counts = len(found.positions), found.counts
+    if found.readouts.shape != (rows, width):
+        return f"readouts have the shape {found.readouts.shape}; {rows} rows of {width} were expected"
+    if len(counts) != len(found.request_ids) or int(counts.sum()) != rows or bool((counts < 0).any()):
+        return f"{len(found.request_ids)} requests with {counts.tolist()} rows do not make {rows} rows"
+    return None

@@ -57,6 +57,8 @@ class MonitoredScheduler(Scheduler):
         # Requests that the API process knows of and need not hear of again before they end.
         self._settled: set[str] = set()
         self._observe_seconds: list[float] = []
+        # Scored positions of requests before their cached prefixes were replayed, until their step is judged.
+        self._before_replay: dict[str, int] = {}
         manager = self.kv_cache_manager
         # Where no layers keep a block for every token, cached prefixes are computed again.
         group = whole_group(manager) if manager.enable_caching else None
@@ -118,6 +120,14 @@ class MonitoredScheduler(Scheduler):
         if self._prefix is not None:
             self._prefix.scheduled(step, self.requests)
         return step
+
+    def get_grammar_bitmask(self, scheduler_output: SchedulerOutput) -> Any:
+        """The device has just been given this step: time for what no decision waits for."""
+        if self._prefix is not None:
+            self._prefix.settle()
+            for request_id in self._prefix.replayable(scheduler_output.num_scheduled_tokens):
+                self._replay_ahead(request_id, scheduler_output.num_scheduled_tokens[request_id])
+        return super().get_grammar_bitmask(scheduler_output)
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         blocks, num_tokens, boundary, divergent = super()._get_local_prefix_cache_hit(request)
@@ -189,7 +199,11 @@ class MonitoredScheduler(Scheduler):
         found = getattr(output, ATTRIBUTE, None)
         readouts = found if isinstance(found, WorkerReadouts) else None
         distrusted = self._heartbeat.take(readouts) is not None
-        before = self._monitor.scored_of(list(scheduler_output.num_scheduled_tokens)) if distrusted else {}
+        step_ids = list(scheduler_output.num_scheduled_tokens)
+        before = self._monitor.scored_of(step_ids) if distrusted else {}
+        if self._before_replay:
+            ahead = {name: self._before_replay.pop(name) for name in step_ids if name in self._before_replay}
+            before |= ahead if distrusted else {}
         self._observe_step(scheduler_output, output, readouts, distrusted=distrusted)
         self._monitor.distrust(before, Gap.CANARY)
 
@@ -207,7 +221,7 @@ class MonitoredScheduler(Scheduler):
                 self._prefix.file(scheduler_output, None if distrusted else readouts)
                 if distrusted:
                     # Nobody knows since when the readings have been wrong.
-                    self._prefix.store.lose_all()
+                    self._prefix.lose_all()
             if readouts is None:
                 self._monitor.lose(self._reached(scheduler_output.num_scheduled_tokens), Gap.NO_READOUTS)
                 return
@@ -245,6 +259,17 @@ class MonitoredScheduler(Scheduler):
             self._monitor.observe(rest)
         lost = {name: count for name, count in scheduled.items() if not faulty or name in faulty}
         self._monitor.lose(self._reached(lost), Gap.MONITOR_ERROR)
+
+    def _replay_ahead(self, request_id: str, num_scheduled: int) -> None:
+        """Replay a cached prefix before the result of the request's first step is there."""
+        assert self._prefix is not None  # noqa: S101 - asked for by its owner alone
+        first = self.requests[request_id].num_computed_tokens - num_scheduled
+        self._before_replay |= self._monitor.scored_of([request_id])
+        try:
+            self._monitor.replay(request_id, self._prefix.take_replay(request_id, before=first))
+        except Exception:
+            # Positions that were not scored are a gap as soon as those behind them come: nothing passes unseen.
+            log.exception("the monitor failed on a cached prefix; its request follows on_gap", id=request_id)
 
     def _replay(self, step: StepReadouts) -> None:
         if self._prefix is None:

@@ -79,6 +79,10 @@ class ReadoutStore:
         whole = (self._state[blocks] != RowState.EMPTY).all(axis=1)
         return len(blocks) if whole.all() else int(np.argmin(whole))
 
+    def is_filed(self, blocks: Index) -> bool:
+        """Whether nothing of these blocks is missing or still on its way."""
+        return bool((self._state[blocks] == RowState.FILED).all())
+
     def read(self, blocks: Index) -> npt.NDArray[np.float32]:
         """The readouts of whole blocks, in order.
 
