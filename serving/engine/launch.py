@@ -27,7 +27,7 @@ _KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 """glibc gives the memory of each large activation back to the system, and gets zeroed pages for the next layer's. Kept
-instead, a step of 2,000 prompt rows takes 8 % less, and always the same. 32 MiB is the most that every glibc takes."""
+instead, long prompts take 8 % less (docs/benchmarks/kept-memory.md). 32 MiB is the most that every glibc takes."""
 
 
 class LaunchError(TelltaleError, RuntimeError):
