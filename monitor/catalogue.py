@@ -80,6 +80,9 @@ PROMPT_EVENTS = Metric(
     "Requests in whose prompt something was noticed: a special token inside content, segments that nobody could tell.",
     ("event",),
 )
+TOKENS_STEERED = Metric(
+    "telltale_tokens_steered_total", MetricType.COUNTER, "Token positions that a steer wrote to.", ("steer",)
+)
 UNSIGNED = Metric(
     "telltale_unsigned_requests_total",
     MetricType.COUNTER,
@@ -120,6 +123,7 @@ CATALOGUE: tuple[Metric, ...] = (
     TOKENS_SKIPPED,
     GAPS,
     PROMPT_EVENTS,
+    TOKENS_STEERED,
     UNSIGNED,
     OBSERVE_SECONDS,
     READY,

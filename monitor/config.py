@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from monitor.types import RESERVED_RULES, Action, Expose, Mode, Role
 from probes.aggregate import AnyAggregator
 from probes.card import Stage
+from probes.errors import did_you_mean
+from probes.steering import Operator, SteerError, operator_kinds, parse_operator
+from probes.steering.steer import Positions
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$", description="lower case, digits, '-' and '_'")]
 DetectorName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$", description="lower case, digits and '_'")]
@@ -39,6 +43,79 @@ class DetectorEntry(_Strict):
         if self.pack is not None and self.name is not None:
             raise ValueError("'name' renames one artifact; a pack's detectors keep their names")
         return self
+
+
+def _operators_in_schema(schema: dict[str, Any]) -> None:
+    """Every operator, with its parameters beside the entry's own keys."""
+    own = schema["properties"]
+    variants = []
+    for kind, cls in operator_kinds().items():
+        parameters = cls.model_json_schema()
+        variants.append(
+            {
+                "additionalProperties": False,
+                "properties": {
+                    **dict.fromkeys(own, True),
+                    **parameters.get("properties", {}),
+                    "op": {"const": kind, "description": parameters.get("description", "")},
+                },
+                "required": parameters.get("required", []),
+            }
+        )
+    schema.pop("additionalProperties", None)
+    schema["oneOf"] = variants
+
+
+class SteerEntry(BaseModel):
+    """What may be written: a direction, an operator with its parameters, and the rows.
+
+    The operator's parameters stand beside the other keys: ``{name: calm, artifact: ..., op: cap, strength: 0.5}``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, json_schema_extra=_operators_in_schema)
+
+    name: Name
+    artifact: str = Field(description="path of a .safetensors file with a card; relative to the policy file")
+    op: str = Field(description="the operator: cap, add, ablate, ...")
+    positions: Positions = Field(default=Positions.GENERATED, description="which rows: generated, prompt or all")
+    max_dose: float = Field(
+        default=0.5, gt=0, le=10, allow_inf_nan=False, description="largest change of a row, in median norms"
+    )
+    allow_safety_reducing: bool = Field(default=False, description="whether it may make the model less safe")
+
+    @model_validator(mode="after")
+    def _valid_operator(self) -> Self:
+        self.operator()
+        return self
+
+    def operator(self) -> Operator:
+        """The operator with its parameters.
+
+        Raises:
+            ValueError: there is no such operator, or no such parameter, or one is out of range.
+        """
+        given = self.model_extra or {}
+        try:
+            return parse_operator(self.op, given)
+        except SteerError as error:
+            raise ValueError(f"'op': {error}") from error
+        except ValidationError as error:
+            known = {*SteerEntry.model_fields, *operator_kinds()[self.op].model_fields}
+            raise ValueError("; ".join(_of_operator(self.op, item, known) for item in error.errors())) from error
+
+
+def _of_operator(op: str, item: Any, known: set[str]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{key!r} is not a key of a steer with op: {op}. {did_you_mean(key, known)}"
+    return f"{key!r}: {item['msg']} (op: {op})"
+
+
+class Gate(StrEnum):
+    """Which of the rows that a steer may write to are written to."""
+
+    LATCHED = "latched"
+    """All that are computed after the rule has fired."""
 
 
 class Above(_Strict):
@@ -86,13 +163,23 @@ class When(_Strict):
 class Do(_Strict):
     """What a rule does."""
 
-    action: Literal[Action.FLAG, Action.BLOCK]
+    action: Literal[Action.FLAG, Action.STEER, Action.BLOCK]
+    steer: Name | None = Field(default=None, description="which steer; one of those under 'steers'")
+    gate: Gate | None = Field(default=None, description="which rows are written to once the rule has fired: latched")
     text: str | None = Field(default=None, min_length=1, max_length=4096, description="what a blocked reply says")
 
     @model_validator(mode="after")
     def _text_of_block(self) -> Self:
         if self.text is not None and self.action is not Action.BLOCK:
             raise ValueError("'text' is what a blocked reply says; only 'action: block' has one")
+        return self
+
+    @model_validator(mode="after")
+    def _steer_of_steer(self) -> Self:
+        if self.action is Action.STEER and (self.steer is None or self.gate is None):
+            raise ValueError("'action: steer' also needs 'steer', the name of one, and 'gate: latched'")
+        if self.action is not Action.STEER and (self.steer is not None or self.gate is not None):
+            raise ValueError("'steer' and 'gate' say how to steer; only 'action: steer' has them")
         return self
 
 
@@ -117,15 +204,25 @@ class Rule(_Strict):
                 "blocks at the stage 'response': by then the reply has been sent. Use 'stage: stream', which stops it "
                 "at the token that shows it, or 'action: flag'."
             )
+        if self.when.stage is Stage.RESPONSE and self.do.action is Action.STEER:
+            raise ValueError(
+                "steers at the stage 'response': by then nothing is left to be written to. Use 'stage: prompt' or "
+                "'stage: stream'."
+            )
         return self
+
+
+Answer = Literal[Action.ALLOW, Action.FLAG, Action.BLOCK]
+"""What may be done where nobody knows what a request's text is like: steering needs a reason."""
 
 
 class Policy(_Strict):
     """What happens to a request."""
 
     name: Name
-    on_gap: Action = Field(description="what to do when a position could not be scored: block, flag or allow")
-    on_uncalibrated: Action = Field(description="what to do in a format that a detector's card does not list")
+    on_gap: Answer = Field(description="what to do when a position could not be scored: block, flag or allow")
+    on_uncalibrated: Answer = Field(description="what to do in a format that a detector's card does not list")
+    steers: tuple[Name, ...] = Field(default=(), description="steers that write to every request of this policy")
     hold_back: int | None = Field(
         default=None,
         ge=0,
@@ -142,6 +239,8 @@ class Policy(_Strict):
         names = [rule.name for rule in self.rules]
         if doubles := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two rules are named {doubles[0]!r}; metrics and replies need one name for one rule")
+        if doubles := sorted({name for name in self.steers if self.steers.count(name) > 1}):
+            raise ValueError(f"'steers' names {doubles[0]!r} twice; name each once")
         return self
 
 
@@ -190,6 +289,14 @@ class Config(_Strict):
         default=None, description="the model that this file is for; another one on the command line is an error"
     )
     detectors: tuple[DetectorEntry, ...] = Field(min_length=1)
+    steers: tuple[SteerEntry, ...] = Field(default=(), description="what may be written to the model")
     policies: tuple[Policy, ...] = Field(min_length=1, max_length=1, description="the policy of every request")
     canary: CanarySettings = Field(default_factory=CanarySettings)
     reserve: Reserve = Field(default_factory=Reserve)
+
+    @model_validator(mode="after")
+    def _distinct_steers(self) -> Self:
+        names = [entry.name for entry in self.steers]
+        if doubles := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two steers are named {doubles[0]!r}; give one of them another name")
+        return self

@@ -32,6 +32,7 @@ class Exporter:
         self._skipped = _counter(catalogue.TOKENS_SKIPPED, registry)
         self._gaps = _counter(catalogue.GAPS, registry)
         self._events = _counter(catalogue.PROMPT_EVENTS, registry)
+        self._steered = _counter(catalogue.TOKENS_STEERED, registry)
         self._unsigned = _counter(catalogue.UNSIGNED, registry)
         self._observe = _histogram(catalogue.OBSERVE_SECONDS, registry)
         self._ready = _gauge(catalogue.READY, registry)
@@ -58,6 +59,8 @@ class Exporter:
             self._events.labels(event.value)
         for failure in CanaryFailure:
             self._canary_failures.labels(failure.value)
+        for steer in plan.steering.steers:
+            self._steered.labels(steer.name)
         for policy in plan.policies:
             for rule in policy.rules:
                 self._actions.labels(rule.name, rule.action.value, rule.mode.value)
@@ -95,6 +98,8 @@ class Exporter:
             self._actions.labels(rule, action, mode).inc(count)
         for event, count in tally.events.items():
             self._events.labels(event).inc(count)
+        for steer, count in tally.steered.items():
+            self._steered.labels(steer).inc(count)
         self._unsigned.inc(tally.unsigned)
         for seconds in tally.observe_seconds:
             self._observe.observe(seconds)

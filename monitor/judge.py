@@ -124,6 +124,8 @@ class Judge:
         for rule in self._policy_of(request).rules:
             if rule.check == check:
                 self.act(request, rule.name, rule.action, rule.mode, rule.text)
+                if rule.steer is not None and rule.mode is Mode.ENFORCE:
+                    request.steers.add(rule.steer)
 
     def _above_at_end(self, request: Request) -> npt.NDArray[np.bool_]:
         """(checks,) in the order of the table: those at the stage response that fire if the reply ends here."""

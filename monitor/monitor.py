@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monitor.coverage import Coverage, close_account
+from monitor.dose import Dose
 from monitor.groups import group_checks
 from monitor.judge import Judge
 from monitor.policy import CompiledPolicy, Plan
@@ -208,6 +209,22 @@ class Monitor:
                 self._table.scored[request.slot] = scored
                 self.tally.scored -= doubtful
                 self._judge.gap(request, reason, doubtful)
+
+    def steered(self, request_id: str, doses: Mapping[int, Float64]) -> None:
+        """Rows of a live request have been written to.
+
+        Args:
+            request_id: others than live ones are ignored.
+            doses: by the steer's position, (n,) sizes of the changes in units of its median norm, 0 for none.
+        """
+        request = self._live.get(request_id)
+        if request is None:
+            return
+        for number, sizes in doses.items():
+            dose = request.doses.setdefault(number, Dose())
+            before = dose.tokens
+            dose.add(sizes)
+            self.tally.steered[self.plan.steering.steers[number].name] += dose.tokens - before
 
     @property
     def plan(self) -> Plan:

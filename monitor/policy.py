@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from monitor.config import Config, Policy, Rule
+from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
 from monitor.types import Action, Expose, Mode, Role
 from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.aggregate import Aggregator
@@ -17,6 +18,7 @@ from probes.bank import Bank
 from probes.card import Calibration, Card, Format, Stage
 from probes.detectors import load_detector
 from probes.errors import did_you_mean
+from probes.steering.artifact import SteerArtifact
 from probes.threshold import allowed_exceedances, benign_needed, threshold_for
 
 
@@ -49,18 +51,19 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class CompiledRule:
-    """A rule whose condition is the check at position ``check`` of the plan."""
+    """A rule whose condition is the check at position ``check`` of the plan; ``steer`` is the position of a steer."""
 
     name: str
     check: int
     action: Action
     mode: Mode
     text: str
+    steer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledPolicy:
-    """A policy whose rules point into the plan's checks."""
+    """A policy whose rules point into the plan's checks, and ``steers``, those of every request, into its steers."""
 
     name: str
     on_gap: Action
@@ -70,6 +73,7 @@ class CompiledPolicy:
     text: str
     rules: tuple[CompiledRule, ...]
     checks: tuple[int, ...]
+    steers: tuple[int, ...] = ()
 
     def uncalibrated(self, checks: Sequence[Check], fmt: Format) -> bool:
         """Whether an enforcing rule rests on a check that has no threshold for this format."""
@@ -85,7 +89,8 @@ class Plan:
         checks: every statistic that is kept for a request.
         policies: by position; the first is the default.
         cards: of the detectors, by name.
-        digest: SHA-256 over policy and bank: equal in every process that runs the same plan.
+        digest: SHA-256 over policy, bank and steers: equal in every process that runs the same plan.
+        steering: what may be written.
     """
 
     bank: Bank
@@ -93,18 +98,27 @@ class Plan:
     policies: tuple[CompiledPolicy, ...]
     cards: Mapping[str, Card]
     digest: str
+    steering: SteerPlan
 
 
-def compile_plan(file: PolicyFile, artifacts: Mapping[str, Artifact], *, d_model: int, num_layers: int) -> Plan:
+def compile_plan(
+    file: PolicyFile,
+    artifacts: Mapping[str, Artifact],
+    steer_artifacts: Mapping[str, SteerArtifact] = MappingProxyType({}),
+    *,
+    d_model: int,
+    num_layers: int,
+) -> Plan:
     """Join a policy file and its artifacts.
 
     Args:
         file: the validated policy file.
-        artifacts: by the name that the file's rules use.
+        artifacts: of the detectors, by the name that the file's rules use.
+        steer_artifacts: of the steers, by the steer's name.
         d_model: width of the served model's residual stream.
         num_layers: its decoder layers.
     Raises:
-        PolicyError: a rule names an unknown detector, or asks for a threshold that the card cannot give.
+        PolicyError: a rule names an unknown detector or steer, or asks for a threshold that the card cannot give.
         probes.bank.BankError: the directions do not fit the model or the reserved room.
     """
     config = file.config
@@ -120,23 +134,40 @@ def compile_plan(file: PolicyFile, artifacts: Mapping[str, Artifact], *, d_model
             checks.append(check)
         return places[key]
 
+    steering = compile_steers(file, steer_artifacts, d_model=d_model, num_layers=num_layers)
     policies = []
     for position, policy in enumerate(config.policies):
         rules = tuple(
             _compile_rule(
-                file, ("policies", position, "rules", number), policy=policy, rule=rule, cards=cards, place=place
+                file,
+                ("policies", position, "rules", number),
+                policy=policy,
+                rule=rule,
+                cards=cards,
+                steering=steering,
+                place=place,
             )
             for number, rule in enumerate(policy.rules)
         )
+        always = tuple(
+            steering.number(file, ("policies", position, "steers", number), name)
+            for number, name in enumerate(policy.steers)
+        )
+        require_clean_readings(file, ("policies", position), policy, cards, steering)
         read = {rule.when.detector for rule in policy.rules}
         watched = [place(check) for name in cards if name not in read for check in _default_checks(name, cards[name])]
-        policies.append(_compile_policy(policy, rules, checks, watched))
+        policies.append(_compile_policy(policy, rules, checks, watched, always))
     bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions)
-    return Plan(bank, tuple(checks), tuple(policies), MappingProxyType(cards), _digest(config, bank, checks))
+    digest = _digest(config, bank, checks, steering)
+    return Plan(bank, tuple(checks), tuple(policies), MappingProxyType(cards), digest, steering)
 
 
 def _compile_policy(
-    policy: Policy, rules: tuple[CompiledRule, ...], checks: Sequence[Check], watched: Sequence[int]
+    policy: Policy,
+    rules: tuple[CompiledRule, ...],
+    checks: Sequence[Check],
+    watched: Sequence[int],
+    steers: tuple[int, ...],
 ) -> CompiledPolicy:
     hold_back = policy.hold_back
     if hold_back is None:
@@ -154,6 +185,7 @@ def _compile_policy(
         text=policy.text,
         rules=rules,
         checks=tuple(sorted({rule.check for rule in rules} | set(watched))),
+        steers=steers,
     )
 
 
@@ -177,6 +209,7 @@ def _compile_rule(
     policy: Policy,
     rule: Rule,
     cards: Mapping[str, Card],
+    steering: SteerPlan,
     place: Callable[[Check], int],
 ) -> CompiledRule:
     name = rule.when.detector
@@ -187,7 +220,8 @@ def _compile_rule(
     thresholds = MappingProxyType(_thresholds(site, aggregate))
     segments = _segments(rule)
     check = place(Check(name, rule.when.stage, aggregate, site.card.skip_first, thresholds, segments))
-    return CompiledRule(rule.name, check, Action(rule.do.action), rule.mode, rule.do.text or policy.text)
+    steer = steer_of_rule(file, where, rule, steering)
+    return CompiledRule(rule.name, check, Action(rule.do.action), rule.mode, rule.do.text or policy.text, steer)
 
 
 def _segments(rule: Rule) -> tuple[Role, ...] | None:
@@ -279,7 +313,7 @@ def _default_checks(name: str, card: Card) -> list[Check]:
     ]
 
 
-def _digest(config: Config, bank: Bank, checks: Sequence[Check]) -> str:
+def _digest(config: Config, bank: Bank, checks: Sequence[Check], steering: SteerPlan) -> str:
     # Thresholds and skipped positions come from the cards: neither the policy file nor the weights show a change there.
     judged = [
         [
@@ -293,4 +327,4 @@ def _digest(config: Config, bank: Bank, checks: Sequence[Check]) -> str:
         for check in checks
     ]
     content = json.dumps([config.model_dump(mode="json"), judged], sort_keys=True)
-    return hashlib.sha256(f"{content}\n{bank.digest()}".encode()).hexdigest()
+    return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()

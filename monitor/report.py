@@ -27,6 +27,15 @@ class Decided(msgspec.Struct, frozen=True, array_like=True, gc=False):
     text: str
 
 
+class Steered(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one steer did to a request; sizes in units of the stream's median norm."""
+
+    steer: int
+    tokens: int
+    mean: float
+    largest: float
+
+
 class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A request that has ended. Statistics and fired are ordered as the plan's checks; events are of its prompt."""
 
@@ -39,6 +48,7 @@ class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     fired: list[bool]
     decided: Decided | None
     events: list[str]
+    steered: list[Steered]
 
 
 class TallyReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -51,6 +61,7 @@ class TallyReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     observe_seconds: list[float]
     events: dict[str, int]
     unsigned: int
+    steered: dict[str, int]
 
 
 class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -66,6 +77,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
         decided: only of requests whose action is not allow.
         gaps: only of requests that have some.
         events: of their prompts, likewise.
+        steered: likewise.
         ended: requests that have ended since the report before.
         tally: counts for metrics; None in all but one report of a step.
     """
@@ -80,6 +92,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     decided: dict[str, Decided]
     gaps: dict[str, dict[str, int]]
     events: dict[str, list[str]]
+    steered: dict[str, list[Steered]]
     ended: list[EndedReport]
     tally: TallyReport | None
 
@@ -122,6 +135,7 @@ def make_report(
         },
         gaps={request.request_id: _by_name(request.gaps) for request in requests if request.gaps},
         events={request.request_id: list(request.events) for request in requests if request.events},
+        steered={request.request_id: _steered(request) for request in requests if request.doses},
         ended=[_ended(item) for item in ended],
         tally=tally,
     )
@@ -138,6 +152,7 @@ def take_tally(monitor: Monitor, observe_seconds: list[float]) -> TallyReport:
         observe_seconds=observe_seconds,
         events={event.value: count for event, count in tally.events.items()},
         unsigned=tally.unsigned,
+        steered=dict(tally.steered),
     )
 
 
@@ -152,7 +167,16 @@ def _ended(item: Ended) -> EndedReport:
         fired=[bool(value) for value in item.fired],
         decided=_decided(item.request.action, item.request.rule, item.request.text),
         events=list(item.request.events),
+        steered=_steered(item.request),
     )
+
+
+def _steered(request: Request) -> list[Steered]:
+    return [
+        Steered(number, dose.tokens, dose.mean, dose.largest)
+        for number, dose in sorted(request.doses.items())
+        if dose.tokens
+    ]
 
 
 def _decided(action: ActionCode, rule: str, text: str) -> Decided | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from monitor.dose import Dose
 from monitor.segments import Codes
 from monitor.types import Action, ActionCode, Gap, PromptEvent
 from probes.card import Format
@@ -34,6 +35,8 @@ class Request:
         rule: what decided it; empty while the action is allow.
         text: what a blocked reply says.
         decided: rules (and reserved rule names) that have acted; each counts once.
+        steers: positions of the steers that rules have switched on.
+        doses: what steers did to it, by their positions.
     """
 
     request_id: str
@@ -49,6 +52,8 @@ class Request:
     rule: str = ""
     text: str = ""
     decided: set[str] = field(default_factory=set)
+    steers: set[int] = field(default_factory=set)
+    doses: dict[int, Dose] = field(default_factory=dict)
 
     def raise_to(self, action: Action, rule: str, text: str) -> None:
         """Take over an action if it is more severe than the present one."""

@@ -19,6 +19,7 @@ class Tally:
         acted: how often (rule, action, mode) acted or, in shadow, would have.
         events: requests with something noteworthy in their prompt.
         unsigned: requests that came without our front end's data.
+        steered: rows that steers changed, by the steer's name.
     """
 
     scored: int = 0
@@ -27,3 +28,4 @@ class Tally:
     acted: Counter[tuple[str, Action, Mode]] = field(default_factory=Counter)
     events: Counter[PromptEvent] = field(default_factory=Counter)
     unsigned: int = 0
+    steered: Counter[str] = field(default_factory=Counter)

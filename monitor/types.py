@@ -10,6 +10,8 @@ class Action(StrEnum):
 
     ALLOW = "allow"
     FLAG = "flag"
+    STEER = "steer"
+    """From the next row on, the model is written to."""
     BLOCK = "block"
 
     @property
@@ -18,7 +20,7 @@ class Action(StrEnum):
         return _SEVERITY.index(self)
 
 
-_SEVERITY = (Action.ALLOW, Action.FLAG, Action.BLOCK)
+_SEVERITY = (Action.ALLOW, Action.FLAG, Action.STEER, Action.BLOCK)
 
 
 class Mode(StrEnum):
@@ -48,6 +50,8 @@ class Gap(StrEnum):
     """A readout was NaN or infinite."""
     MONITOR_ERROR = "monitor_error"
     """The monitor itself failed on the step."""
+    NOT_STEERED = "not_steered"
+    """A steer should have written to it and did not."""
     CANARY = "canary"
     """It was read and judged while the engine's canary did not pass: what was read cannot be relied on."""
 
@@ -100,7 +104,8 @@ class ActionCode(IntEnum):
 
     ALLOW = 0
     FLAG = 1
-    BLOCK = 2
+    STEER = 2
+    BLOCK = 3
 
     @property
     def action(self) -> Action:

@@ -1,4 +1,4 @@
-"""A detector on disk: a safetensors file and, beside it, a JSON card. Nothing in it can execute."""
+"""An artifact on disk: a safetensors file and, beside it, a JSON card. Nothing in it can execute."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,11 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from probes.card import Card, ModelRef
+from probes.card import ArtifactCard, Card, ModelRef
 from probes.errors import TelltaleError
 
 _CHUNK = 1 << 20
+C = TypeVar("C", bound=ArtifactCard)
 
 
 class ArtifactError(TelltaleError, ValueError):
@@ -27,21 +29,27 @@ class ArtifactError(TelltaleError, ValueError):
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """Tensors and card of one detector.
+class Stored(Generic[C]):
+    """Tensors and card of one artifact.
 
     Attributes:
         path: the safetensors file.
         card: what it says about itself.
         tensors: name -> array, read-only.
+        card_type: the class of the card.
+        what: it is, in messages.
+        how: the command that makes one.
     """
 
     path: Path
-    card: Card
+    card: C
     tensors: Mapping[str, npt.NDArray[np.generic]]
+    card_type: ClassVar[type[ArtifactCard]]
+    what: ClassVar[str]
+    how: ClassVar[str]
 
     @classmethod
-    def load(cls, path: Path) -> Artifact:
+    def load(cls, path: Path) -> Self:
         """Read ``x.safetensors`` and ``x.card.json``.
 
         Raises:
@@ -51,7 +59,7 @@ class Artifact:
         card_path = card_path_of(path)
         data = _read(path)
         try:
-            card = Card.model_validate_json(_read(card_path))
+            card = cls.card_type.model_validate_json(_read(card_path))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -72,9 +80,9 @@ class Artifact:
         except KeyError as error:  # how safetensors says that numpy has no such type
             raise ArtifactError(
                 f"{path}: holds a tensor of type {error.args[0]}. Float types that are read: F64, F32, F16. "
-                "Train the detector again."
+                f"Make the {cls.what} again ({cls.how})."
             ) from error
-        return cls(path=path, card=card, tensors=tensors)
+        return cls(path=path, card=card, tensors=tensors)  # type: ignore[arg-type]  # of its own type
 
     def vector(self, name: str, size: int) -> npt.NDArray[np.float64]:
         """Tensor ``name`` as (size,) float64.
@@ -89,7 +97,9 @@ class Artifact:
             raise ArtifactError(f"{self.path}: tensor {name!r} has the shape {found.shape}; it must be ({size},).")
         values = found.astype(np.float64)
         if not np.all(np.isfinite(values)):
-            raise ArtifactError(f"{self.path}: tensor {name!r} holds NaN or infinite values. Train the detector again.")
+            raise ArtifactError(
+                f"{self.path}: tensor {name!r} holds NaN or infinite values. Make the {self.what} again ({self.how})."
+            )
         return values
 
     def require_model(self, served: ModelRef) -> None:
@@ -107,10 +117,18 @@ class Artifact:
         ]
         if differing:
             raise ArtifactError(
-                f"{self.path}: detector {self.card.name!r} was trained on {card.id!r} and does not fit the served "
-                f"model {served.id!r}. Differing: {'; '.join(differing)}. Serve the model on the card, or train the "
-                "detector on this one (telltale train)."
+                f"{self.path}: {self.what} {self.card.name!r} was made on {card.id!r} and does not fit the served "
+                f"model {served.id!r}. Differing: {'; '.join(differing)}. Serve the model on the card, or make the "
+                f"{self.what} on this one ({self.how})."
             )
+
+
+class Artifact(Stored[Card]):
+    """Tensors and card of one detector."""
+
+    card_type = Card
+    what = "detector"
+    how = "telltale train"
 
 
 def card_path_of(path: Path) -> Path:
@@ -119,7 +137,14 @@ def card_path_of(path: Path) -> Path:
 
 
 def save_artifact(path: Path, card: Card, tensors: Mapping[str, npt.NDArray[np.generic]]) -> Artifact:
-    """Write tensors and card, each atomically; the card's ``tensors_digest`` is set here.
+    """Write a detector; see ``save_tensors``."""
+    return Artifact(path=path, card=save_tensors(path, card, tensors), tensors=dict(tensors))
+
+
+def save_tensors(path: Path, card: C, tensors: Mapping[str, npt.NDArray[np.generic]]) -> C:
+    """Write tensors and card, each atomically.
+
+    Returns: the card, whose ``tensors_digest`` is set here.
 
     Raises:
         ArtifactError: the path does not end in ``.safetensors``.
@@ -131,10 +156,10 @@ def save_artifact(path: Path, card: Card, tensors: Mapping[str, npt.NDArray[np.g
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, data)
     write_card(path, card)
-    return Artifact(path=path, card=card, tensors=dict(tensors))
+    return card
 
 
-def write_card(path: Path, card: Card) -> None:
+def write_card(path: Path, card: ArtifactCard) -> None:
     """Write the card of a safetensors file anew, atomically; the tensors stay as they are."""
     text = json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
     _write(card_path_of(path), text.encode())

@@ -89,25 +89,30 @@ class Canary(_Strict):
     reference: str = Field(description="what computed the scores, e.g. 'transformers 5.0.0, float32'")
 
 
-class Card(_Strict):
-    """Everything that is known about one artifact."""
+class ArtifactCard(_Strict):
+    """What the card of every artifact says, a detector's and a steering direction's."""
 
     format_version: Literal[1] = FORMAT_VERSION
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
-    kind: str
     description: str = Field(min_length=1)
     model: ModelRef
+    skip_first: int = Field(ge=0, description="leading positions with a sink's norm: never scored, never written to")
+    tensors_digest: Digest = Field(description="SHA-256 of the safetensors file")
+    training: dict[str, Any] = Field(default_factory=dict, description="how to repeat it: data, digests, settings")
+    evaluation: dict[str, Any] = Field(default_factory=dict, description="measured quality, controls beside it")
+    created_by: str = Field(default="", description="version that wrote it")
+
+
+class Card(ArtifactCard):
+    """Everything that is known about one detector."""
+
+    kind: str
     taps: tuple[str, ...] = Field(min_length=1)
     formats: tuple[Format, ...] = Field(min_length=1, description="formats that it was calibrated for")
-    skip_first: int = Field(ge=0, description="leading positions with a sink's norm: never scored")
-    tensors_digest: Digest = Field(description="SHA-256 of the safetensors file")
     calibrations: tuple[Calibration, ...] = ()
     canary: Canary | None = Field(
         default=None, description="None: only coverage can be proved, not that scores are right"
     )
-    training: dict[str, Any] = Field(default_factory=dict, description="how to repeat it: data, digests, settings")
-    evaluation: dict[str, Any] = Field(default_factory=dict, description="measured quality, controls beside it")
-    created_by: str = Field(default="", description="version that wrote it")
 
     @model_validator(mode="after")
     def _one_calibration_each(self) -> Self:

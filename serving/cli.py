@@ -76,6 +76,46 @@ def train(
 
 
 @app.command()
+def vector(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Contrast pairs (.jsonl), a control vector (.gguf) or a tensor (.safetensors).", show_default=False
+        ),
+    ],
+    *,
+    layer: Annotated[int, typer.Option(min=0, help="Layer after which it is written.", show_default=False)],
+    name: Annotated[str, typer.Option(help="What to call it.", show_default=False)],
+    more_is: Annotated[
+        str, typer.Option(help="What more of it makes the model: safer, less_safe or neutral.", show_default=False)
+    ],
+    model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
+    description: Annotated[str, typer.Option(help="What it stands for.")] = "",
+    method: Annotated[str, typer.Option(help="How it is found in the pairs: mean or pca.")] = "mean",
+    text_format: Annotated[str, typer.Option("--format", help="What the texts are: chat or raw.")] = "chat",
+    read: Annotated[str, typer.Option(help="Which rows stand for a text: last or mean.")] = "last",
+    tensor: Annotated[str | None, typer.Option(help="Name of the tensor in a .safetensors file.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the direction and its card.")] = Path("steers"),
+) -> None:
+    """Make a steering direction for a policy file's 'steers'."""
+    from serving.commands.vector import vector as run
+
+    run(
+        source,
+        model=model,
+        layer=layer,
+        name=name,
+        more_is=more_is,
+        description=description,
+        method=method,
+        text_format=text_format,
+        read=read,
+        tensor=tensor,
+        out=out,
+    )
+
+
+@app.command()
 def canary(
     artifact: Annotated[Path, typer.Argument(help="The .safetensors file of a detector.", show_default=False)],
     model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
@@ -101,11 +141,12 @@ def bench(
     rounds: Annotated[int, typer.Option(min=3, help="Alternating rounds, in all.")] = 15,
     starts: Annotated[int, typer.Option(min=1, help="How often both servers are started for them.")] = 4,
     out: Annotated[Path, typer.Option("--out", help="Where the report goes.")] = Path("docs/benchmarks"),
+    steered: Annotated[bool, typer.Option("--steered", help="Steer every request too, after two layers.")] = False,
 ) -> None:
     """Measure what monitoring costs: two servers, one plain, in alternating rounds."""
     from serving.commands.bench import bench as run
 
-    run(rounds=rounds, starts=starts, out=out)
+    run(rounds=rounds, starts=starts, out=out, steered=steered)
 
 
 @app.callback(invoke_without_command=True)

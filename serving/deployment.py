@@ -12,6 +12,7 @@ from probes.artifact import Artifact
 from probes.card import ModelRef
 from probes.modelref import read_model_ref
 from probes.packs import PackError, load_pack
+from probes.steering.artifact import SteerArtifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,15 @@ def load_artifacts(file: PolicyFile) -> dict[str, Artifact]:
     return found
 
 
+def load_steers(file: PolicyFile) -> dict[str, SteerArtifact]:
+    """The directions of a policy file's ``steers``, by the steer's name.
+
+    Raises:
+        probes.artifact.ArtifactError: a file is missing or damaged.
+    """
+    return {entry.name: SteerArtifact.load(file.resolve(entry.artifact)) for entry in file.config.steers}
+
+
 def deploy(policy: Path, *, model_dir: Path, model_id: str, dtype: str, chat_template: str | None = None) -> Deployment:
     """Join a policy file with the model that is to be served.
 
@@ -74,9 +84,12 @@ def deploy(policy: Path, *, model_dir: Path, model_id: str, dtype: str, chat_tem
     file = read_policy_file(policy)
     artifacts = load_artifacts(file)
     model = read_model_ref(model_dir, model_id=model_id, dtype=dtype, chat_template=chat_template)
+    steers = load_steers(file)
     for artifact in artifacts.values():
         artifact.require_model(model)
-    plan = compile_plan(file, artifacts, d_model=model.d_model, num_layers=model.num_layers)
+    for steer in steers.values():
+        steer.require_model(model)
+    plan = compile_plan(file, artifacts, steers, d_model=model.d_model, num_layers=model.num_layers)
     return Deployment(file, artifacts, model, plan)
 
 
@@ -89,13 +102,14 @@ def check_policy(policy: Path) -> Plan:
         probes.bank.BankError: the directions do not fit into the reserved room.
     """
     file = read_policy_file(policy)
-    artifacts = load_artifacts(file)
+    artifacts, steers = load_artifacts(file), load_steers(file)
     first_name, first = next(iter(artifacts.items()))
-    for name, artifact in artifacts.items():
+    made: list[tuple[str, Artifact | SteerArtifact]] = [*artifacts.items(), *steers.items()]
+    for name, artifact in made:
         if artifact.card.model != first.card.model:
             raise PolicyError(
-                f"{policy}: detectors {first_name!r} and {name!r} were trained on different models "
+                f"{policy}: {first.what} {first_name!r} and {artifact.what} {name!r} were made on different models "
                 f"({first.card.model.id!r}, {artifact.card.model.id!r}). One server serves one model."
             )
     model = first.card.model
-    return compile_plan(file, artifacts, d_model=model.d_model, num_layers=model.num_layers)
+    return compile_plan(file, artifacts, steers, d_model=model.d_model, num_layers=model.num_layers)

@@ -13,8 +13,11 @@ from probes.aggregate.ema import Ema
 from probes.aggregate.mean import Mean
 from probes.artifact import save_artifact
 from probes.card import Calibration, Card, Format, ModelRef, Stage
+from probes.steering.artifact import Safety, SteerCard, save_steer
 
 LAYERS = (7, 15, 23)
+STEERED_LAYERS = (23, 27)
+"""Above all that is read."""
 DIRECTIONS = 64
 """At each tap."""
 _SEED = 7
@@ -30,10 +33,12 @@ def write_monitored(
     model_id: str,
     layers: Sequence[int] = LAYERS,
     directions: int = DIRECTIONS,
+    steered_layers: Sequence[int] = (),
 ) -> Path:
     """Write the detectors and a policy that reads all of them.
 
-    The first detector may block at the prompt, all others flag at every token of the reply.
+    The first detector may block at the prompt, all others flag at every token of the reply. Steers, if there are any,
+    write to every row of every request.
 
     Args:
         folder: for the files.
@@ -41,6 +46,7 @@ def write_monitored(
         model_id: what the policy calls it.
         layers: to tap.
         directions: at each tap.
+        steered_layers: after which a steer writes.
     Returns: the policy file.
     """
     rng = np.random.default_rng(_SEED)
@@ -68,11 +74,25 @@ def write_monitored(
                     "mode": "enforce",
                 }
             )
-    policy = {"name": "bench", "on_gap": "block", "on_uncalibrated": "block", "hold_back": 0, "rules": rules}
+    steers: list[dict[str, object]] = []
+    for layer in steered_layers:
+        path = folder / f"out_of_reach_{layer}.safetensors"
+        direction = rng.standard_normal(model.d_model)
+        save_steer(path, _steer_card(path.stem, f"resid_post.{layer}", model), direction / np.linalg.norm(direction))
+        steers.append({"name": f"steer-{layer}", "artifact": path.name, "op": "cap", "positions": "all"})
+    policy = {
+        "name": "bench",
+        "on_gap": "block",
+        "on_uncalibrated": "block",
+        "hold_back": 0,
+        "steers": [steer["name"] for steer in steers],
+        "rules": rules,
+    }
     content = {
         "version": "1",
         "model": model_id,
         "detectors": entries,
+        "steers": steers,
         "policies": [policy],
         "reserve": {"directions": directions},
     }
@@ -106,4 +126,21 @@ def _card(name: str, tap: str, model: ModelRef, stage: Stage, aggregate: Aggrega
         skip_first=1,
         tensors_digest=_DIGEST,
         calibrations=calibrations,
+    )
+
+
+def _steer_card(name: str, tap: str, model: ModelRef) -> SteerCard:
+    return SteerCard(
+        name=name,
+        description="A random direction with a ceiling that no row reaches: made by telltale bench, of no other use.",
+        model=model,
+        tap=tap,
+        more_is=Safety.NEUTRAL,
+        skip_first=1,
+        median_norm=1.0,
+        mean=0.0,
+        ceiling=_NEVER,
+        corpus_rows=1,
+        corpus_digest=_DIGEST,
+        tensors_digest=_DIGEST,
     )

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from serving.bench import memory
-from serving.bench.figures import Figures, table
+from serving.bench.figures import STEERED_GOAL, THROUGHPUT_GOAL, Figures, table
 from serving.bench.load import Sample, Workload
 from serving.bench.machine import Machine
 from serving.bench.memory import Memory
@@ -32,10 +32,11 @@ class Setting:
         model: as named.
         flags: vLLM's, the same for both servers.
         environment: what ``telltale serve`` sets in its environment; both servers were started with it.
-        monitored: what Telltale read and enforced, in one sentence.
+        monitored: what Telltale read, enforced and wrote, in a few sentences.
         workload: one turn.
         started: with its time zone.
         seconds: that the measured rounds took, warm-up included.
+        steered: whether Telltale steered every request.
     """
 
     command: str
@@ -46,6 +47,7 @@ class Setting:
     workload: Workload
     started: datetime
     seconds: float
+    steered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +73,26 @@ class Report:
     def steady(self) -> Figures:
         """Of the steady load."""
         rounds = self.comparison.rounds
-        return Figures(
-            "steady", tuple(one.plain.steady for one in rounds), tuple(one.telltale.steady for one in rounds)
-        )
+        plain, telltale = tuple(one.plain.steady for one in rounds), tuple(one.telltale.steady for one in rounds)
+        return Figures("steady", plain, telltale, self._goal)
 
     @property
     def burst(self) -> Figures:
         """Of the bursts."""
         rounds = self.comparison.rounds
-        return Figures("burst", tuple(one.plain.burst for one in rounds), tuple(one.telltale.burst for one in rounds))
+        plain, telltale = tuple(one.plain.burst for one in rounds), tuple(one.telltale.burst for one in rounds)
+        return Figures("burst", plain, telltale, self._goal)
+
+    @property
+    def _goal(self) -> float:
+        return STEERED_GOAL if self.setting.steered else THROUGHPUT_GOAL
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write ``overhead-<device>.json`` and ``.md`` (a trial: ``overhead-<device>-trial``)."""
+        """Write ``overhead-<device>.json`` and ``.md``; steered, ``steered-<device>``; of a trial, ``...-trial``."""
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"overhead-{self.machine.device}{'-trial' if self.trial else ''}"
+        name = (
+            f"{'steered' if self.setting.steered else 'overhead'}-{self.machine.device}{'-trial' if self.trial else ''}"
+        )
         as_json, as_markdown = folder / f"{name}.json", folder / f"{name}.md"
         as_json.write_text(json.dumps(self.content(), indent=1) + "\n", encoding="utf-8")
         as_markdown.write_text(self.markdown(), encoding="utf-8")
@@ -105,6 +113,7 @@ class Report:
             "flags": list(setting.flags),
             "environment": dict(setting.environment),
             "monitored": setting.monitored,
+            "steered": setting.steered,
             "workload": asdict(setting.workload),
             "kv_cache": asdict(comparison.cache),
             "starts": comparison.starts,

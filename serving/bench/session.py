@@ -42,6 +42,7 @@ class Subject:
     folder: Path
     flags: tuple[str, ...]
     layers: Sequence[int]
+    steered_layers: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,9 @@ def measure(
     if served is None or rows is None:
         raise BenchError(f"the flags {' '.join(subject.flags)} lack --served-model-name or {_ROWS}; both are needed.")
     reference = read_model_ref(subject.folder, model_id=subject.model_id, dtype="float32")
-    policy = write_monitored(work, reference, model_id=subject.model, layers=subject.layers)
+    policy = write_monitored(
+        work, reference, model_id=subject.model, layers=subject.layers, steered_layers=subject.steered_layers
+    )
     # What telltale serve sets for itself, for both.
     environment = server_environment() | {name: value for name, value in os.environ.items() if name not in _NOT_SHARED}
     vllm = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(subject.folder)]
@@ -106,10 +109,16 @@ def measure(
     return Measured(comparison, (own, large_example()))
 
 
-def describe(layers: Sequence[int]) -> str:
-    """What Telltale reads and enforces, in a few sentences."""
+def describe(layers: Sequence[int], steered_layers: Sequence[int] = ()) -> str:
+    """What Telltale reads, enforces and writes, in a few sentences."""
+    steered = (
+        f" Every row of every request is steered after the layers {', '.join(map(str, steered_layers))}, by caps whose "
+        "ceilings are out of reach: they cost what others do, and leave the tokens as they are, which is checked."
+        if steered_layers
+        else ""
+    )
     return (
         f"{len(layers)} taps (resid_post at the layers {', '.join(map(str, layers))}), {DIRECTIONS} random directions "
         "at each, one linear detector for each direction. One policy, enforced, hold_back 0: one detector blocks at "
-        "the prompt, the others flag at every token of the reply. The thresholds are never reached."
+        f"the prompt, the others flag at every token of the reply. The thresholds are never reached.{steered}"
     )

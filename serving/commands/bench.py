@@ -10,7 +10,7 @@ from pathlib import Path
 
 from serving.arguments import parse_serve, vllm_arguments
 from serving.bench import BenchError
-from serving.bench.detectors import LAYERS
+from serving.bench.detectors import LAYERS, STEERED_LAYERS
 from serving.bench.load import Workload
 from serving.bench.machine import read_machine
 from serving.bench.report import Report, Setting
@@ -24,13 +24,14 @@ _SHARED_FLAGS = ("--enable-prefix-caching", "--max-num-batched-tokens", "2048")
 """What vLLM's API server takes on a CPU by itself, said aloud: the report states the memory for these rows."""
 
 
-def bench(*, rounds: int, starts: int, out: Path, workload: Workload | None = None) -> None:
+def bench(*, rounds: int, starts: int, out: Path, steered: bool = False, workload: Workload | None = None) -> None:
     """Measure plain vLLM against ``telltale serve`` on the embedded model, and write the report.
 
     Args:
         rounds: alternating rounds, in all.
         starts: how often both servers are started; each time they have their share of the rounds.
         out: folder for the report.
+        steered: whether every request is steered too.
         workload: another one than the default.
     Raises:
         probes.errors.TelltaleError: a server failed, the monitor did not see everything, a prefix was computed more
@@ -48,15 +49,17 @@ def bench(*, rounds: int, starts: int, out: Path, workload: Workload | None = No
     started, start = datetime.now(UTC), time.monotonic()
     folder = ensure_builtin_model(DEFAULT_MODEL, progress=say).path
     arguments = vllm_arguments(parse_serve(None, _SHARED_FLAGS, policy_model=DEFAULT_MODEL), folder)
-    subject = Subject(DEFAULT_MODEL, DEFAULT_MODEL, folder, tuple(arguments[1:]), LAYERS)
+    steered_layers = STEERED_LAYERS if steered else ()
+    subject = Subject(DEFAULT_MODEL, DEFAULT_MODEL, folder, tuple(arguments[1:]), LAYERS, steered_layers)
     with ended_by_signals(), tempfile.TemporaryDirectory(prefix="telltale-bench-") as work:
         measured = measure(subject, Path(work), workload, rounds=shares(rounds, starts), progress=say)
     setting = Setting(
-        command=f"telltale bench --rounds {rounds} --starts {starts}",
+        command=f"telltale bench --rounds {rounds} --starts {starts}{' --steered' if steered else ''}",
         model=DEFAULT_MODEL,
         flags=subject.flags,
         environment=server_environment(),
-        monitored=describe(LAYERS),
+        monitored=describe(LAYERS, steered_layers),
+        steered=steered,
         workload=workload,
         started=started,
         seconds=time.monotonic() - start,

@@ -78,7 +78,7 @@ def read_rows(  # noqa: PLR0917 - an operator's schema is positional
     rows, width = hidden.shape[0], weight.shape[1]
     if rows > out.shape[0]:
         raise ValueError(f"a step has {rows} rows, the tap's buffer {out.shape[0]}: not every row would be read.")
-    stream = _stream(hidden, residual)
+    stream = stream_of(hidden, residual)
     products, squares = out[:rows, :width], out[:rows, width]
     with true_float32(hidden.device):
         torch.addmm(bias, stream, weight, out=products)
@@ -93,7 +93,7 @@ read = torch.library.custom_op("telltale::read", read_rows, mutates_args=("out",
 token as much as its products."""
 
 
-def _stream(hidden: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+def stream_of(hidden: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
     """The stream in float32: one new (n, d_model) tensor at most, the sum never rounded to a narrower type."""
     if residual is None:
         return hidden.float()

@@ -15,7 +15,7 @@ import structlog
 import serving
 from probes.errors import TelltaleError
 from serving.engine import compat
-from serving.engine.refusals import RefusedError, refuse_unmonitorable
+from serving.engine.refusals import RefusedError, refuse_unmonitorable, refuse_unsteerable
 from serving.engine.runtime import load_deployment, policy_path
 from serving.engine.trust import ensure_key
 from serving.packages import shadowed_packages
@@ -90,7 +90,8 @@ def configure(config: VllmConfig) -> None:
     refuse_unmonitorable(config, schedulers=_SCHEDULERS.values())
     ensure_key()
     deployment = load_deployment(config)
-    bank = deployment.plan.bank
+    plan, bank = deployment.plan, deployment.plan.bank
+    refuse_unsteerable(config, plan)
     parallel, scheduling = config.parallel_config, config.scheduler_config
     worker = _WORKERS.get(parallel.worker_cls)
     if worker is None and parallel.worker_cls not in _WORKERS.values():
@@ -100,6 +101,7 @@ def configure(config: VllmConfig) -> None:
     parallel.worker_cls = worker or parallel.worker_cls
     scheduling.scheduler_cls = _SCHEDULERS[bool(scheduling.async_scheduling)]
     from serving.engine.ops import OP_VERSION
+    from serving.engine.steer_op import STEER_VERSION
 
     # Part of vLLM's compile-cache key: a graph that was compiled without these taps, or with others, is never loaded.
     structure: dict[str, Any] = {
@@ -107,9 +109,11 @@ def configure(config: VllmConfig) -> None:
         "operator": OP_VERSION,
         "taps": [str(tap) for tap in bank.taps],
         "directions": bank.capacity,
+        "steer_operator": STEER_VERSION,
+        "steers": {str(matrix.tap): len(matrix.columns) for matrix in plan.steering.matrices},
     }
     config.additional_config = {**_additional(config), "telltale": structure}
-    log.info("monitoring", policy=str(policy_path()), taps=structure["taps"], digest=deployment.plan.digest[:12])
+    log.info("monitoring", policy=str(policy_path()), taps=structure["taps"], digest=plan.digest[:12])
 
 
 def _additional(config: VllmConfig) -> dict[str, Any]:

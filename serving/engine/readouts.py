@@ -20,9 +20,11 @@ class WorkerReadouts:
         counts: (R,) int64, rows of each.
         positions: (n,) int64, absolute token positions.
         readouts: (n, width of the bank) float32.
+        doses: (n, steers) float32, how far each steer moved a row; None in a step in which nothing was steered.
     """
 
     request_ids: list[str]
     counts: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
     readouts: npt.NDArray[np.float32]
+    doses: npt.NDArray[np.float32] | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from monitor.policy import Plan
-from monitor.report import Decided, EndedReport, StepReport
+from monitor.report import Decided, EndedReport, Steered, StepReport
 from monitor.types import ActionCode, Expose, Skip
 from probes.card import Format
 
@@ -26,6 +26,7 @@ class Record:
         self.fired: list[bool] = []
         self.decided: Decided | None = None
         self.events: list[str] = []
+        self.steered: list[Steered] = []
         self.ended = False
         self.num_positions = 0
 
@@ -50,6 +51,8 @@ class Record:
         }
         if self.events:
             described["events"] = list(self.events)
+        if self.steered:
+            described["steered"] = [self._describe_steered(steered) for steered in self.steered]
         skipped = self._skipped()
         described["detectors"] = [self._describe_check(position, policy.expose, skipped) for position in policy.checks]
         return described
@@ -70,6 +73,10 @@ class Record:
             described["score"] = round(statistic, 4) if math.isfinite(statistic) else None
             described["threshold"] = round(threshold, 4) if threshold is not None else None
         return described
+
+    def _describe_steered(self, steered: Steered) -> dict[str, Any]:
+        dose = {"mean": round(steered.mean, 4), "max": round(steered.largest, 4)}
+        return {"name": self._plan.steering.steers[steered.steer].name, "tokens": steered.tokens, "dose": dose}
 
     def _skipped(self) -> dict[str, int]:
         skipped = dict(self.skipped)
@@ -120,6 +127,7 @@ class Records:
             record.fired = fired[row]
             record.decided = report.decided.get(request_id)
             record.events = report.events.get(request_id, [])
+            record.steered = report.steered.get(request_id, [])
 
     def get(self, request_id: str) -> Record | None:
         """The record of a request that the engine has reported on."""
@@ -137,4 +145,5 @@ class Records:
         record.statistics, record.fired = ended.statistics, ended.fired
         record.decided = ended.decided
         record.events = ended.events
+        record.steered = ended.steered
         record.ended = True

@@ -13,6 +13,8 @@ from serving.engine.runtime import CONFIG_VARIABLE
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+    from monitor.policy import Plan
+
 SPECULATORS = ("ngram",)
 """Ways to draft tokens that were run. The others bring a model of their own, whose rows nobody has looked at."""
 _ENVIRONMENT = {
@@ -46,6 +48,37 @@ def refuse_unmonitorable(config: VllmConfig, *, schedulers: Collection[str] = ()
         raise RefusedError(
             f"{setting} cannot be monitored by this version ({why}), so the server does not start with it. Leave it "
             f"out, or unset {CONFIG_VARIABLE} to run vLLM unmonitored."
+        )
+
+
+def refuse_unsteerable(config: VllmConfig, plan: Plan) -> None:
+    """Refuse to steer where nobody has tried it, or where it would not be the same each time.
+
+    Args:
+        config: vLLM's, finished.
+        plan: of the policy file.
+    Raises:
+        RefusedError: names the setting and says why.
+    """
+    if not plan.steering.steers:
+        return
+    by_rule = any(rule.steer is not None for policy in plan.policies for rule in policy.rules)
+    parallel, settings = config.parallel_config, []
+    if parallel.pipeline_parallel_size > 1:
+        settings.append(("--pipeline-parallel-size above 1", "stages do not hand on what they wrote"))
+    if config.use_v2_model_runner:
+        settings.append(("the V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)", "it is not yet told what to write"))
+    if by_rule and config.speculative_config is not None:
+        settings.append(
+            (
+                "speculative decoding (--speculative-config)",
+                "a rule's steer would begin later where drafts are accepted",
+            )
+        )
+    for setting, why in settings:
+        raise RefusedError(
+            f"{setting} cannot be served by this version together with the policy's steers ({why}). Leave it out, or "
+            "take the steers out of the policy file."
         )
 
 

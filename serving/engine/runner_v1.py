@@ -5,7 +5,7 @@ On a pipeline, a stage hands what its taps read to the next one beside the hidde
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
 from serving.engine.selfcheck import tap_model
+from serving.engine.steer_order import STEERS
+from serving.engine.steers import SteerSet, make_writable
 from serving.engine.taps import TapSet
 
 if TYPE_CHECKING:
@@ -30,12 +32,11 @@ UPSTREAM = "telltale_readouts"
 class AsyncOutputWithReadouts(AsyncModelRunnerOutput):
     """vLLM's asynchronous result, joined by the readouts of the same step once both have reached the host."""
 
-    def __init__(self, inner: AsyncModelRunnerOutput, readouts: torch.Tensor, positions: torch.Tensor, rows: _Rows):
+    def __init__(self, inner: AsyncModelRunnerOutput, rows: _Rows, found: _Found) -> None:
         self._inner = inner
         self._rows = rows
-        self._device = (readouts, positions)  # kept until the copy is done
-        self._readouts = readouts.to("cpu", non_blocking=True)
-        self._positions = positions.to("cpu", non_blocking=True)
+        self._device = found  # kept until the copy is done
+        self._host = found.begin_copy()
         self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._copied.record()
 
@@ -44,7 +45,20 @@ class AsyncOutputWithReadouts(AsyncModelRunnerOutput):
         output = self._inner.get_output()
         self._copied.synchronize()
         del self._device
-        return _attach(output, self._rows, self._readouts, self._positions)
+        return _attach(output, self._rows, self._host)
+
+
+class _Found(NamedTuple):
+    """What a step left on the device, row by row, owned by nobody else."""
+
+    readouts: torch.Tensor
+    positions: torch.Tensor
+    doses: torch.Tensor | None
+
+    def begin_copy(self) -> _Found:
+        """The same on the host, once the device has come so far."""
+        doses = self.doses.to("cpu", non_blocking=True) if self.doses is not None else None
+        return _Found(self.readouts.to("cpu", non_blocking=True), self.positions.to("cpu", non_blocking=True), doses)
 
 
 class _Rows:
@@ -65,15 +79,16 @@ class TappedRunner(GPUModelRunner):
 
     intermediate_tensors: IntermediateTensors | None
     telltale_taps: TapSet | None = None
+    telltale_steers: SteerSet | None = None
     _telltale_rows: _Rows | None = None
     _telltale_upstream: torch.Tensor | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load, then tap the layers: before any profile run, compilation or capture sees them."""
         super().load_model(*args, **kwargs)
-        self.telltale_taps = tap_model(
-            self.get_model(), self.vllm_config, max_rows=self.max_num_tokens, device=self.device
-        )
+        model, rows = self.get_model(), self.max_num_tokens
+        self.telltale_taps = tap_model(model, self.vllm_config, max_rows=rows, device=self.device)
+        self.telltale_steers = make_writable(self.telltale_taps, self.vllm_config, max_rows=rows, device=self.device)
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         """Forget the rows of the step before (a step without tokens has none); send on what this stage has read."""
@@ -97,7 +112,10 @@ class TappedRunner(GPUModelRunner):
     def _prepare_inputs(self, scheduler_output: SchedulerOutput, num_scheduled_tokens: npt.NDArray[np.int32]) -> Any:
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
         # Only here is the row order final: requests were added, removed and reordered before.
-        self._telltale_rows = _Rows(list(self.input_batch.req_ids), num_scheduled_tokens.astype(np.int64))
+        self._telltale_rows = rows = _Rows(list(self.input_batch.req_ids), num_scheduled_tokens.astype(np.int64))
+        if self.telltale_steers is not None:
+            orders = getattr(scheduler_output, STEERS, {})
+            self.telltale_steers.arm(orders, rows.request_ids, rows.counts, self.positions[: rows.total])
         return prepared
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
@@ -106,11 +124,12 @@ class TappedRunner(GPUModelRunner):
         rows, taps = self._telltale_rows, self.telltale_taps
         if rows is None or taps is None or output is None or output is EMPTY_MODEL_RUNNER_OUTPUT:
             return output
-        readouts, positions = self._collect(rows.total), self.positions[: rows.total].clone()
+        doses = self.telltale_steers.collect(rows.total) if self.telltale_steers is not None else None
+        found = _Found(self._collect(rows.total), self.positions[: rows.total].clone(), doses)
         if isinstance(output, AsyncModelRunnerOutput):
-            return AsyncOutputWithReadouts(output, readouts, positions, rows)
+            return AsyncOutputWithReadouts(output, rows, found)
         if isinstance(output, ModelRunnerOutput):
-            return _attach(output, rows, readouts.cpu(), positions.cpu())
+            return _attach(output, rows, found)
         return output
 
     def _with_readouts(self, sent: IntermediateTensors) -> IntermediateTensors:
@@ -122,10 +141,11 @@ class TappedRunner(GPUModelRunner):
         return self.telltale_taps.collect(num_rows, self._telltale_upstream)
 
 
-def _attach(
-    output: ModelRunnerOutput, rows: _Rows, readouts: torch.Tensor, positions: torch.Tensor
-) -> ModelRunnerOutput:
-    setattr(output, ATTRIBUTE, WorkerReadouts(rows.request_ids, rows.counts, positions.numpy(), readouts.numpy()))
+def _attach(output: ModelRunnerOutput, rows: _Rows, found: _Found) -> ModelRunnerOutput:
+    """Attach what has reached the host."""
+    doses = found.doses.numpy() if found.doses is not None else None
+    sent = WorkerReadouts(rows.request_ids, rows.counts, found.positions.numpy(), found.readouts.numpy(), doses)
+    setattr(output, ATTRIBUTE, sent)
     return output
 
 

@@ -29,6 +29,7 @@ from serving.engine.holdback import BLOCKED, HoldBack
 from serving.engine.prefix import PrefixReadouts, whole_group
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
 from serving.engine.runtime import load_deployment
+from serving.engine.steerbook import SteerBook
 from serving.engine.trust import EXTRA_KEY, unseal
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class MonitoredScheduler(Scheduler):
         self._observe_seconds: list[float] = []
         # Scored positions of requests before their cached prefixes were replayed, until their step is judged.
         self._before_replay: dict[str, int] = {}
+        self._steerbook = SteerBook(deployment.plan, block_size=self.hash_block_size)
         manager = self.kv_cache_manager
         # Where no layers keep a block for every token, cached prefixes are computed again.
         group = whole_group(manager) if manager.enable_caching else None
@@ -108,6 +110,7 @@ class MonitoredScheduler(Scheduler):
         depth = self._monitor.policy_of(admitted).hold_back
         self._hold_back.begin(request.request_id, depth=depth, num_prompt=request.num_prompt_tokens)
         self._clients[request.request_id] = request.client_index
+        self._steerbook.admit(request, self._monitor.policy_of(admitted))
         if self._prefix is None:
             # Cached positions are not computed, so nothing would read them.
             request.skip_reading_prefix_cache = True
@@ -117,6 +120,7 @@ class MonitoredScheduler(Scheduler):
         """Remember where the rows of the step will belong."""
         step: SchedulerOutput = super().schedule(*args, **kwargs)
         self._heartbeat.scheduled(step.num_scheduled_tokens)
+        self._steerbook.scheduled(step, self.requests)
         if self._prefix is not None:
             self._prefix.scheduled(step, self.requests)
         return step
@@ -186,6 +190,7 @@ class MonitoredScheduler(Scheduler):
         if self._prefix is not None:
             self._prefix.forget(request_id)
         self._heartbeat.finish(request_id, aborted=cut_off)
+        self._steerbook.forget(request_id)
         client = self._clients.pop(request_id, request.client_index)
         self._settled.discard(request_id)
         if ended is not None:
@@ -206,6 +211,8 @@ class MonitoredScheduler(Scheduler):
             before |= ahead if distrusted else {}
         self._observe_step(scheduler_output, output, readouts, distrusted=distrusted)
         self._monitor.distrust(before, Gap.CANARY)
+        if not self._steerbook.is_empty:
+            self._steerbook.judged(step_ids, self._monitor)
 
     def _observe_step(
         self,
@@ -236,6 +243,8 @@ class MonitoredScheduler(Scheduler):
             except Exception:
                 log.exception("the monitor failed on a step; its requests are taken apart")
                 self._observe_apart(step, scheduler_output)
+            if not self._steerbook.is_empty:
+                self._steerbook.tell(step, readouts.doses, self._monitor)
         except Exception:
             log.exception("the monitor failed on a step; its requests follow on_gap")
             self._monitor.lose(self._reached(scheduler_output.num_scheduled_tokens), Gap.MONITOR_ERROR)

@@ -43,6 +43,7 @@ MODES: dict[str, str] = {
     "abort": "cut off inside the engine",
     "slow reader": "a client that reads slowly",
     "canary requests": "our own, among those of users",
+    "steered requests": "rows that a steer writes to, and those of their batch mates",
 }
 """Ways in which people run the engine or ask it, and what is meant."""
 
@@ -109,6 +110,7 @@ FAULTS: dict[str, Fault] = {
     "readouts of another width": Fault("monitor_error"),
     "exception in the monitor": Fault("monitor_error"),
     "position that never came": Fault("unseen", on_gap=("blocked (Monitor alone)", "flagged (Monitor alone)", "-")),
+    "steer that does not write": Fault("not_steered"),
     "canary: corrupted weights": Fault("canary"),
     "canary: corrupted bias": Fault("canary"),
     "canary: tap that stops firing": Fault("canary"),

@@ -16,6 +16,7 @@ from probes.artifact import Artifact, save_artifact
 from probes.card import Calibration, Card, Format, Stage
 from probes.fit.canary import canary_of
 from probes.modelref import read_model_ref
+from probes.steering.artifact import Safety, SteerArtifact, SteerCard, save_steer
 from probes.taps import Site, Tap
 from serving.builtin import DEFAULT_MODEL, ensure_builtin_model
 
@@ -162,6 +163,36 @@ def save_linear(
         return artifact
     found = canary_of(artifact, model_dir=model, progress=lambda text: None)
     return save_artifact(path, artifact.card.model_copy(update={"canary": found}), tensors)
+
+
+def save_direction(
+    path: Path,
+    model: Path,
+    direction: np.ndarray,
+    *,
+    layer: int = 0,
+    more_is: Safety = Safety.NEUTRAL,
+    median_norm: float = 2000.0,
+    ceiling: float = 1.0,
+    mean: float = 0.0,
+) -> SteerArtifact:
+    """Write a steering direction for the tiny model, whose streams have norms of about 2,000."""
+    reference = read_model_ref(model, model_id=model.name, dtype="float32")
+    card = SteerCard(
+        name=path.name.removesuffix(".safetensors"),
+        description="a direction drawn by the tests",
+        model=reference,
+        tap=str(Tap(layer)),
+        more_is=more_is,
+        skip_first=1,
+        median_norm=median_norm,
+        mean=mean,
+        ceiling=ceiling,
+        corpus_rows=1,
+        corpus_digest=_DIGEST,
+        tensors_digest=_DIGEST,
+    )
+    return save_steer(path, card, direction)
 
 
 def save_trigger(path: Path, model: Path, **settings: object) -> Artifact:

@@ -136,5 +136,7 @@ def test_detectors_of_different_models_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "harm")
     policy = tmp_path / "telltale.yaml"
     policy.write_text(policy_text(rule("r"), names=["harm", "other"]))
-    with pytest.raises(PolicyError, match=r"'harm' and 'other' were trained on different models \('fake', 'another'\)"):
+    with pytest.raises(
+        PolicyError, match=r"detector 'harm' and detector 'other' were made on different models \('fake', 'another'\)"
+    ):
         check_policy(policy)

@@ -71,7 +71,7 @@ def test_counts_are_exact(plan: Plan) -> None:
     run.request("flagged", [0, 1.5, 0], [])
     run.request("blocked", [0, 1.25], [0, 3.0])
     run.request("torn", [0, 0], [0.0], broken=True)
-    assert [run.value("telltale_requests_total", action=action.value) for action in Action] == [1, 2, 1]
+    assert [run.value("telltale_requests_total", action=action.value) for action in Action] == [1, 2, 0, 1]
     acted = {
         (rule_name, action, mode): run.value("telltale_actions_total", rule=rule_name, action=action, mode=mode)
         for rule_name, action, mode in [
@@ -85,7 +85,7 @@ def test_counts_are_exact(plan: Plan) -> None:
     assert run.value("telltale_tokens_scored_total") == 3 + 2 + 3 + 2
     assert run.value("telltale_tokens_skipped_total", reason="sink") == 4
     assert run.value("telltale_tokens_skipped_total", reason="final") == 4
-    assert [run.value("telltale_gaps_total", reason=gap.value) for gap in Gap] == [3, 0, 0, 0, 0]
+    assert [run.value("telltale_gaps_total", reason=gap.value) for gap in Gap] == [3, 0, 0, 0, 0, 0]
     assert run.value("telltale_observe_seconds_count") == 3 + 1 + 3 + 2
     assert run.value("telltale_observe_seconds_sum") == pytest.approx(9e-4)
     prompt = {"stage": "prompt", "aggregate": "max", "segments": ""}

@@ -14,7 +14,16 @@ import pytest
 from hypothesis import given
 
 from monitor.monitor import Monitor
-from monitor.report import Decided, EndedReport, StepReport, TallyReport, decode_report, encode_report, make_report
+from monitor.report import (
+    Decided,
+    EndedReport,
+    Steered,
+    StepReport,
+    TallyReport,
+    decode_report,
+    encode_report,
+    make_report,
+)
 from monitor.report import take_tally as make_tally
 from probes.card import Format
 from serving.engine.carrier import CARRIER_ID, take_reports
@@ -30,7 +39,13 @@ RULES = "\n".join(
 )
 counts = st.dictionaries(st.text(max_size=8), st.integers(0, 2**40), max_size=3)
 numbers = st.floats(allow_nan=False)
-decisions = st.none() | st.builds(Decided, st.integers(0, 2), st.text(max_size=9), st.text(max_size=30))
+steered = st.lists(
+    st.builds(
+        Steered, st.integers(0, 9), st.integers(0, 2**40), st.floats(0, allow_nan=False), st.floats(0, allow_nan=False)
+    ),
+    max_size=2,
+)
+decisions = st.none() | st.builds(Decided, st.integers(0, 3), st.text(max_size=9), st.text(max_size=30))
 ended_reports = st.builds(
     EndedReport,
     st.text(max_size=20),
@@ -42,6 +57,7 @@ ended_reports = st.builds(
     st.lists(st.booleans(), max_size=4),
     decisions,
     st.lists(st.text(max_size=9), max_size=2),
+    steered,
 )
 tallies = st.none() | st.builds(
     TallyReport,
@@ -52,6 +68,7 @@ tallies = st.none() | st.builds(
     st.lists(numbers, max_size=3),
     counts,
     st.integers(0, 2**40),
+    counts,
 )
 reports = st.builds(
     StepReport,
@@ -65,6 +82,7 @@ reports = st.builds(
     st.dictionaries(st.text(max_size=9), decisions.filter(lambda decided: decided is not None), max_size=2),
     st.dictionaries(st.text(max_size=9), counts, max_size=2),
     st.dictionaries(st.text(max_size=9), st.lists(st.text(max_size=9), max_size=2), max_size=2),
+    st.dictionaries(st.text(max_size=9), steered, max_size=2),
     st.lists(ended_reports, max_size=2),
     tallies,
 )

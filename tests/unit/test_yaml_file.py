@@ -90,7 +90,7 @@ BY_SCHEMA = [  # replaced, by what, line, key, words of the message
     ("on_gap: block", "on_gap: [block]", 8, "policies[0].on_gap", "is ['block']"),
     ("on_gap: block", "on_gap: block\n    hold_back: 2000", 9, "policies[0].hold_back", "less than or equal to 1024."),
     ("stage: prompt", "stage: promt", 12, f"{RULE}.when.stage", "is 'promt'. Did you mean 'prompt'? Known: prompt,"),
-    ("{action: block, text: \"No.\"}", "{action: blocc}", 13, f"{RULE}.do.action", "'block'? Known: block, flag."),
+    ("{action: block, text: \"No.\"}", "{action: blocc}", 13, f"{RULE}.do.action", "'block'? Known: block, flag"),
     ("mode: enforce", "mode: enforced", 14, f"{RULE}.mode", "Did you mean 'enforce'? Known: enforce, shadow."),
     ("        mode: enforce\n", "", 11, f"{RULE}.mode", "is missing."),
     ("name: refuse-harm", "name: Refuse Harm", 11, f"{RULE}.name", "should match pattern"),

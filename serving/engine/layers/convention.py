@@ -50,6 +50,15 @@ class Convention(Enum):
             "Correct its entry in serving/engine/layers/known.py."
         )
 
+    def replaced(self, output: Any, hidden: torch.Tensor) -> Any:
+        """The output of a layer whose first tensor is another one: what is added to it is added to the stream.
+
+        Args:
+            output: of a layer's forward, from which ``stream`` could be read.
+            hidden: instead of its first tensor.
+        """
+        return hidden if self is Convention.PLAIN else (hidden, output[1])
+
 
 @dataclass(frozen=True, slots=True)
 class LayerClass:
