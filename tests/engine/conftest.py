@@ -6,11 +6,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import openai
 import pytest
 
+from probes.aggregate.m_of_n import MOfN
+from probes.card import Stage
 from tests.support.server import SMALL, Server, serving, telltale_command
-from tests.support.tiny import TinyModel, make_tiny_model, save_trigger
+from tests.support.tiny import D_MODEL, TinyModel, make_tiny_model, save_direction, save_trigger
 
 REFUSAL = "Not this."
 STREAM_REFUSAL = "I stop here."
@@ -47,6 +50,9 @@ version: "1"
 detectors:
   - artifact: trigger.safetensors
   - artifact: chat_only.safetensors
+  - artifact: thrice.safetensors
+steers:
+  - {{name: push, artifact: served_push.safetensors, op: add, strength: 0.25, positions: generated}}
 policies:
   - name: default
     on_gap: block
@@ -66,6 +72,10 @@ policies:
         when: {{detector: chat_only, stage: prompt}}
         do: {{action: flag}}
         mode: enforce
+      - name: steer-thrice
+        when: {{detector: thrice, stage: prompt}}
+        do: {{action: steer, steer: push, gate: latched}}
+        mode: enforce
 {STREAM_RULE}"""
 
 
@@ -76,6 +86,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     model = make_tiny_model(folder / "tiny-llama")
     save_trigger(folder / "trigger.safetensors", model.path)
     save_trigger(folder / "chat_only.safetensors", model.path, name="chat_only", formats=("chat",))
+    thrice = MOfN(count=3, window=256)
+    save_trigger(folder / "thrice.safetensors", model.path, name="thrice", stages=(Stage.PROMPT,), aggregate=thrice)
+    direction = np.random.default_rng(4).standard_normal(D_MODEL)
+    save_direction(folder / "served_push.safetensors", model.path, direction / np.linalg.norm(direction))
     (folder / "guarded.yaml").write_text(GUARDED)
     (folder / "open.yaml").write_text(OPEN)
     return model
@@ -92,7 +106,10 @@ def guarded(tiny: TinyModel) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def open_(tiny: TinyModel) -> Iterator[Server]:
-    """Only shadows the trigger in prompts, flags it in chats, cuts streams; tokens are released at once."""
+    """Only shadows the trigger in prompts, flags it in chats, cuts streams; tokens are released at once.
+
+    A chat in which the trigger stands three times is steered.
+    """
     folder = tiny.path.parent
     with serving(telltale_command(tiny.path, folder / "open.yaml"), folder / "open.log") as server:
         yield server
