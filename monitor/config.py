@@ -223,6 +223,9 @@ class Policy(_Strict):
     on_gap: Answer = Field(description="what to do when a position could not be scored: block, flag or allow")
     on_uncalibrated: Answer = Field(description="what to do in a format that a detector's card does not list")
     steers: tuple[Name, ...] = Field(default=(), description="steers that write to every request of this policy")
+    on_request: tuple[Name, ...] = Field(
+        default=(), description="steers that a request may ask for, by name and with at most their strength"
+    )
     hold_back: int | None = Field(
         default=None,
         ge=0,
@@ -239,8 +242,19 @@ class Policy(_Strict):
         names = [rule.name for rule in self.rules]
         if doubles := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two rules are named {doubles[0]!r}; metrics and replies need one name for one rule")
-        if doubles := sorted({name for name in self.steers if self.steers.count(name) > 1}):
-            raise ValueError(f"'steers' names {doubles[0]!r} twice; name each once")
+        for key, listed in (("steers", self.steers), ("on_request", self.on_request)):
+            if doubles := sorted({name for name in listed if listed.count(name) > 1}):
+                raise ValueError(f"{key!r} names {doubles[0]!r} twice; name each once")
+        return self
+
+    @model_validator(mode="after")
+    def _only_clients_choose_what_clients_may_choose(self) -> Self:
+        own = {*self.steers, *(rule.do.steer for rule in self.rules if rule.do.steer is not None)}
+        if shared := sorted(own & set(self.on_request)):
+            raise ValueError(
+                f"'on_request' names {shared[0]!r}, which this policy also applies by itself: a request could ask for "
+                "less of it. List a steer of its own, with the same artifact, for requests"
+            )
         return self
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from monitor.config import Config, Policy, Rule
@@ -63,7 +63,10 @@ class CompiledRule:
 
 @dataclass(frozen=True, slots=True)
 class CompiledPolicy:
-    """A policy whose rules point into the plan's checks, and ``steers``, those of every request, into its steers."""
+    """A policy whose rules point into the plan's checks.
+
+    ``steers``, those of every request, and ``on_request``, those that one may ask for, point into its steers.
+    """
 
     name: str
     on_gap: Action
@@ -74,6 +77,7 @@ class CompiledPolicy:
     rules: tuple[CompiledRule, ...]
     checks: tuple[int, ...]
     steers: tuple[int, ...] = ()
+    on_request: tuple[int, ...] = ()
 
     def uncalibrated(self, checks: Sequence[Check], fmt: Format) -> bool:
         """Whether an enforcing rule rests on a check that has no threshold for this format."""
@@ -149,25 +153,22 @@ def compile_plan(
             )
             for number, rule in enumerate(policy.rules)
         )
-        always = tuple(
-            steering.number(file, ("policies", position, "steers", number), name)
-            for number, name in enumerate(policy.steers)
+        always, asked = (
+            tuple(steering.number(file, ("policies", position, key, number), name) for number, name in enumerate(names))
+            for key, names in (("steers", policy.steers), ("on_request", policy.on_request))
         )
         require_clean_readings(file, ("policies", position), policy, cards, steering)
         read = {rule.when.detector for rule in policy.rules}
         watched = [place(check) for name in cards if name not in read for check in _default_checks(name, cards[name])]
-        policies.append(_compile_policy(policy, rules, checks, watched, always))
+        compiled = _compile_policy(policy, rules, checks, watched)
+        policies.append(replace(compiled, steers=always, on_request=asked))
     bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions)
     digest = _digest(config, bank, checks, steering)
     return Plan(bank, tuple(checks), tuple(policies), MappingProxyType(cards), digest, steering)
 
 
 def _compile_policy(
-    policy: Policy,
-    rules: tuple[CompiledRule, ...],
-    checks: Sequence[Check],
-    watched: Sequence[int],
-    steers: tuple[int, ...],
+    policy: Policy, rules: tuple[CompiledRule, ...], checks: Sequence[Check], watched: Sequence[int]
 ) -> CompiledPolicy:
     hold_back = policy.hold_back
     if hold_back is None:
@@ -185,7 +186,6 @@ def _compile_policy(
         text=policy.text,
         rules=rules,
         checks=tuple(sorted({rule.check for rule in rules} | set(watched))),
-        steers=steers,
     )
 
 

@@ -114,7 +114,7 @@ def require_clean_readings(
     Raises:
         PolicyError: names rule and steer.
     """
-    named = {*policy.steers, *(rule.do.steer for rule in policy.rules if rule.do.steer is not None)}
+    named = {*policy.steers, *policy.on_request, *(rule.do.steer for rule in policy.rules if rule.do.steer is not None)}
     steers = [plan.steers[plan.index[name]] for name in sorted(named)]
     for number, rule in enumerate(policy.rules):
         if rule.mode is not Mode.ENFORCE:

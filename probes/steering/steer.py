@@ -39,6 +39,7 @@ class Steer:
         positions: which rows.
         skip_first: leading positions that are never written to.
         unit: the stream's median norm: doses are told in it.
+        strength: of the operator; None if it has none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Steer:
     positions: Positions
     skip_first: int
     unit: float
+    strength: float | None = None
 
     def span(self, num_prompt: int) -> tuple[int, int]:
         """The first position that may be written to, and the one behind the last.
@@ -104,7 +106,8 @@ def make_steer(
             f"{operator.kind!r} adds {abs(update.constant) / vector.median_norm:.3g} median norms to every row, and "
             f"max_dose is {max_dose:g}: no row would ever get what is asked for. Lower the strength, or raise max_dose."
         )
-    return Steer(name, artifact.tap, update, positions, artifact.card.skip_first, vector.median_norm)
+    strength = getattr(operator, "strength", None)
+    return Steer(name, artifact.tap, update, positions, artifact.card.skip_first, vector.median_norm, strength)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,19 +6,21 @@ Pure ASGI, so that streams and cancellation pass untouched.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from probes.card import Format
+from serving.engine.steer_request import STEER_KEY, SteerRequestError
 from serving.origin import Origin, enter_origin, leave_origin
 
 RESERVED = "telltale"
 BEAM_SEARCH = "use_beam_search"
-_MARKS = (RESERVED.encode(), BEAM_SEARCH.encode(), b"\\u", b"\0")
+XARGS = "vllm_xargs"
+_MARKS = (STEER_KEY.encode(), RESERVED.encode(), BEAM_SEARCH.encode(), b"\\u", b"\0")
 _EXTRA_HOLDERS = (
-    "vllm_xargs",
+    XARGS,
     "extra_args",
     "sampling_params",
     "extra_body",
@@ -34,10 +36,14 @@ class MonitorMiddleware:
     Args:
         app: the application behind it.
         root_path: prefix under which the application is mounted.
+        check_xargs: looks at a body's ``vllm_xargs`` and raises what is wrong with the steer that they ask for.
     """
 
-    def __init__(self, app: ASGIApp, root_path: str = "") -> None:
+    def __init__(
+        self, app: ASGIApp, root_path: str = "", check_xargs: Callable[[Mapping[str, Any]], object] | None = None
+    ) -> None:
         self._app = app
+        self._check_xargs = check_xargs
         self._root = root_path.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,6 +64,10 @@ class MonitorMiddleware:
                     "Leave it out.",
                 )
                 return
+            wrong = self._wrong_steer(content)
+            if wrong is not None:
+                await _refuse(send, param=XARGS, code="steer_refused", message=wrong)
+                return
             if isinstance(content, dict) and content.get(BEAM_SEARCH):
                 await _refuse(
                     send,
@@ -74,6 +84,16 @@ class MonitorMiddleware:
             await self._app(scope, receive, send)
         finally:
             leave_origin(token)
+
+    def _wrong_steer(self, content: Any) -> str | None:
+        xargs = content.get(XARGS) if isinstance(content, dict) else None
+        if self._check_xargs is None or not isinstance(xargs, dict):
+            return None
+        try:
+            self._check_xargs(xargs)
+        except SteerRequestError as error:
+            return str(error)
+        return None
 
 
 def reserved_key(content: Any) -> str | None:

@@ -37,7 +37,8 @@ class TelltaleEndpoints:
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our route and the middleware."""
-        app.add_middleware(MonitorMiddleware, root_path=app.root_path or "")
+        check = engine_plugin.install().asked_steers
+        app.add_middleware(MonitorMiddleware, root_path=app.root_path or "", check_xargs=check)
 
         @app.get("/ready", include_in_schema=True, tags=["telltale"])
         async def ready() -> JSONResponse:

@@ -5,7 +5,7 @@ It presents; it can never lower what the scheduler decided.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -17,6 +17,7 @@ from probes.errors import TelltaleError
 from serving.deployment import Deployment
 from serving.engine.carrier import take_reports
 from serving.engine.records import Record, Records
+from serving.engine.steer_request import SteerRequestError, asked_steers
 from serving.engine.trust import EXTRA_KEY, TrustedData, seal
 from serving.origin import current_origin
 
@@ -66,6 +67,14 @@ class Frontend:
             raise UnmonitoredError("this process has no monitored engine: start it with telltale serve")
         return self._deployment
 
+    def asked_steers(self, extra: Mapping[str, Any]) -> dict[str, float]:
+        """What a client's ``vllm_xargs`` ask for: by a steer's name, the share of its strength.
+
+        Raises:
+            SteerRequestError: it may not be asked for.
+        """
+        return asked_steers(extra, self.deployment.plan, policy=0)
+
     def begin_canary(self, request_id: str) -> None:
         """The request that our own process is about to send under this id is a canary."""
         self._canaries.add(request_id)
@@ -92,10 +101,20 @@ class Frontend:
             raise VLLMValidationError(
                 f"the key {EXTRA_KEY!r} in extra_args and vllm_xargs is reserved for the server", parameter="vllm_xargs"
             )
+        try:
+            steers = self.asked_steers(extra)
+        except SteerRequestError as error:
+            raise VLLMValidationError(str(error), parameter="vllm_xargs") from error
         origin = current_origin()
         prompt = origin.prompt_of(request.prompt_token_ids or ())
         extra[EXTRA_KEY] = seal(
-            TrustedData(policy=None, fmt=origin.fmt, prompt=prompt, canary=request.external_req_id in self._canaries),
+            TrustedData(
+                policy=None,
+                fmt=origin.fmt,
+                prompt=prompt,
+                canary=request.external_req_id in self._canaries,
+                steers=steers,
+            ),
             request.request_id,
         )
         params.extra_args = extra

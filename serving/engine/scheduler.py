@@ -110,7 +110,8 @@ class MonitoredScheduler(Scheduler):
         depth = self._monitor.policy_of(admitted).hold_back
         self._hold_back.begin(request.request_id, depth=depth, num_prompt=request.num_prompt_tokens)
         self._clients[request.request_id] = request.client_index
-        self._steerbook.admit(request, self._monitor.policy_of(admitted))
+        asked = trusted.steers if trusted is not None else {}
+        self._steerbook.admit(request, self._monitor.policy_of(admitted), asked)
         if self._prefix is None:
             # Cached positions are not computed, so nothing would read them.
             request.skip_reading_prefix_cache = True

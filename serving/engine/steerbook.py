@@ -90,27 +90,37 @@ class SteerBook:
         self._block_size = block_size
         self._live: dict[str, _Steered] = {}
 
-    def admit(self, request: Request, policy: CompiledPolicy) -> None:
+    def admit(self, request: Request, policy: CompiledPolicy, asked: Mapping[str, float]) -> None:
         """A request has come. Its block hashes are made anew where its steers write to its prompt.
 
         Args:
             request: not scheduled yet.
             policy: that it is under.
+            asked: what it asked for and may have: by a steer's name, the share of its strength.
         """
         by_rule = any(rule.steer is not None for rule in policy.rules)
-        if not policy.steers and not by_rule:
+        if not policy.steers and not by_rule and not asked:
             return
-        always = [(number, self._steers[number]) for number in policy.steers]
-        orders = [SteerOrder(number, *steer.span(request.num_prompt_tokens)) for number, steer in always]
+        scales = dict.fromkeys(policy.steers, 1.0)
+        scales |= {
+            number: asked[self._steers[number].name]
+            for number in policy.on_request
+            if self._steers[number].name in asked
+        }
+        always = [(self._steers[number], scale) for number, scale in scales.items()]
+        orders = [
+            SteerOrder(number, *self._steers[number].span(request.num_prompt_tokens), scale)
+            for number, scale in scales.items()
+        ]
         blocks = None
         inner = request._block_hasher
         if inner is not None:
-            in_prompt = [steer for _, steer in always if steer.positions is not Positions.GENERATED]
+            in_prompt = [(steer, scale) for steer, scale in always if steer.positions is not Positions.GENERATED]
             if in_prompt:
                 request.cache_salt = _salt(request.cache_salt, in_prompt)
                 request.block_hashes.clear()
             # Where some rows are written to by their place in the request, its tokens do not say which.
-            by_place = any(steer.positions is not Positions.ALL for _, steer in always)
+            by_place = any(steer.positions is not Positions.ALL for steer, _ in always)
             if by_place or by_rule:
                 blocks = PrivateBlocks(inner, self._block_size, request.num_prompt_tokens if by_place else None)
                 request._block_hasher = blocks
@@ -197,7 +207,7 @@ class SteerBook:
         self._live.pop(request_id, None)
 
 
-def _salt(own: str | None, steers: Sequence[Steer]) -> str:
+def _salt(own: str | None, steers: Sequence[tuple[Steer, float]]) -> str:
     """The salt of requests whose prompts these steers write to, and that have the same salt of their own."""
-    content = json.dumps([own, [steer.digest() for steer in steers]])
+    content = json.dumps([own, [[steer.digest(), scale] for steer, scale in steers]])
     return hashlib.sha256(content.encode()).hexdigest()

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from monitor.segments import PromptMap, Run
@@ -32,12 +32,14 @@ class TrustedData:
         fmt: how its text reached the model.
         prompt: who wrote which of its prompt's tokens, and where the reply begins.
         canary: it is one of our own canaries, which is scored and judged apart from users' requests.
+        steers: that it asked for and may have: by their names, the share of their strength.
     """
 
     policy: str | None
     fmt: Format
     prompt: PromptMap
     canary: bool = False
+    steers: Mapping[str, float] = field(default_factory=dict)
 
 
 def ensure_key(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -54,6 +56,7 @@ def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] =
         "runs": [[run.role.value, run.length] for run in prompt.runs] if prompt.runs is not None else None,
         "stream_from": prompt.stream_from,
         "canary": data.canary,
+        "steers": dict(data.steers),
         "events": [event.value for event in prompt.events],
     }
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -84,7 +87,13 @@ def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = o
         stream_from=body["stream_from"],
         events=tuple(PromptEvent(event) for event in body["events"]),
     )
-    return TrustedData(policy=body["policy"], fmt=Format(body["format"]), prompt=prompt, canary=bool(body["canary"]))
+    return TrustedData(
+        policy=body["policy"],
+        fmt=Format(body["format"]),
+        prompt=prompt,
+        canary=bool(body["canary"]),
+        steers=body["steers"],
+    )
 
 
 def _mac(body: str, request_id: str, environment: Mapping[str, str]) -> str:

@@ -53,11 +53,13 @@ detectors:
   - artifact: thrice.safetensors
 steers:
   - {{name: push, artifact: served_push.safetensors, op: add, strength: 0.25, positions: generated}}
+  - {{name: nudge, artifact: served_push.safetensors, op: add, strength: 0.5, positions: all}}
 policies:
   - name: default
     on_gap: block
     on_uncalibrated: flag
     hold_back: 0
+    on_request: [nudge]
     text: "{STREAM_REFUSAL}"
     rules:
       - name: would-block-prompt

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import openai
 import pytest
 
 from tests.engine.conftest import client_of
@@ -66,3 +67,22 @@ def test_a_request_that_misses_the_threshold_is_not_steered(open_: Server, tiny:
     choice = ask(open_, hot(tiny, times=2), tokens=TOKENS).choices[0]
     assert choice.telltale["action"] != "steer"
     assert "steered" not in choice.telltale
+
+
+def test_a_request_gets_the_steer_that_it_asks_for_and_may_have(open_: Server, plain: Server) -> None:
+    def asked(**xargs: Any) -> Any:
+        extra = {**GREEDY["extra_body"], "vllm_xargs": xargs}
+        return ask(open_, BENIGN[0], tokens=TOKENS, extra_body=extra).choices[0]
+
+    expected = ask(plain, BENIGN[0], tokens=TOKENS).choices[0].token_ids
+    full, half, again = asked(steer="nudge"), asked(steer="nudge", steer_strength=0.25), asked(steer="nudge")
+    assert [choice.telltale["action"] for choice in (full, half)] == ["allow", "allow"]
+    assert [choice.telltale["steered"][0]["dose"]["mean"] for choice in (full, half)] == [0.5, 0.25]
+    assert full.token_ids != expected
+    assert half.token_ids != full.token_ids
+    assert again.token_ids == full.token_ids
+    assert ask(open_, BENIGN[0], tokens=TOKENS).choices[0].token_ids == expected
+    for xargs in ({"steer": "push"}, {"steer": "nudge", "steer_strength": 0.75}):
+        for streaming in (False, True):
+            with pytest.raises(openai.BadRequestError, match=r"steer is 'push'. Known: nudge|takes above 0 to 0.5"):
+                ask(open_, BENIGN[0], stream=streaming, extra_body={"vllm_xargs": xargs})

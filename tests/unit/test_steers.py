@@ -17,6 +17,7 @@ from probes.card import Stage
 from probes.steering.artifact import Safety, SteerArtifact, SteerCard, save_steer
 from probes.steering.base import Sign
 from probes.steering.steer import END, Positions
+from serving.engine.steer_request import SteerRequestError, asked_steers
 from tests.unit.artifacts import (
     D_MODEL,
     DIGEST,
@@ -137,6 +138,10 @@ def test_a_steer_that_cannot_be_is_refused(tmp_path: Path, steers: str, said: st
         (do("r", STEER, stage="response"), "", "steers at the stage 'response': by then nothing is left"),
         ("", "steers: [clam]", "policies[0].steers[0]: is 'clam'. Did you mean 'calm'?"),
         ("", "steers: [calm, calm]", "'steers' names 'calm' twice; name each once."),
+        ("", "on_request: [calm, calm]", "'on_request' names 'calm' twice; name each once."),
+        ("", "on_request: [clam]", "policies[0].on_request[0]: is 'clam'. Did you mean 'calm'?"),
+        ("", "steers: [calm]\non_request: [calm]", "'on_request' names 'calm', which this policy also applies by"),
+        (do("r", STEER), "on_request: [calm]", "a request could ask for less of it. List a steer of its own"),
         ("", "on_gap: steer", "policies[0].on_gap: is 'steer'. "),
     ],
 )
@@ -215,3 +220,46 @@ def test_a_dose_counts_only_what_was_changed() -> None:
     dose.add(np.array([0.0, 0.5, 0.0, 0.25]))
     dose.add(np.zeros(3))
     assert (dose.tokens, dose.mean, dose.largest) == (2, 0.375, 0.5)
+
+
+ASKED = "{name: push, artifact: calm.safetensors, op: add, strength: -0.2}"
+
+
+@pytest.mark.parametrize(
+    ("xargs", "found"),
+    [
+        ({}, {}),
+        ({"other": 1}, {}),
+        ({"steer": "calm"}, {"calm": 1.0}),
+        ({"steer": "calm", "steer_strength": 0.25}, {"calm": 0.5}),
+        ({"steer": "push", "steer_strength": -0.05}, {"push": 0.25}),
+    ],
+)
+def test_a_request_may_ask_for_what_its_policy_lists(
+    tmp_path: Path, xargs: dict[str, Any], found: dict[str, float]
+) -> None:
+    steers = f"{CALM.replace('cap', 'cap, strength: 0.5')}, {ASKED}"
+    plan = compiled(tmp_path, steers, policy="on_request: [calm, push]")
+    assert asked_steers(xargs, plan, 0) == pytest.approx(found)
+
+
+@pytest.mark.parametrize(
+    ("xargs", "said"),
+    [
+        ({"steer": "clam"}, r"steer is 'clam'\. Did you mean 'calm'\? Known: calm"),
+        ({"steer": "push"}, r"steer is 'push'\. Known: calm"),
+        ({"steer": ["calm"]}, r"steer is \['calm'\]"),
+        ({"steer_strength": 1}, r"steer_strength is given without steer"),
+        ({"steer": "calm", "steer_strength": 0.6}, r"is 0\.6; the steer 'calm' takes above 0 to 0\.5"),
+        ({"steer": "calm", "steer_strength": 0}, r"is 0; the steer"),
+        ({"steer": "calm", "steer_strength": -0.1}, r"is -0\.1; the steer"),
+        ({"steer": "calm", "steer_strength": True}, r"is True; the steer"),
+        ({"steer": "calm", "steer_strength": "0.1"}, r"is '0\.1'; the steer"),
+        ({"steer": "calm", "steer_strength": float("nan")}, r"is nan; the steer"),
+    ],
+)
+def test_a_request_gets_nothing_else(tmp_path: Path, xargs: dict[str, Any], said: str) -> None:
+    steers = f"{CALM.replace('cap', 'cap, strength: 0.5')}, {ASKED}"
+    plan = compiled(tmp_path, steers, policy="on_request: [calm]")
+    with pytest.raises(SteerRequestError, match=said):
+        asked_steers(xargs, plan, 0)
