@@ -63,14 +63,15 @@ class _Steered:
 
     Attributes:
         orders: what is written to it.
-        pending: steers that a rule has switched on since the last step was scheduled.
+        pending: steers that a rule has switched on since the request was last scheduled, each with the first position
+            that was not judged then.
         blocks: its KV; None if it is shared.
         told: the first position whose dose was not told yet; rows that are computed again do not count twice.
     """
 
     orders: list[SteerOrder]
     blocks: PrivateBlocks | None
-    pending: list[int] = field(default_factory=list)
+    pending: dict[int, int] = field(default_factory=dict)
     told: int = 0
 
     def known(self) -> set[int]:
@@ -88,6 +89,8 @@ class SteerBook:
     def __init__(self, plan: Plan, *, block_size: int) -> None:
         self._steers = plan.steering.steers
         self._block_size = block_size
+        # Nobody can make the salt of steered blocks by sending one of his own.
+        self._secret = os.urandom(16)
         self._live: dict[str, _Steered] = {}
 
     def admit(self, request: Request, policy: CompiledPolicy, asked: Mapping[str, float]) -> None:
@@ -117,7 +120,7 @@ class SteerBook:
         if inner is not None:
             in_prompt = [(steer, scale) for steer, scale in always if steer.positions is not Positions.GENERATED]
             if in_prompt:
-                request.cache_salt = _salt(request.cache_salt, in_prompt)
+                request.cache_salt = _salt(request.cache_salt, in_prompt, self._secret)
                 request.block_hashes.clear()
             # Where some rows are written to by their place in the request, its tokens do not say which.
             by_place = any(steer.positions is not Positions.ALL for steer, _ in always)
@@ -139,9 +142,9 @@ class SteerBook:
             state, live = self._live.get(request_id), monitor.get(request_id)
             if state is None or live is None or not live.steers - state.known():
                 continue
-            state.pending += sorted(live.steers - state.known())
+            reached = monitor.positions_of(request_id)
+            state.pending |= dict.fromkeys(live.steers - state.known(), reached)
             if state.blocks is not None:
-                reached = monitor.positions_of(request_id)
                 state.blocks.start = reached if state.blocks.start is None else min(state.blocks.start, reached)
 
     def scheduled(self, step: SchedulerOutput, requests: Mapping[str, Request]) -> None:
@@ -158,10 +161,12 @@ class SteerBook:
             if state is None:
                 continue
             if state.pending:
-                request = requests[request_id]
-                begin = max(request.num_computed_tokens - count, request.num_prompt_tokens)
-                state.orders += [SteerOrder(steer, begin, END) for steer in state.pending]
-                state.pending = []
+                first = requests[request_id].num_computed_tokens - count
+                # What was judged before is computed again as it was, should the request have been preempted meanwhile.
+                state.orders += [
+                    SteerOrder(steer, max(first, reached), END) for steer, reached in sorted(state.pending.items())
+                ]
+                state.pending = {}
             if state.orders:
                 orders[request_id] = tuple(state.orders)
         if orders:
@@ -175,6 +180,8 @@ class SteerBook:
             doses: (n, steers) of its rows; None if the workers wrote nothing.
             monitor: of the engine.
         """
+        if doses is not None and doses.shape != (len(step.positions), len(self._steers)):
+            doses = None
         for request_id, start, count in zip(step.request_ids, step.starts, step.counts, strict=True):
             state = self._live.get(request_id)
             if state is None or not state.orders or not count:
@@ -207,7 +214,7 @@ class SteerBook:
         self._live.pop(request_id, None)
 
 
-def _salt(own: str | None, steers: Sequence[tuple[Steer, float]]) -> str:
+def _salt(own: str | None, steers: Sequence[tuple[Steer, float]], secret: bytes) -> str:
     """The salt of requests whose prompts these steers write to, and that have the same salt of their own."""
     content = json.dumps([own, [[steer.digest(), scale] for steer, scale in steers]])
-    return hashlib.sha256(content.encode()).hexdigest()
+    return hashlib.sha256(content.encode() + secret).hexdigest()
