@@ -244,12 +244,13 @@ class MonitoredScheduler(Scheduler):
             except Exception:
                 log.exception("the monitor failed on a step; its requests are taken apart")
                 self._observe_apart(step, scheduler_output)
-            if not self._steerbook.is_empty:
-                self._steerbook.tell(step, readouts.doses, self._monitor)
         except Exception:
             log.exception("the monitor failed on a step; its requests follow on_gap")
             self._monitor.lose(self._reached(scheduler_output.num_scheduled_tokens), Gap.MONITOR_ERROR)
             return
+        if not self._steerbook.is_empty:
+            # Not among what is caught above: these rows are scored, so that no gap would tell that steering failed.
+            self._steerbook.tell(step, readouts.doses, self._monitor)
         seen = dict(zip(readouts.request_ids, readouts.counts.tolist(), strict=True))
         missing = {name: n for name, n in scheduler_output.num_scheduled_tokens.items() if seen.get(name) != n}
         if missing:

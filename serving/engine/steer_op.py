@@ -61,14 +61,6 @@ steer = torch.library.custom_op("telltale::steer", steer_rows, mutates_args=("do
 
 
 @steer.register_fake
-def _(  # noqa: PLR0917 - as above
-    hidden: torch.Tensor,
-    residual: torch.Tensor | None,
-    read: torch.Tensor,
-    terms: torch.Tensor,
-    write: torch.Tensor,
-    scale: torch.Tensor,
-    dose: torch.Tensor,
-) -> torch.Tensor:
+def _(hidden: torch.Tensor, *_others: object) -> torch.Tensor:
     """A tensor like ``hidden``."""
     return torch.empty_like(hidden)

@@ -34,6 +34,11 @@ def asked_steers(extra: Mapping[str, Any], plan: Plan, policy: int) -> dict[str,
         return {}
     steers = {plan.steering.steers[number].name: number for number in plan.policies[policy].on_request}
     name = extra[STEER_KEY]
+    if not steers:
+        raise SteerRequestError(
+            f"{STEER_KEY} is {name!r}; the policy lets requests ask for no steer. Leave it out; whoever runs the "
+            "server can list steers under the policy's 'on_request'."
+        )
     if not isinstance(name, str) or name not in steers:
         raise SteerRequestError(f"{STEER_KEY} is {name!r}. {did_you_mean(str(name), steers)}")
     if STRENGTH_KEY not in extra:

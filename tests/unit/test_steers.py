@@ -243,6 +243,11 @@ def test_a_request_may_ask_for_what_its_policy_lists(
     assert asked_steers(xargs, plan, 0) == pytest.approx(found)
 
 
+def test_a_policy_that_lists_nothing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SteerRequestError, match=r"lets requests ask for no steer\. Leave it out.*'on_request'"):
+        asked_steers({"steer": "calm"}, compiled(tmp_path), 0)
+
+
 @pytest.mark.parametrize(
     ("xargs", "said"),
     [
