@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 CONTENT_FILTER = "content_filter"
+ABORTED = "abort"
+"""vLLM's finish reason of a request whose client has left."""
+
 RECORD = "telltale"
 """Attribute of vLLM's ``CompletionOutput`` that points to the request's record."""
 
@@ -133,11 +136,14 @@ class Frontend:
         """Point an output to its record; of a blocked request, say so in OpenAI's words.
 
         Raises:
-            UnmonitoredError: the engine has not reported on this request.
+            UnmonitoredError: there are tokens of this request, the engine has not reported on it.
         """
         if state.external_req_id in self._canaries:
             return output  # judged in the engine, which says so when it is asked
+        tokens = state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0
         record = self._records.get(state.request_id) if self._records is not None else None
+        if record is None and output.finish_reason == ABORTED and not tokens:
+            return output  # its client left before the engine had said anything of it
         if record is None:
             raise UnmonitoredError(
                 f"request {state.request_id}: the engine sent tokens, but its scheduler no report about them. The "
@@ -146,7 +152,6 @@ class Frontend:
         setattr(output, RECORD, record)
         if output.finish_reason is None:
             return output
-        tokens = state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0
         record.close(state.prompt_len + tokens)
         text = record.blocked_text
         if text is None:

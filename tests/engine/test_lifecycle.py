@@ -164,6 +164,23 @@ class TestHeldBack:
             assert len(sent) == 16
 
 
+@pytest.mark.covers(["client disconnect", "n > 1"], "account arrives")
+def test_a_client_may_leave_before_anything_was_computed_for_it(guarded: Server, tiny: TinyModel) -> None:
+    """Nothing was said to it, so no report of it is missing, and the engine is told that it left."""
+    before, url = ended(guarded), f"{guarded.url}/v1/chat/completions"
+    body = {**LONG, "temperature": 1.0, "logit_bias": {str(tiny.trigger): -100}}
+    with httpx.stream("POST", url, json={**body, "stream": True, "n": 32}, timeout=60) as all_places:
+        lines = all_places.iter_lines()
+        assert next(lines)
+        for choices in (1, 3):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(url, json={**body, "n": choices}, timeout=0.4)
+        wait_for(lambda: ended(guarded) == before + 1 + 3)
+    wait_for(lambda: ended(guarded) == before + 1 + 3 + 32)
+    for reason in GAPS:
+        assert metric(guarded, "telltale_gaps_total", reason=reason) == 0
+
+
 @pytest.mark.covers(["client disconnect", "n > 1", "several requests at once"], "account arrives")
 def test_fifty_requests_come_and_go(guarded: Server) -> None:
     """Blocks, stop strings, clients that leave: all at once, and nothing is left over or lost."""
