@@ -114,8 +114,10 @@ def _of_operator(op: str, item: Any, known: set[str]) -> str:
 class Gate(StrEnum):
     """Which of the rows that a steer may write to are written to."""
 
+    TOKEN = "token"  # noqa: S105 - no secret
+    """Those that lie above the rule's threshold themselves."""
     LATCHED = "latched"
-    """All that are computed after the rule has fired."""
+    """All behind the first one that made the rule fire."""
 
 
 class Above(_Strict):
@@ -165,7 +167,11 @@ class Do(_Strict):
 
     action: Literal[Action.FLAG, Action.STEER, Action.BLOCK]
     steer: Name | None = Field(default=None, description="which steer; one of those under 'steers'")
-    gate: Gate | None = Field(default=None, description="which rows are written to once the rule has fired: latched")
+    gate: Gate | None = Field(
+        default=None,
+        description="which rows are written to: latched, all behind the one that makes the rule fire; token, those "
+        "that lie above the threshold themselves",
+    )
     text: str | None = Field(default=None, min_length=1, max_length=4096, description="what a blocked reply says")
 
     @model_validator(mode="after")
@@ -177,7 +183,7 @@ class Do(_Strict):
     @model_validator(mode="after")
     def _steer_of_steer(self) -> Self:
         if self.action is Action.STEER and (self.steer is None or self.gate is None):
-            raise ValueError("'action: steer' also needs 'steer', the name of one, and 'gate: latched'")
+            raise ValueError("'action: steer' also needs 'steer', the name of one, and 'gate', latched or token")
         if self.action is not Action.STEER and (self.steer is not None or self.gate is not None):
             raise ValueError("'steer' and 'gate' say how to steer; only 'action: steer' has them")
         return self

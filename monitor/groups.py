@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from monitor.policy import Check
+from monitor.check import Check
 from monitor.request import Float64, Index, Request
 from monitor.segments import role_mask
 from monitor.types import Role

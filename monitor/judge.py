@@ -124,7 +124,7 @@ class Judge:
         for rule in self._policy_of(request).rules:
             if rule.check == check:
                 self.act(request, rule.name, rule.action, rule.mode, rule.text)
-                if rule.steer is not None and rule.mode is Mode.ENFORCE:
+                if rule.steer is not None and rule.gate is None and rule.mode is Mode.ENFORCE:
                     request.steers.add(rule.steer)
 
     def _above_at_end(self, request: Request) -> npt.NDArray[np.bool_]:

@@ -8,50 +8,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from monitor.check import Check
 from monitor.config import Config, Policy, Rule
+from monitor.gates import SteerGate, gate_of_rule
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
+from monitor.thresholds import RuleSite, calibrated_aggregate, thresholds_of
 from monitor.types import Action, Expose, Mode, Role
-from monitor.yaml_file import Place, PolicyError, PolicyFile
+from monitor.yaml_file import Place, PolicyFile
 from probes.aggregate import Aggregator
 from probes.artifact import Artifact
 from probes.bank import Bank
-from probes.card import Calibration, Card, Format, Stage
+from probes.card import Card, Format, Stage
 from probes.detectors import load_detector
 from probes.errors import did_you_mean
 from probes.steering.artifact import SteerArtifact
-from probes.threshold import allowed_exceedances, benign_needed, threshold_for
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One statistic and when it fires.
-
-    Attributes:
-        detector: name of the detector whose scores are aggregated.
-        stage: when the statistic is judged.
-        aggregate: how scores become the statistic.
-        skip_first: leading positions that are not read (the card's sink).
-        thresholds: per format; a format that is missing is not calibrated.
-        segments: the roles that are read, in the order of ``Role``; None reads everything. Only of a prompt: a reply is
-            one segment.
-    """
-
-    detector: str
-    stage: Stage
-    aggregate: Aggregator
-    skip_first: int
-    thresholds: Mapping[Format, float]
-    segments: tuple[Role, ...] | None = None
-
-    def key(self) -> tuple[object, ...]:
-        """What makes two checks the same."""
-        thresholds = tuple(sorted(self.thresholds.items()))
-        return (self.detector, self.stage, self.aggregate, self.skip_first, thresholds, self.segments)
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledRule:
-    """A rule whose condition is the check at position ``check`` of the plan; ``steer`` is the position of a steer."""
+    """A rule whose condition is the check at position ``check`` of the plan.
+
+    ``steer`` is the position of a steer, ``gate`` that of the gate by which the engine finds its rows in the pass
+    itself; None where the scheduler has to.
+    """
 
     name: str
     check: int
@@ -59,6 +38,7 @@ class CompiledRule:
     mode: Mode
     text: str
     steer: int | None = None
+    gate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +119,8 @@ def compile_plan(
         return places[key]
 
     steering = compile_steers(file, steer_artifacts, d_model=d_model, num_layers=num_layers)
+    bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions)
+    gates: list[SteerGate] = []
     policies = []
     for position, policy in enumerate(config.policies):
         rules = tuple(
@@ -149,7 +131,9 @@ def compile_plan(
                 rule=rule,
                 cards=cards,
                 steering=steering,
+                bank=bank,
                 place=place,
+                gates=gates,
             )
             for number, rule in enumerate(policy.rules)
         )
@@ -162,8 +146,8 @@ def compile_plan(
         watched = [place(check) for name in cards if name not in read for check in _default_checks(name, cards[name])]
         compiled = _compile_policy(policy, rules, checks, watched)
         policies.append(replace(compiled, steers=always, on_request=asked))
-    bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions)
     digest = _digest(config, bank, checks, steering)
+    steering = replace(steering, gates=tuple(gates))
     return Plan(bank, tuple(checks), tuple(policies), MappingProxyType(cards), digest, steering)
 
 
@@ -189,19 +173,6 @@ def _compile_policy(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Site:
-    """A rule, where it stands, and the card that it reads."""
-
-    file: PolicyFile
-    where: Place
-    rule: Rule
-    card: Card
-
-    def error(self, key: Place, message: str) -> PolicyError:
-        return self.file.error((*self.where, *key), message)
-
-
 def _compile_rule(
     file: PolicyFile,
     where: Place,
@@ -210,18 +181,26 @@ def _compile_rule(
     rule: Rule,
     cards: Mapping[str, Card],
     steering: SteerPlan,
+    bank: Bank,
     place: Callable[[Check], int],
+    gates: list[SteerGate],
 ) -> CompiledRule:
     name = rule.when.detector
     if name not in cards:
         raise file.error((*where, "when", "detector"), f"is {name!r}. {did_you_mean(name, cards)}")
-    site = _Site(file, where, rule, cards[name])
-    aggregate = rule.when.aggregate or _calibrated_aggregate(site)
-    thresholds = MappingProxyType(_thresholds(site, aggregate))
+    site = RuleSite(file, where, rule, cards[name])
+    aggregate = rule.when.aggregate or calibrated_aggregate(site)
+    thresholds = MappingProxyType(dict(thresholds_of(site, aggregate)))
     segments = _segments(rule)
-    check = place(Check(name, rule.when.stage, aggregate, site.card.skip_first, thresholds, segments))
-    steer = steer_of_rule(file, where, rule, steering)
-    return CompiledRule(rule.name, check, Action(rule.do.action), rule.mode, rule.do.text or policy.text, steer)
+    check = Check(name, rule.when.stage, aggregate, site.card.skip_first, thresholds, segments)
+    steer, opened = steer_of_rule(file, where, rule, steering), None
+    if steer is not None:
+        found = gate_of_rule(file, where, rule, number=steer, steers=steering.steers, check=check, bank=bank)
+        if found is not None:
+            opened = len(gates)
+            gates.append(found)
+    text = rule.do.text or policy.text
+    return CompiledRule(rule.name, place(check), Action(rule.do.action), rule.mode, text, steer, opened)
 
 
 def _segments(rule: Rule) -> tuple[Role, ...] | None:
@@ -229,77 +208,6 @@ def _segments(rule: Rule) -> tuple[Role, ...] | None:
     if named is None or rule.when.stage is not Stage.PROMPT:
         return None
     return tuple(role for role in Role if role in named)
-
-
-def _calibrated_aggregate(site: _Site) -> Aggregator:
-    stage, card = site.rule.when.stage, site.card
-    for calibration in card.calibrations:
-        if calibration.stage is stage:
-            return calibration.aggregate
-    stages = sorted({calibration.stage.value for calibration in card.calibrations})
-    raise site.error(
-        ("when", "stage"),
-        f"detector {card.name!r} is not calibrated for the stage {stage.value!r} (calibrated: {stages or 'none'}). "
-        "Say which aggregate and threshold to use, e.g. aggregate: {kind: ema, alpha: 0.12}, above: {value: 2.0}, or "
-        "calibrate it for this stage (telltale train).",
-    )
-
-
-def _thresholds(site: _Site, aggregate: Aggregator) -> dict[Format, float]:
-    above, stage, card = site.rule.when.above, site.rule.when.stage, site.card
-    if above is not None and above.value is not None:
-        return dict.fromkeys(card.formats, above.value)
-    fitting = [c for c in card.calibrations if c.stage is stage and c.aggregate == aggregate]
-    if not fitting:
-        known = sorted({f"{calibration.aggregate} at {calibration.stage.value}" for calibration in card.calibrations})
-        raise site.error(
-            ("when",),
-            f"detector {card.name!r} has no threshold for {aggregate} at the stage {stage.value!r} (calibrated: "
-            f"{', '.join(known) or 'none'}). Add above: {{value: NUMBER}}, or calibrate it (telltale train).",
-        )
-    if above is None:
-        return {calibration.format: _own_threshold(site, calibration) for calibration in fitting}
-    target = above.target_fpr
-    if target is None:  # pragma: no cover - the model allows exactly one of the two
-        raise AssertionError("above has neither value nor target_fpr")
-    return {calibration.format: _certified(site, calibration, target) for calibration in fitting}
-
-
-def _own_threshold(site: _Site, calibration: Calibration) -> float:
-    """The card's threshold; one whose rate is not proved may only flag."""
-    if calibration.certified or site.rule.do.action is Action.FLAG:
-        return calibration.threshold
-    needed = benign_needed(calibration.target_fpr, confidence=calibration.confidence)
-    raise site.error(
-        ("do", "action"),
-        f"is {site.rule.do.action.value!r}: the threshold of {site.card.name!r} for {calibration.format.value} at the "
-        f"stage {calibration.stage.value!r} is not certified. Its {calibration.num_benign} benign requests do not "
-        f"prove a rate of {calibration.target_fpr} at {calibration.confidence:.0%} confidence, {needed} would. Let the "
-        "rule flag, calibrate on more requests, or state above: {value: NUMBER}.",
-    )
-
-
-def _certified(site: _Site, calibration: Calibration, target: float) -> float:
-    threshold = threshold_for(calibration.top_scores, calibration.num_benign, target, confidence=calibration.confidence)
-    if threshold is not None:
-        return threshold
-    place = ("when", "above", "target_fpr")
-    allowed = allowed_exceedances(calibration.num_benign, target, confidence=calibration.confidence)
-    if allowed is not None:
-        raise site.error(
-            place,
-            f"is {target}: the card of {site.card.name!r} keeps the {len(calibration.top_scores)} largest benign "
-            f"statistics, this rate needs {allowed + 1}. Ask for a smaller rate, or state above: {{value: NUMBER}}.",
-        )
-    if site.rule.do.action is Action.FLAG:
-        return calibration.top_scores[0]
-    missing = benign_needed(target, confidence=calibration.confidence) - calibration.num_benign
-    raise site.error(
-        place,
-        f"is {target}, which {calibration.num_benign} benign requests cannot certify at {calibration.confidence:.0%} "
-        f"confidence: {missing} more are needed. Ask for a larger rate, calibrate on more requests, or let the rule "
-        "only flag.",
-    )
 
 
 def _default_checks(name: str, card: Card) -> list[Check]:

@@ -35,7 +35,7 @@ class Request:
         rule: what decided it; empty while the action is allow.
         text: what a blocked reply says.
         decided: rules (and reserved rule names) that have acted; each counts once.
-        steers: positions of the steers that rules have switched on.
+        steers: positions of the steers that rules have switched on; those behind gates are the engine's to find.
         doses: what steers did to it, by their positions.
     """
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from monitor.config import Config, Policy, Rule
+from monitor.gates import SteerGate
 from monitor.types import Mode
 from monitor.yaml_file import Place, PolicyFile
 from probes.card import Card, Stage
@@ -26,11 +27,13 @@ class SteerPlan:
         steers: in the order of the policy file.
         matrices: what the engine multiplies with, one for each layer that is written to.
         index: a steer's position, by its name.
+        gates: conditions on single rows that switch on steers in the pass.
     """
 
     steers: tuple[Steer, ...]
     matrices: tuple[SteerMatrix, ...]
     index: Mapping[str, int]
+    gates: tuple[SteerGate, ...] = ()
 
     def digest(self) -> str:
         """SHA-256 over all steers."""
@@ -87,21 +90,9 @@ def steer_of_rule(file: PolicyFile, where: Place, rule: Rule, plan: SteerPlan) -
     """Position of the steer that a rule applies; None if it steers nothing.
 
     Raises:
-        PolicyError: the steer is not known, or writes to rows that are computed before the rule can fire.
+        PolicyError: the steer is not known.
     """
-    if rule.do.steer is None:
-        return None
-    place = (*where, "do", "steer")
-    number = plan.number(file, place, rule.do.steer)
-    steer = plan.steers[number]
-    if steer.positions is not Positions.GENERATED:
-        raise file.error(
-            place,
-            f"is {steer.name!r}, which writes to positions: {steer.positions.value}. When a rule fires, prompts have "
-            "been computed already: only positions: generated can follow it. Correct the steer, or list it under the "
-            "policy's 'steers' to write to every request.",
-        )
-    return number
+    return plan.number(file, (*where, "do", "steer"), rule.do.steer) if rule.do.steer is not None else None
 
 
 def require_clean_readings(

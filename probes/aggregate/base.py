@@ -22,6 +22,8 @@ class Aggregator(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     kind: ClassVar[str]
+    one_score_decides: ClassVar[bool] = False
+    """Whether the statistic lies above a limit exactly if one score so far does."""
 
     @property
     @abstractmethod

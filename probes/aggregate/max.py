@@ -11,6 +11,7 @@ class Max(Aggregator):
     """Maximum of the sequence so far. Grows with length: calibrate on requests as long as the real ones."""
 
     kind = "max"
+    one_score_decides = True
 
     @property
     def state_size(self) -> int:

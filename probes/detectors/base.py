@@ -48,6 +48,8 @@ class Detector(ABC):
     """One trained detector. Subclasses live one to a file and are found by their ``kind``."""
 
     kind: ClassVar[str]
+    score_is_readout: ClassVar[bool] = False
+    """Whether a row's score is one number that was read of it, as it stands."""
 
     def __init__(self, name: str) -> None:
         self.name = name

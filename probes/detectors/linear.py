@@ -21,6 +21,7 @@ class Linear(Detector):
     """
 
     kind = "linear"
+    score_is_readout = True
 
     def __init__(self, name: str, tap: Tap, weight: Float64, bias: float) -> None:
         super().__init__(name)

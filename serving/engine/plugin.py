@@ -100,6 +100,7 @@ def configure(config: VllmConfig) -> None:
         )
     parallel.worker_cls = worker or parallel.worker_cls
     scheduling.scheduler_cls = _SCHEDULERS[bool(scheduling.async_scheduling)]
+    from serving.engine.gate_op import GATE_VERSION
     from serving.engine.ops import OP_VERSION
     from serving.engine.steer_op import STEER_VERSION
 
@@ -111,6 +112,8 @@ def configure(config: VllmConfig) -> None:
         "directions": bank.capacity,
         "steer_operator": STEER_VERSION,
         "steers": {str(matrix.tap): len(matrix.columns) for matrix in plan.steering.matrices},
+        "gate_operator": GATE_VERSION,
+        "gates": [[str(gate.tap), gate.steer] for gate in plan.steering.gates],
     }
     config.additional_config = {**_additional(config), "telltale": structure}
     log.info("monitoring", policy=str(policy_path()), taps=structure["taps"], digest=plan.digest[:12])

@@ -113,12 +113,21 @@ class PrefixReadouts:
         self.settle()
         self._store.lose_all()
 
-    def allow(self, request_id: str, hit: KVCacheBlocks, num_tokens: int) -> int:
-        """How many tokens of a prefix-cache hit may be used: as many as have readouts, or will have them."""
+    def allow(self, request_id: str, hit: KVCacheBlocks, num_tokens: int, *, filed: bool = False) -> int:
+        """How many tokens of a prefix-cache hit may be used: as many as have readouts, or will have them.
+
+        Args:
+            request_id: whose hit.
+            hit: its blocks.
+            num_tokens: that they hold.
+            filed: whether the readouts must be there already.
+        """
         blocks = np.array(
             [block.block_id for block in hit.blocks[self._group][: num_tokens // self.block_size]], dtype=np.int64
         )
-        covered = self._store.covered(blocks) if len(blocks) else 0
+        if filed:
+            self.settle()
+        covered = self._store.covered(blocks, filed=filed) if len(blocks) else 0
         if not self._is_alone and covered * self.block_size < num_tokens:
             # Groups with a sliding window keep the blocks before the end of a hit: it is taken whole or not at all.
             covered = 0

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
+from monitor.types import Mode
 from probes.errors import TelltaleError
 from serving.engine.layers import LayerError, require_architecture
 from serving.engine.runtime import CONFIG_VARIABLE
@@ -62,17 +63,21 @@ def refuse_unsteerable(config: VllmConfig, plan: Plan) -> None:
     """
     if not plan.steering.steers:
         return
-    by_rule = any(rule.steer is not None for policy in plan.policies for rule in policy.rules)
+    by_scheduler = any(
+        rule.steer is not None and rule.gate is None and rule.mode is Mode.ENFORCE
+        for policy in plan.policies
+        for rule in policy.rules
+    )
     parallel, settings = config.parallel_config, []
     if parallel.pipeline_parallel_size > 1:
         settings.append(("--pipeline-parallel-size above 1", "stages do not hand on what they wrote"))
     if config.use_v2_model_runner:
         settings.append(("the V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)", "it is not yet told what to write"))
-    if by_rule and config.speculative_config is not None:
+    if by_scheduler and config.speculative_config is not None:
         settings.append(
             (
                 "speculative decoding (--speculative-config)",
-                "a rule's steer would begin later where drafts are accepted",
+                "a rule that no single row decides would steer later where drafts are accepted",
             )
         )
     for setting, why in settings:

@@ -7,7 +7,7 @@ after the flagged one never exists for anybody outside.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -60,7 +60,8 @@ class MonitoredScheduler(Scheduler):
         self._observe_seconds: list[float] = []
         # Scored positions of requests before their cached prefixes were replayed, until their step is judged.
         self._before_replay: dict[str, int] = {}
-        self._steerbook = SteerBook(deployment.plan, block_size=self.hash_block_size)
+        ahead = bool(self.vllm_config.scheduler_config.async_scheduling)
+        self._steerbook = SteerBook(deployment.plan, block_size=self.hash_block_size, ahead=ahead)
         manager = self.kv_cache_manager
         # Where no layers keep a block for every token, cached prefixes are computed again.
         group = whole_group(manager) if manager.enable_caching else None
@@ -111,7 +112,7 @@ class MonitoredScheduler(Scheduler):
         self._hold_back.begin(request.request_id, depth=depth, num_prompt=request.num_prompt_tokens)
         self._clients[request.request_id] = request.client_index
         asked = trusted.steers if trusted is not None else {}
-        self._steerbook.admit(request, self._monitor.policy_of(admitted), asked)
+        self._steerbook.admit(request, admitted, self._monitor.policy_of(admitted), asked)
         if self._prefix is None:
             # Cached positions are not computed, so nothing would read them.
             request.skip_reading_prefix_cache = True
@@ -121,23 +122,26 @@ class MonitoredScheduler(Scheduler):
         """Remember where the rows of the step will belong."""
         step: SchedulerOutput = super().schedule(*args, **kwargs)
         self._heartbeat.scheduled(step.num_scheduled_tokens)
-        self._steerbook.scheduled(step, self.requests)
         if self._prefix is not None:
             self._prefix.scheduled(step, self.requests)
+        if not self._steerbook.is_empty:
+            # What a cached prefix has opened is told with the rows behind it, while others can wait to be replayed.
+            self._replay_filed(step, self._steerbook.gated(step.num_scheduled_tokens))
+            self._steerbook.scheduled(step, self.requests)
         return step
 
     def get_grammar_bitmask(self, scheduler_output: SchedulerOutput) -> Any:
         """The device has just been given this step: time for what no decision waits for."""
         if self._prefix is not None:
             self._prefix.settle()
-            for request_id in self._prefix.replayable(scheduler_output.num_scheduled_tokens):
-                self._replay_ahead(request_id, scheduler_output.num_scheduled_tokens[request_id])
+            self._replay_filed(scheduler_output, scheduler_output.num_scheduled_tokens)
         return super().get_grammar_bitmask(scheduler_output)
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         blocks, num_tokens, boundary, divergent = super()._get_local_prefix_cache_hit(request)
         if self._prefix is not None:
-            allowed = self._prefix.allow(request.request_id, blocks, num_tokens) if num_tokens else 0
+            filed = self._steerbook.needs_filed(request.request_id)
+            allowed = self._prefix.allow(request.request_id, blocks, num_tokens, filed=filed) if num_tokens else 0
             if allowed < num_tokens:
                 blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, allowed)
                 num_tokens = allowed
@@ -231,11 +235,14 @@ class MonitoredScheduler(Scheduler):
                     # Nobody knows since when the readings have been wrong.
                     self._prefix.lose_all()
             if readouts is None:
+                self._steerbook.lost(scheduler_output.num_scheduled_tokens)
                 self._monitor.lose(self._reached(scheduler_output.num_scheduled_tokens), Gap.NO_READOUTS)
                 return
             step = step_readouts(
                 readouts, scheduler_output, output, requests=self.requests, max_model_len=self.max_model_len
             )
+            if not self._steerbook.is_empty:
+                self._steerbook.seen(step)
             try:
                 self._replay(step)
                 self._monitor.observe(step)
@@ -271,13 +278,21 @@ class MonitoredScheduler(Scheduler):
         lost = {name: count for name, count in scheduled.items() if not faulty or name in faulty}
         self._monitor.lose(self._reached(lost), Gap.MONITOR_ERROR)
 
+    def _replay_filed(self, step: SchedulerOutput, request_ids: Iterable[str]) -> None:
+        """Replay those cached prefixes of a step's requests that rest on no step under way."""
+        if self._prefix is not None:
+            for request_id in self._prefix.replayable(request_ids):
+                self._replay_ahead(request_id, step.num_scheduled_tokens[request_id])
+
     def _replay_ahead(self, request_id: str, num_scheduled: int) -> None:
         """Replay a cached prefix before the result of the request's first step is there."""
         assert self._prefix is not None  # noqa: S101 - asked for by its owner alone
         first = self.requests[request_id].num_computed_tokens - num_scheduled
         self._before_replay |= self._monitor.scored_of([request_id])
         try:
-            self._monitor.replay(request_id, self._prefix.take_replay(request_id, before=first))
+            rows = self._prefix.take_replay(request_id, before=first)
+            self._steerbook.replayed(request_id, rows)
+            self._monitor.replay(request_id, rows)
         except Exception:
             # Positions that were not scored are a gap as soon as those behind them come: nothing passes unseen.
             log.exception("the monitor failed on a cached prefix; its request follows on_gap", id=request_id)
@@ -288,6 +303,7 @@ class MonitoredScheduler(Scheduler):
         for request_id, start, count in zip(step.request_ids, step.starts, step.counts, strict=True):
             if count and self._prefix.has_replay(request_id):
                 rows = self._prefix.take_replay(request_id, before=int(step.positions[start]))
+                self._steerbook.replayed(request_id, rows)
                 self._monitor.replay(request_id, rows)
 
     def _reached(self, scheduled: Mapping[str, int]) -> dict[str, int]:

@@ -26,5 +26,22 @@ class SteerOrder:
     scale: float = 1.0
 
 
-StepOrders = Mapping[str, Sequence[SteerOrder]]
+@dataclass(frozen=True, slots=True)
+class GateOrder:
+    """Watch a request's rows, and write to those that the gate opens for.
+
+    Attributes:
+        gate: its position in the plan.
+        limit: above which a readout opens it.
+        reads: the first position that is watched, and the one behind the last.
+        writes: the first position that may be written to, and the one behind the last.
+    """
+
+    gate: int
+    limit: float
+    reads: tuple[int, int]
+    writes: tuple[int, int]
+
+
+StepOrders = Mapping[str, Sequence[SteerOrder | GateOrder]]
 """By request; those that are not steered are missing."""

@@ -2,8 +2,9 @@
 
 Keys and values of a row that was written to, or that follows one, must not be given to a request that is not steered
 in the same way. What is steered is a function of the tokens alone only where every row of a request is written to:
-then its blocks get a salt of their own, and requests with the same steers share them. Where steering begins at a
-position (the end of the prompt, or where a rule fired), the blocks from there on belong to this request alone.
+then its blocks get a salt of their own, and requests with the same steers share them; so it is with a prompt whose own
+rows say where steering begins. Where it begins at a position for another reason (the end of the prompt, or where a rule
+fired in the reply), the blocks from there on belong to this request alone.
 """
 
 from __future__ import annotations
@@ -11,71 +12,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from monitor.monitor import Monitor, StepReadouts
 from monitor.policy import CompiledPolicy, Plan
-from monitor.types import Gap
-from probes.steering.steer import END, Positions, Steer
+from monitor.request import Request as Admitted
+from monitor.types import Gap, Mode
+from probes.steering.steer import Positions, Steer
+from serving.engine.open_gates import OpenGate
+from serving.engine.private_blocks import PrivateBlocks
 from serving.engine.steer_order import STEERS, SteerOrder
+from serving.engine.steered_request import SteeredRequest
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
-
-
-@dataclass(slots=True)
-class PrivateBlocks:
-    """Hashes of a request's KV blocks, those from some position on unlike anybody else's.
-
-    Attributes:
-        inner: vLLM's own, which hashes the full blocks that have no hash yet.
-        block_size: tokens of what gets one hash.
-        start: first position whose row differs from what its tokens say; None while there is none.
-        secret: makes hashes differ.
-    """
-
-    inner: Callable[[Any], list[Any]]
-    block_size: int
-    start: int | None = None
-    secret: bytes = field(default_factory=lambda: os.urandom(16))
-
-    def __call__(self, request: Any) -> list[Any]:
-        """Hashes of the full blocks that have none."""
-        known = len(request.block_hashes)
-        fresh = self.inner(request)
-        if self.start is None:
-            return fresh
-        return [
-            hashlib.sha256(found + self.secret).digest() if (number + 1) * self.block_size > self.start else found
-            for number, found in enumerate(fresh, known)
-        ]
-
-
-@dataclass(slots=True)
-class _Steered:
-    """A live request that is steered, or may be.
-
-    Attributes:
-        orders: what is written to it.
-        pending: steers that a rule has switched on since the request was last scheduled, each with the first position
-            that was not judged then.
-        blocks: its KV; None if it is shared.
-        told: the first position whose dose was not told yet; rows that are computed again do not count twice.
-    """
-
-    orders: list[SteerOrder]
-    blocks: PrivateBlocks | None
-    pending: dict[int, int] = field(default_factory=dict)
-    told: int = 0
-
-    def known(self) -> set[int]:
-        return {*self.pending, *(order.steer for order in self.orders)}
 
 
 class SteerBook:
@@ -84,52 +39,84 @@ class SteerBook:
     Args:
         plan: what may be written.
         block_size: tokens of what gets one hash in the prefix cache.
+        ahead: whether steps are scheduled before the result of the one before is known.
     """
 
-    def __init__(self, plan: Plan, *, block_size: int) -> None:
-        self._steers = plan.steering.steers
+    def __init__(self, plan: Plan, *, block_size: int, ahead: bool = False) -> None:
+        self._plan = plan.steering
         self._block_size = block_size
+        self._ahead = ahead
         # Nobody can make the salt of steered blocks by sending one of his own.
         self._secret = os.urandom(16)
-        self._live: dict[str, _Steered] = {}
+        self._live: dict[str, SteeredRequest] = {}
 
-    def admit(self, request: Request, policy: CompiledPolicy, asked: Mapping[str, float]) -> None:
+    def admit(self, request: Request, live: Admitted, policy: CompiledPolicy, asked: Mapping[str, float]) -> None:
         """A request has come. Its block hashes are made anew where its steers write to its prompt.
 
         Args:
-            request: not scheduled yet.
+            request: vLLM's, not scheduled yet.
+            live: the monitor's.
             policy: that it is under.
             asked: what it asked for and may have: by a steer's name, the share of its strength.
         """
-        by_rule = any(rule.steer is not None for rule in policy.rules)
-        if not policy.steers and not by_rule and not asked:
+        rules = [rule for rule in policy.rules if rule.steer is not None and rule.mode is Mode.ENFORCE]
+        if not policy.steers and not rules and not asked:
             return
+        steers, num_prompt = self._plan.steers, request.num_prompt_tokens
         scales = dict.fromkeys(policy.steers, 1.0)
-        scales |= {
-            number: asked[self._steers[number].name]
-            for number in policy.on_request
-            if self._steers[number].name in asked
-        }
-        always = [(self._steers[number], scale) for number, scale in scales.items()]
-        orders = [
-            SteerOrder(number, *self._steers[number].span(request.num_prompt_tokens), scale)
-            for number, scale in scales.items()
-        ]
-        blocks = None
+        scales |= {number: asked[steers[number].name] for number in policy.on_request if steers[number].name in asked}
+        orders = [SteerOrder(number, *steers[number].span(num_prompt), scale) for number, scale in scales.items()]
+        gates = [self._open(rule.gate, live) for rule in rules if rule.gate is not None]
+        state = SteeredRequest(orders, None, [gate for gate in gates if gate is not None])
+        state.in_prompt = any(gate.writes[0] < num_prompt for gate in state.gates)
         inner = request._block_hasher
         if inner is not None:
+            always = [(steers[number], scale) for number, scale in scales.items()]
             in_prompt = [(steer, scale) for steer, scale in always if steer.positions is not Positions.GENERATED]
-            if in_prompt:
-                request.cache_salt = _salt(request.cache_salt, in_prompt, self._secret)
+            salted = bool(in_prompt) or state.in_prompt
+            if salted:
+                request.cache_salt = self._salt(request.cache_salt, in_prompt, state)
                 request.block_hashes.clear()
-            # Where some rows are written to by their place in the request, its tokens do not say which.
-            by_place = any(steer.positions is not Positions.ALL for steer, _ in always)
-            if by_place or by_rule:
-                blocks = PrivateBlocks(inner, self._block_size, request.num_prompt_tokens if by_place else None)
-                request._block_hasher = blocks
-            if in_prompt:
+            # Where some rows are written to by their place in the request, its tokens do not say which; nor do those
+            # of a reply where the same tokens, as a part of the next prompt, could open a gate.
+            by_place = state.in_prompt or any(steer.positions is not Positions.ALL for steer, _ in always)
+            if by_place or rules:
+                state.blocks = PrivateBlocks(inner, self._block_size, num_prompt if by_place else None)
+                request._block_hasher = state.blocks
+            if salted:
                 request.update_block_hashes()
-        self._live[request.request_id] = _Steered(orders, blocks)
+        self._live[request.request_id] = state
+
+    def needs_filed(self, request_id: str) -> bool:
+        """Whether what was read of a cached prefix has to be known when the request is scheduled."""
+        state = self._live.get(request_id)
+        return state is not None and bool(state.gates) and (state.in_prompt or self._ahead)
+
+    def gated(self, request_ids: Iterable[str]) -> list[str]:
+        """Those of these requests whose rows may open a gate."""
+        return [name for name in request_ids if name in self._live and self._live[name].gates]
+
+    def replayed(self, request_id: str, readouts: npt.NDArray[np.float32]) -> None:
+        """The rows of a cached prefix open gates as those that are computed do.
+
+        Args:
+            request_id: any.
+            readouts: (n, width of the bank), positions 0 to n - 1.
+        """
+        if (state := self._live.get(request_id)) is not None:
+            state.see(np.arange(len(readouts), dtype=np.int64), readouts)
+
+    def seen(self, step: StepReadouts) -> None:
+        """Rows that count have been read: what they have opened stands from now on."""
+        for request_id, start, count in zip(step.request_ids, step.starts, step.counts, strict=True):
+            state = self._live.get(request_id)
+            if state is not None and state.gates:
+                state.see(step.positions[start : start + count], step.readouts[start : start + count])
+
+    def lost(self, request_ids: Iterable[str]) -> None:
+        """The readouts of a step did not come."""
+        for request_id in self.gated(request_ids):
+            self._live[request_id].lose()
 
     def judged(self, request_ids: Sequence[str], monitor: Monitor) -> None:
         """Take over the steers that rules have switched on in this step.
@@ -145,7 +132,7 @@ class SteerBook:
             reached = monitor.positions_of(request_id)
             state.pending |= dict.fromkeys(live.steers - state.known(), reached)
             if state.blocks is not None:
-                state.blocks.start = reached if state.blocks.start is None else min(state.blocks.start, reached)
+                state.blocks.keep_from(reached)
 
     def scheduled(self, step: SchedulerOutput, requests: Mapping[str, Request]) -> None:
         """Tell the workers what to write in a step.
@@ -153,22 +140,14 @@ class SteerBook:
         A rule's steer begins with the first row that is computed after the rule has fired: where that is, is settled
         here once, so that a preempted request is computed again as it was.
         """
-        if not self._live:
-            return
         orders = {}
         for request_id, count in step.num_scheduled_tokens.items():
             state = self._live.get(request_id)
             if state is None:
                 continue
-            if state.pending:
-                first = requests[request_id].num_computed_tokens - count
-                # What was judged before is computed again as it was, should the request have been preempted meanwhile.
-                state.orders += [
-                    SteerOrder(steer, max(first, reached), END) for steer, reached in sorted(state.pending.items())
-                ]
-                state.pending = {}
-            if state.orders:
-                orders[request_id] = tuple(state.orders)
+            found = state.ordered(requests[request_id].num_computed_tokens - count)
+            if found:
+                orders[request_id] = tuple(found)
         if orders:
             setattr(step, STEERS, orders)
 
@@ -180,25 +159,27 @@ class SteerBook:
             doses: (n, steers) of its rows; None if the workers wrote nothing.
             monitor: of the engine.
         """
-        if doses is not None and doses.shape != (len(step.positions), len(self._steers)):
+        if doses is not None and doses.shape != (len(step.positions), len(self._plan.steers)):
             doses = None
         for request_id, start, count in zip(step.request_ids, step.starts, step.counts, strict=True):
             state = self._live.get(request_id)
-            if state is None or not state.orders or not count:
+            if state is None or not count:
                 continue
-            rows = np.arange(start, start + count)
+            rows = slice(int(start), int(start + count))
             positions = step.positions[rows]
             fresh = positions >= state.told
-            state.told = max(state.told, int(positions[-1]) + 1)
-            missed = np.zeros(len(rows), dtype=bool)
+            missed = np.zeros(len(positions), dtype=bool)
             sizes = {}
-            for order in state.orders:
-                due = fresh & (positions >= order.start) & (positions < order.stop)
+            for steer, written in state.due(positions, step.readouts[rows]).items():
+                due = fresh & written
                 if not due.any():
                     continue
-                found = np.full(len(rows), np.nan) if doses is None else doses[rows, order.steer].astype(np.float64)
+                found = np.full(len(due), np.nan) if doses is None else doses[rows, steer].astype(np.float64)
                 missed |= due & ~np.isfinite(found)
-                sizes[order.steer] = found[due & np.isfinite(found)] / self._steers[order.steer].unit
+                sizes[steer] = found[due & np.isfinite(found)] / self._plan.steers[steer].unit
+            state.told = max(state.told, int(positions[-1]) + 1)
+            if not sizes:
+                continue
             monitor.steered(request_id, sizes)
             if lost := int(np.count_nonzero(missed)):
                 scored = monitor.scored_of([request_id])
@@ -213,8 +194,16 @@ class SteerBook:
         """The request has ended."""
         self._live.pop(request_id, None)
 
+    def _open(self, number: int, live: Admitted) -> OpenGate | None:
+        gate = self._plan.gates[number]
+        span = self._plan.steers[gate.steer].span(live.num_prompt)
+        return OpenGate.of(number, gate, live.fmt, span, num_prompt=live.num_prompt, stream_from=live.stream_from)
 
-def _salt(own: str | None, steers: Sequence[tuple[Steer, float]], secret: bytes) -> str:
-    """The salt of requests whose prompts these steers write to, and that have the same salt of their own."""
-    content = json.dumps([own, [[steer.digest(), scale] for steer, scale in steers]])
-    return hashlib.sha256(content.encode() + secret).hexdigest()
+    def _salt(self, own: str | None, steers: Sequence[tuple[Steer, float]], state: SteeredRequest) -> str:
+        """The salt of requests whose prompts are written to alike, and that have the same salt of their own."""
+        opened = [
+            [self._plan.steers[gate.gate.steer].digest(), gate.number, float(gate.limit), gate.reads[0]]
+            for gate in state.gates
+        ]
+        content = json.dumps([own, [[steer.digest(), scale] for steer, scale in steers], opened])
+        return hashlib.sha256(content.encode() + self._secret).hexdigest()

@@ -14,9 +14,10 @@ from torch import nn
 from probes.steering.steer import SteerMatrix
 from probes.taps import Tap
 from serving.engine import steer_op
+from serving.engine.gates import GateSet, install_gates
 from serving.engine.layers import LayerClass, Stack
 from serving.engine.runtime import load_deployment
-from serving.engine.steer_order import StepOrders
+from serving.engine.steer_order import SteerOrder, StepOrders
 from serving.engine.taps import TapSet, rows_of
 
 if TYPE_CHECKING:
@@ -34,10 +35,16 @@ class SteerSet:
         modules: the layers of this worker that are written to.
         num_steers: of the plan.
         device: of the buffers.
+        gates: before them.
     """
 
     def __init__(
-        self, matrices: Sequence[SteerMatrix], modules: Mapping[Tap, nn.Module], num_steers: int, device: torch.device
+        self,
+        matrices: Sequence[SteerMatrix],
+        modules: Mapping[Tap, nn.Module],
+        num_steers: int,
+        device: torch.device,
+        gates: GateSet | None = None,
     ) -> None:
         # Any: what stands on a layer has no type of its own.
         self._sites: list[tuple[Any, list[int]]] = [
@@ -45,6 +52,7 @@ class SteerSet:
         ]
         self._num_steers = num_steers
         self._device = device
+        self._gates = gates
         self._armed = False
 
     def arm(
@@ -62,6 +70,8 @@ class SteerSet:
             counts: (R,) rows of each.
             positions: (n,) absolute, on the device: only there are they certain under asynchronous scheduling.
         """
+        if self._gates is not None:
+            self._gates.arm(orders, request_ids, counts, positions)
         if not orders:
             self._disarm()
             return
@@ -69,8 +79,11 @@ class SteerSet:
         scale, start, stop = np.zeros(shape, dtype=np.float32), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         for row, request_id in enumerate(request_ids):
             for order in orders.get(request_id, ()):
-                scale[row, order.steer] = order.scale
-                start[row, order.steer], stop[row, order.steer] = order.start, order.stop
+                if isinstance(order, SteerOrder):
+                    cell = row, order.steer
+                    # Two rules may have switched on one steer, each from its own position on.
+                    start[cell] = min(order.start, start[cell]) if scale[cell] else order.start
+                    scale[cell], stop[cell] = max(order.scale, scale[cell]), max(order.stop, stop[cell])
         spread = [self._on_device(np.repeat(values, counts, axis=0)) for values in (scale, start, stop)]
         place = positions[:, None]
         rows = spread[0].where((place >= spread[1]) & (place < spread[2]), 0.0)
@@ -119,13 +132,23 @@ def make_writable(taps: TapSet, vllm_config: VllmConfig, *, max_rows: int, devic
     steering = load_deployment(vllm_config).plan.steering
     if not steering.steers:
         return None
+    requests = vllm_config.scheduler_config.max_num_seqs
+    gates = install_gates(
+        taps, steering.matrices, steering.gates, max_rows=max_rows, max_requests=requests, device=device
+    )
     return install_steers(
-        taps.stack, steering.matrices, num_steers=len(steering.steers), max_rows=max_rows, device=device
+        taps.stack, steering.matrices, num_steers=len(steering.steers), max_rows=max_rows, device=device, gates=gates
     )
 
 
 def install_steers(
-    stack: Stack, matrices: Sequence[SteerMatrix], *, num_steers: int, max_rows: int, device: torch.device
+    stack: Stack,
+    matrices: Sequence[SteerMatrix],
+    *,
+    num_steers: int,
+    max_rows: int,
+    device: torch.device,
+    gates: GateSet | None = None,
 ) -> SteerSet:
     """Make layers writable, as far as they are on this worker; after the taps, so that reads come before writes.
 
@@ -135,6 +158,7 @@ def install_steers(
         num_steers: of the plan.
         max_rows: the most rows of one step.
         device: of the model.
+        gates: of the model, put in place.
     """
     modules: dict[Tap, nn.Module] = {}
     layer: Any
@@ -147,7 +171,7 @@ def install_steers(
         layer.telltale_steer_armed = False
         layer.__class__ = _steered_class(type(layer), stack.known)
         modules[matrix.tap] = layer
-    return SteerSet(matrices, modules, num_steers, device)
+    return SteerSet(matrices, modules, num_steers, device, gates)
 
 
 def steer_buffers(matrix: SteerMatrix, *, max_rows: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -180,6 +204,8 @@ def _steered_class(cls: type[nn.Module], known: LayerClass) -> type[nn.Module]:
         # A CUDA graph would keep what was true when it was captured; an eager step on a CPU is asked each time.
         if not compiling and not self.telltale_steer_armed and hidden.device.type == "cpu":
             return output
+        for gate in getattr(self, "telltale_gates", ()):
+            gate(self.telltale_steer_scale, rows_of(hidden).shape[0])
         write = steer_op.steer if compiling else steer_op.steer_rows
         changed = write(
             rows_of(hidden),

@@ -74,9 +74,15 @@ class ReadoutStore:
         self._rows[blocks, offsets] = readouts[:, self._columns]
         self._state[blocks, offsets] = RowState.FILED
 
-    def covered(self, blocks: Index) -> int:
-        """How many of these blocks, from the first on, have readouts or will have them once their step is back."""
-        whole = (self._state[blocks] != RowState.EMPTY).all(axis=1)
+    def covered(self, blocks: Index, *, filed: bool = False) -> int:
+        """How many of these blocks, from the first on, have readouts or will have them once their step is back.
+
+        Args:
+            blocks: in order.
+            filed: whether those on their way do not count.
+        """
+        state = self._state[blocks]
+        whole = (state == RowState.FILED if filed else state != RowState.EMPTY).all(axis=1)
         return len(blocks) if whole.all() else int(np.argmin(whole))
 
     def is_filed(self, blocks: Index) -> bool:

@@ -3,7 +3,9 @@
 Run as a program: ``python -m tests.engine.steered MODEL OUT.json``, with a JSON list on standard input. Each entry:
 ``policy`` (path), ``engine`` (arguments of ``vllm.LLM``), ``runs`` (each a batch of prompts, each a list of tokens; or
 ``{"follow": [run, number], "more": tokens}``, an earlier prompt with its reply and more behind it), ``new_tokens``,
-``choices`` (of each prompt, run by run) and ``broken`` (whether the steered layer is made to forget that it is one).
+``choices`` (of each prompt, run by run), ``words`` (the only tokens that a run may say; the last of them is looked for
+among rejected drafts; its prompts count as chats, whose replies alone are streams) and ``broken`` (whether the steered
+layer is made to forget that it is one).
 """
 
 from __future__ import annotations
@@ -14,6 +16,11 @@ import os
 import sys
 from collections import Counter
 from typing import Any
+
+from monitor.segments import PromptMap, Run
+from monitor.types import Role
+from probes.card import Format
+from serving.origin import Origin, enter_origin, leave_origin
 
 
 def run(model: str, entry: dict[str, Any]) -> dict[str, Any]:
@@ -44,13 +51,31 @@ def run(model: str, entry: dict[str, Any]) -> dict[str, Any]:
         return preempt(*args, **kwargs)
 
     scheduler._preempt_request = count
+    update = scheduler.update_from_output
+
+    def look(step: Any, output: Any) -> Any:
+        for request_id, drafts in step.scheduled_spec_decode_tokens.items():
+            kept = len(output.sampled_token_ids[output.req_id_to_index[request_id]]) - 1
+            told = list(scheduler.requests[request_id].output_token_ids)
+            # Rejected before it was ever said.
+            events["rejected"] += entry["words"][-1] in drafts[kept:] and entry["words"][-1] not in told
+            events["accepted"] += kept
+        return update(step, output)
+
+    scheduler.update_from_output = look
     runs = []
     for wanted, choices in zip(entry["runs"], entry["choices"], strict=True):
         batch = [_prompt(prompt, runs) for prompt in wanted]
         # Of several choices vLLM wants a temperature; with one candidate it changes nothing.
         choice = {"temperature": 0.0} if choices == 1 else {"n": choices, "top_k": 1}
-        params = SamplingParams(max_tokens=entry["new_tokens"], ignore_eos=True, logprobs=5, **choice)
+        said = {"allowed_token_ids": entry["words"]} if entry["words"] else {"logprobs": 5}
+        params = SamplingParams(max_tokens=entry["new_tokens"], ignore_eos=True, **said, **choice)
+        origin = Origin(Format.CHAT if entry["words"] else Format.RAW)
+        for tokens in batch:
+            origin.note(tokens, PromptMap((Run(Role.USER, len(tokens)),), stream_from=len(tokens)))
+        token = enter_origin(origin)
         outputs = llm.generate([{"prompt_token_ids": tokens} for tokens in batch], params, use_tqdm=False)
+        leave_origin(token)
         runs.append(
             [
                 {
@@ -58,7 +83,7 @@ def run(model: str, entry: dict[str, Any]) -> dict[str, Any]:
                     "tokens": list(output.outputs[0].token_ids),
                     "logprobs": [
                         {str(token): found.logprob for token, found in step.items()}
-                        for step in output.outputs[0].logprobs
+                        for step in output.outputs[0].logprobs or ()
                     ],
                     "telltale": output.outputs[0].telltale.describe(),
                     "choices": [list(choice.token_ids) for choice in output.outputs],

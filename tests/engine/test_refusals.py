@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from serving.deployment import check_policy
 from serving.engine.plugin import configure
-from serving.engine.refusals import RefusedError, refuse_unmonitorable
-from tests.support.tiny import TinyModel
+from serving.engine.refusals import RefusedError, refuse_unmonitorable, refuse_unsteerable
+from tests.support.tiny import D_MODEL, TinyModel, save_direction
 
 pytestmark = pytest.mark.engine
 
@@ -104,6 +106,44 @@ def test_a_setting_is_refused_by_its_name(tiny: TinyModel, flag: str) -> None:
     with pytest.raises(RefusedError, match=flag) as caught:
         refuse_unmonitorable(config_with(tiny, **SETTINGS[flag]))
     assert "Leave it out" in str(caught.value)
+
+
+RULE = (
+    "{name: r, when: {detector: trigger, stage: prompt%s}, do: {action: steer, steer: s, gate: latched}, mode: enforce}"
+)
+STEERED = """\
+version: "1"
+detectors: [{artifact: trigger.safetensors}]
+steers: [{name: s, artifact: refusal_push.safetensors, op: add, strength: 0.5}]
+policies:
+  - {name: default, on_gap: block, on_uncalibrated: flag, rules: [%s]}
+"""
+BY_ONE_ROW = STEERED % (RULE % "")
+BY_SEVERAL = STEERED % (RULE % ", aggregate: {kind: mean}, above: {value: 1.0}")
+
+
+@pytest.mark.parametrize(
+    ("policy", "setting", "refused"),
+    [
+        (BY_ONE_ROW, "pipeline parallel", "--pipeline-parallel-size above 1"),
+        (BY_SEVERAL, "ngram drafts", "speculative decoding .--speculative-config."),
+        (BY_ONE_ROW, "ngram drafts", None),
+        (BY_SEVERAL, "tensor parallel", None),
+    ],
+)
+def test_steering_is_refused_where_it_would_not_be_the_same_each_time(
+    tiny: TinyModel, folder: Path, policy: str, setting: str, refused: str | None
+) -> None:
+    direction = np.eye(D_MODEL)[3]
+    save_direction(folder / "refusal_push.safetensors", tiny.path, direction)
+    (folder / "refusal.yaml").write_text(policy)
+    plan = check_policy(folder / "refusal.yaml")
+    config = config_with(tiny, **PASSING[setting])
+    if refused is None:
+        refuse_unsteerable(config, plan)
+        return
+    with pytest.raises(RefusedError, match=refused):
+        refuse_unsteerable(config, plan)
 
 
 @pytest.mark.covers("graph compiled without taps", "kept out")

@@ -137,8 +137,14 @@ def run_entries(
     entries: Mapping[str, tuple[str, dict[str, Any], list[Any]]],
     folder: Path,
     environment: Mapping[str, str] = MappingProxyType({}),
+    *,
+    words: Sequence[int] = (),
+    worded: Sequence[str] = (),
 ) -> dict[str, Result]:
-    """Engines with these policies, settings and batches, one after the other in one process."""
+    """Engines with these policies, settings and batches, one after the other in one process.
+
+    Those that are ``worded`` say nothing but ``words``.
+    """
     order = [
         {
             "policy": str(tiny.path.parent / f"{policy}.yaml"),
@@ -146,6 +152,7 @@ def run_entries(
             "runs": runs,
             "new_tokens": NEW_TOKENS,
             "choices": [2 if number == TWO_CHOICES else 1 for number in range(len(runs))],
+            "words": list(words) if name in worded else [],
             "broken": name == "broken",
         }
         for name, (policy, engine, runs) in entries.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from monitor.policy import Check
+from monitor.check import Check
 from monitor.types import Role
 from probes.aggregate import Aggregator
 from probes.aggregate.ema import Ema

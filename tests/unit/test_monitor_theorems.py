@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 
+from monitor.check import Check
 from monitor.monitor import Ended, Monitor
-from monitor.policy import Check, Plan
+from monitor.policy import Plan
 from monitor.segments import PromptMap, runs_of
 from monitor.types import ActionCode, Gap, Role, Skip
 from probes.card import Format, Stage

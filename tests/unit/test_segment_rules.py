@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.policy import Check
+from monitor.check import Check
 from monitor.segments import PromptMap, Run, role_mask, runs_of
 from monitor.types import PromptEvent, Role
 from monitor.yaml_file import PolicyError

@@ -16,8 +16,9 @@ from vllm.v1.request import Request
 
 from monitor.policy import Plan
 from monitor.types import Gap
+from probes.card import Format
 from probes.steering.steer import END
-from serving.engine.steer_order import STEERS, SteerOrder
+from serving.engine.steer_order import STEERS, GateOrder, SteerOrder
 from serving.engine.steerbook import SteerBook
 from tests.unit.script import Case
 from tests.unit.test_steers import CALM, STEER, compiled, do
@@ -30,10 +31,10 @@ ALL = CALM.replace("cap", "cap, strength: 0.5, positions: all")
 class Engine:
     """A book, a monitor and the requests that both know."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, ahead: bool = False) -> None:
         init_none_hash(sha256)
         self.plan = plan
-        self.book = SteerBook(plan, block_size=SIZE)
+        self.book = SteerBook(plan, block_size=SIZE, ahead=ahead)
         self.case = Case(plan)
         self.requests: dict[str, Request] = {}
 
@@ -50,10 +51,12 @@ class Engine:
         )
         self.requests[name] = request
         self.case.admit(name, num_prompt=PROMPT)
-        self.book.admit(request, self.plan.policies[0], asked or {})
+        live = self.case.monitor.get(name)
+        assert live is not None
+        self.book.admit(request, live, self.plan.policies[0], asked or {})
         return request
 
-    def schedule(self, count: int, *, computed: int, name: str = "a") -> tuple[SteerOrder, ...]:
+    def schedule(self, count: int, *, computed: int, name: str = "a") -> tuple[SteerOrder | GateOrder, ...]:
         """vLLM has counted the step's tokens as computed by then."""
         self.requests[name].num_computed_tokens = computed + count
         step = SimpleNamespace(num_scheduled_tokens={name: count})
@@ -61,6 +64,8 @@ class Engine:
         return dict(getattr(step, STEERS, {})).get(name, ())
 
     def see(self, scores: list[float], start: int, name: str = "a") -> None:
+        rows = self.case.script.rows(scores)
+        self.book.seen(self.case.script.step([(name, range(start, start + len(scores)), rows)]))
         self.case.see(scores, start, name)
         self.book.judged([name], self.case.monitor)
 
@@ -69,8 +74,18 @@ class Engine:
         self.book.tell(self.case.script.step([(name, positions, rows)]), doses, self.case.monitor)
 
 
-def by_rule(folder: Path, stage: str = "stream") -> Engine:
-    return Engine(compiled(folder, CALM, do("r", STEER, stage=stage)))
+def by_rule(folder: Path) -> Engine:
+    """With a condition that no single row decides."""
+    return Engine(compiled(folder, CALM, do("r", STEER, when="aggregate: {kind: last}, above: {value: 2}")))
+
+
+def by_gate(
+    folder: Path, *, stage: str = "stream", positions: str = "generated", kind: str = "latched", ahead: bool = False
+) -> Engine:
+    """With a condition that one row decides."""
+    steers = CALM.replace("cap", f"cap, positions: {positions}")
+    plan = compiled(folder, steers, do("r", STEER.replace("latched", kind), stage=stage))
+    return Engine(plan, ahead=ahead)
 
 
 def always(folder: Path, steers: str = ALL, policy: str = "steers: [calm]") -> Engine:
@@ -120,6 +135,106 @@ def test_a_preemption_before_and_after_the_first_steered_step_changes_nothing(tm
     order = SteerOrder(0, PROMPT + 3, END)
     assert engine.schedule(PROMPT + 4, computed=0) == (order,)
     assert engine.schedule(PROMPT + 6, computed=0) == (order,)
+
+
+def limit(engine: Engine) -> float:
+    return float(engine.plan.steering.gates[0].limit(Format.CHAT) or 0.0)
+
+
+def test_a_gate_is_watched_until_a_row_has_opened_it(tmp_path: Path) -> None:
+    engine = by_gate(tmp_path)
+    engine.admit()
+    watch = GateOrder(0, limit(engine), (PROMPT, END), (PROMPT, END))
+    assert engine.schedule(PROMPT, computed=0) == (watch,)
+    engine.see([9.0] * PROMPT, 0)  # rows that the stage does not read
+    assert engine.schedule(1, computed=PROMPT) == (watch,)
+    engine.see([9.0], PROMPT)
+    order = SteerOrder(0, PROMPT + 1, END)
+    assert engine.schedule(1, computed=PROMPT + 1) == (order,)
+    assert engine.schedule(PROMPT + 2, computed=0) == (order,)  # preempted
+    assert engine.case.state() == ("steer", "r")
+
+
+def test_a_prompt_that_opens_no_gate_costs_nothing_afterwards(tmp_path: Path) -> None:
+    engine = by_gate(tmp_path, stage="prompt", positions="all")
+    engine.admit()
+    watch = GateOrder(0, limit(engine), (1, PROMPT), (2, END))
+    assert engine.schedule(PROMPT - 1, computed=0) == (watch,)
+    engine.see([0.0] * (PROMPT - 1), 0)
+    assert engine.schedule(1, computed=PROMPT - 1) == (watch,)
+    assert engine.schedule(1, computed=PROMPT) == (watch,)  # the last row of the prompt is not known yet
+    engine.see([0.0], PROMPT - 1)
+    assert engine.schedule(1, computed=PROMPT + 1) == ()
+    assert engine.schedule(PROMPT + 1, computed=0) == (watch,)  # preempted: read again
+
+
+def test_a_cached_prefix_opens_a_gate_before_the_rows_behind_it_are_scheduled(tmp_path: Path) -> None:
+    engine = by_gate(tmp_path, stage="prompt", positions="all")
+    engine.admit()
+    assert engine.book.gated(["a", "b"]) == ["a"]
+    engine.book.replayed("a", engine.case.script.rows([0.0, 0.0, 9.0, 0.0]))
+    assert engine.schedule(PROMPT - SIZE, computed=SIZE) == (SteerOrder(0, 3, END),)
+
+
+@pytest.mark.parametrize(
+    ("positions", "ahead", "needed"), [("all", False, True), ("generated", False, False), ("generated", True, True)]
+)
+def test_only_what_the_next_rows_hang_on_has_to_be_filed(
+    tmp_path: Path, positions: str, ahead: bool, needed: bool
+) -> None:
+    engine = by_gate(tmp_path, stage="prompt", positions=positions, ahead=ahead)
+    engine.admit()
+    assert engine.book.needs_filed("a") is needed
+    assert not engine.book.needs_filed("b")
+
+
+@pytest.mark.parametrize("kind", ["latched", "token"])
+def test_prompts_with_gates_share_blocks_with_their_like_and_replies_with_nobody(tmp_path: Path, kind: str) -> None:
+    engine = by_gate(tmp_path, stage="prompt", positions="all", kind=kind)
+    first, second = (hashes(engine.admit(name), generated=8) for name in "ab")
+    whole = PROMPT // SIZE
+    assert first[:whole] == second[:whole]
+    assert not set(first[whole:]) & set(second[whole:])
+    plain = get_request_block_hasher(SIZE, sha256)
+    unsteered = Request("u", list(range(PROMPT)), SamplingParams(max_tokens=5), None, block_hasher=plain)
+    assert not set(first) & set(hashes(unsteered, generated=8))
+
+
+@pytest.mark.parametrize(("kind", "shared"), [("latched", 3), ("token", 2)])
+def test_a_reply_is_shared_up_to_the_first_row_that_is_written_to(tmp_path: Path, kind: str, shared: int) -> None:
+    engine = by_gate(tmp_path, kind=kind)
+    engine.admit("a")
+    (clean, hot) = (engine.admit(name) for name in "bc")
+    engine.see([0.0] * PROMPT, 0, "c")
+    engine.see([0.0, 9.0], PROMPT, "c")  # the row at 11 ends the third block
+    left, right = hashes(clean, generated=10), hashes(hot, generated=10)
+    assert left[:shared] == right[:shared]
+    assert not set(left[shared:]) & set(right[shared:])
+
+
+def test_a_step_that_was_lost_shares_nothing(tmp_path: Path) -> None:
+    engine = by_gate(tmp_path)
+    clean, lost = (engine.admit(name) for name in "ab")
+    engine.see([0.0] * PROMPT, 0, "b")
+    engine.book.lost(["b", "unknown"])
+    left, right = hashes(clean, generated=10), hashes(lost, generated=10)
+    assert left[:2] == right[:2]
+    assert not set(left[2:]) & set(right[2:])
+
+
+def test_rows_that_a_gate_should_have_written_to_are_gaps(tmp_path: Path) -> None:
+    engine = by_gate(tmp_path, stage="prompt", positions="all", kind="token")
+    engine.admit()
+    scores = [0.0, 9.0, 0.0, 9.0, 0.0, 9.0, 0.0, 0.0, 0.0, 0.0]
+    engine.see(scores, 0)
+    rows = engine.case.script.rows(scores)
+    doses = np.zeros((PROMPT, 1), dtype=np.float32)
+    doses[3], doses[5] = 2.5, np.nan
+    engine.book.tell(engine.case.script.step([("a", range(PROMPT), rows)]), doses, engine.case.monitor)
+    request = engine.case.monitor.get("a")
+    assert request is not None
+    assert (request.doses[0].tokens, request.doses[0].largest) == (1, 0.5)
+    assert request.gaps == {Gap.NOT_STEERED: 1}
 
 
 def test_requests_with_the_same_steers_share_blocks_with_each_other_alone(tmp_path: Path) -> None:

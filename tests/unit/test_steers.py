@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from monitor.config import Gate
 from monitor.dose import Dose
 from monitor.policy import Plan, compile_plan
 from monitor.types import Action
@@ -59,8 +60,8 @@ def saved(folder: Path, **changes: Any) -> SteerArtifact:
     return save_steer(folder / "calm.safetensors", direction(**changes), values)
 
 
-def do(name: str, what: str, *, stage: str = "stream", mode: str = "enforce") -> str:
-    return rule(name, stage=stage, mode=mode).replace("{action: block}", what)
+def do(name: str, what: str, *, stage: str = "stream", mode: str = "enforce", when: str = "") -> str:
+    return rule(name, stage=stage, mode=mode, when=when).replace("{action: block}", what)
 
 
 def compiled(
@@ -134,7 +135,7 @@ def test_a_steer_that_cannot_be_is_refused(tmp_path: Path, steers: str, said: st
         (do("r", STEER.replace("calm", "clam")), "", "rules[0].do.steer: is 'clam'. Did you mean 'calm'?"),
         (do("r", "{action: steer, steer: calm}"), "", "'action: steer' also needs 'steer', the name of one"),
         (do("r", "{action: flag, steer: calm}"), "", "'steer' and 'gate' say how to steer; only"),
-        (do("r", STEER.replace("latched", "token")), "", "rules[0].do.gate: is 'token'. "),
+        (do("r", STEER.replace("latched", "sometimes")), "", "rules[0].do.gate: is 'sometimes'. "),
         (do("r", STEER, stage="response"), "", "steers at the stage 'response': by then nothing is left"),
         ("", "steers: [clam]", "policies[0].steers[0]: is 'clam'. Did you mean 'calm'?"),
         ("", "steers: [calm, calm]", "'steers' names 'calm' twice; name each once."),
@@ -149,9 +150,46 @@ def test_a_rule_or_policy_that_cannot_steer_is_refused(tmp_path: Path, rules: st
     assert said in refusal(tmp_path, CALM, rules, policy)
 
 
-def test_a_rules_steer_writes_to_generated_rows_only(tmp_path: Path) -> None:
+def test_a_condition_that_one_row_decides_becomes_a_gate(tmp_path: Path) -> None:
+    for kind in Gate:
+        plan = compiled(tmp_path, CALM, do("r", STEER.replace("latched", kind.value)))
+        (gate,) = plan.steering.gates
+        assert plan.policies[0].rules[0].gate == 0
+        assert (gate.kind, gate.steer, str(gate.tap)) == (kind, 0, "resid_post.0")
+        assert (gate.column, gate.offset) == (0, 0)
+        assert gate.check == plan.checks[plan.policies[0].rules[0].check]
+
+
+@pytest.mark.parametrize(
+    ("when", "layer", "because"),
+    [
+        ("aggregate: {kind: last}, above: {value: 2}", 0, "aggregate last rests on several rows"),
+        ("segments: [user]", 0, "whose tokens a row belongs to ('segments') is not known in the pass"),
+        ("", 2, "'harm' is read at resid_post.2, above the steer at resid_post.1"),
+    ],
+)
+def test_what_several_rows_decide_switches_on_a_steer_only_behind_the_prompt(
+    tmp_path: Path, when: str, layer: int, because: str
+) -> None:
+    rules = do("r", STEER, stage="prompt", when=when)
+    plan = compiled(tmp_path, CALM, rules, layer=layer)
+    assert (plan.policies[0].rules[0].steer, plan.policies[0].rules[0].gate, plan.steering.gates) == (0, None, ())
+    said = refusal(tmp_path, CALM.replace("cap", "cap, positions: all"), rules, layer=layer)
+    assert f"rules[0].do.steer: writes to positions: all, but {because}" in said
+    said = refusal(tmp_path, CALM.replace("cap", "cap, positions: all"), rules.replace("latched", "token"), layer=layer)
+    assert f"rules[0].do.gate: is 'token', but {because}" in said
+
+
+def test_a_gate_that_could_never_open_is_refused(tmp_path: Path) -> None:
+    said = refusal(tmp_path, CALM, do("r", STEER.replace("latched", "token"), stage="prompt"))
+    assert "rules[0].do.gate: is 'token' at the stage 'prompt', and 'calm' writes to positions: generated" in said
     said = refusal(tmp_path, CALM.replace("cap", "cap, positions: all"), do("r", STEER))
-    assert "rules[0].do.steer: is 'calm', which writes to positions: all. When a rule fires, prompts have" in said
+    assert "rules[0].do.steer: is 'calm', which writes to positions: all; at the stage 'stream' the reply is" in said
+
+
+def test_a_shadow_rule_has_no_gate(tmp_path: Path) -> None:
+    plan = compiled(tmp_path, CALM, do("r", STEER, mode="shadow"))
+    assert plan.steering.gates == ()
 
 
 @pytest.mark.parametrize(
