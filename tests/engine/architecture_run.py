@@ -20,13 +20,19 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from probes.bank import Bank
 from probes.detectors import Detector, Directions
+from probes.steering.steer import stack_steers
 from probes.taps import Site, Tap
 from serving.engine.frontend import Frontend
 from serving.engine.plugin import install
+from serving.engine.steer_order import SteerOrder
+from serving.engine.steers import SteerSet, install_steers
+from serving.engine.taps import TapSet
 from tests.engine.capture import capture
+from tests.support.written import two_steers
 
 SETTINGS: dict[str, Any] = {
     "dtype": "float32",
@@ -127,6 +133,25 @@ def read(name: str, folder: str, tokens: list[int], saved: dict[str, Any], said:
     for tap, columns in zip(taps.taps, taps.present_columns, strict=True):
         saved[f"{name}.{tap}"] = rows[:, columns]
     saved[f"{name}.fired"] = np.array(list(taps.fired().values()))
+    steers = steer(taps, len(tokens), runner.max_num_tokens)
+    llm.generate([{"prompt_token_ids": [*tokens[:-1], tokens[-1] + 1]}], params, use_tqdm=False)
+    rows = taps.collect(len(tokens)).numpy()
+    for tap, columns in zip(taps.taps, taps.present_columns, strict=True):
+        saved[f"{name}.steered.{tap}"] = rows[:, columns]
+    doses = steers.collect(len(tokens))
+    assert doses is not None
+    saved[f"{name}.doses"] = doses.numpy()
+
+
+def steer(taps: TapSet, rows: int, max_rows: int) -> SteerSet:
+    """Have the next step of so many rows written to, as ``tests.support.written`` says."""
+    d_model = taps.bank.d_model
+    steers, device = two_steers(d_model), torch.device("cpu")
+    matrices = stack_steers(steers, d_model=d_model, num_layers=len(taps.stack.layers))
+    made = install_steers(taps.stack, matrices, num_steers=len(steers), max_rows=max_rows, device=device)
+    orders = [SteerOrder(number, *steer.span(rows)) for number, steer in enumerate(steers)]
+    made.arm({"a": orders}, ["a"], np.array([rows]), torch.arange(rows))
+    return made
 
 
 if __name__ == "__main__":

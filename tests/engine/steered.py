@@ -3,9 +3,9 @@
 Run as a program: ``python -m tests.engine.steered MODEL OUT.json``, with a JSON list on standard input. Each entry:
 ``policy`` (path), ``engine`` (arguments of ``vllm.LLM``), ``runs`` (each a batch of prompts, each a list of tokens; or
 ``{"follow": [run, number], "more": tokens}``, an earlier prompt with its reply and more behind it), ``new_tokens``,
-``choices`` (of each prompt, run by run), ``words`` (the only tokens that a run may say; the last of them is looked for
-among rejected drafts; its prompts count as chats, whose replies alone are streams) and ``broken`` (whether the steered
-layer is made to forget that it is one).
+``choices`` (of each prompt, run by run), ``operators`` (a folder with files of steering operators, or empty), ``words``
+(the only tokens that a run may say; the last of them is looked for among rejected drafts; its prompts count as chats,
+whose replies alone are streams) and ``broken`` (whether the steered layer is made to forget that it is one).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from typing import Any
 
+import probes.steering
 from monitor.segments import PromptMap, Run
 from monitor.types import Role
 from probes.card import Format
@@ -26,6 +27,8 @@ from serving.origin import Origin, enter_origin, leave_origin
 def run(model: str, entry: dict[str, Any]) -> dict[str, Any]:
     """One engine, and all its batches."""
     os.environ["TELLTALE_CONFIG"] = entry["policy"]
+    if entry["operators"]:
+        probes.steering.__path__.append(entry["operators"])
     from vllm import LLM, SamplingParams
     from vllm.engine.arg_utils import EngineArgs
 

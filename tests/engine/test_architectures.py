@@ -18,6 +18,7 @@ from serving.engine.layers import supported_architectures
 from tests.engine.capture import NEW_TOKENS
 from tests.support.architectures import D_MODEL, NUM_LAYERS, RECIPES, VOCABULARY, reference, write_tiny
 from tests.support.tiny import save_linear
+from tests.support.written import STRENGTH, edited
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900, func_only=True)]
 
@@ -108,6 +109,26 @@ def said(read: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def test_every_architecture_has_a_recipe() -> None:
     assert set(RECIPES) == set(supported_architectures())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_is_written_has_the_effect_of_a_hook_in_transformers(
+    name: str, tiny: Tiny, read: dict[str, np.ndarray]
+) -> None:
+    # Another last token: the prompt must not come out of the prefix cache.
+    tokens = [*TOKENS[:-1], TOKENS[-1] + 1]
+    plain, expected = (reference(tiny.model(name), name, tokens, edit=edit) for edit in (None, edited))
+    last = Tap(NUM_LAYERS - 1)
+    for (site, layer), value in expected.items():
+        if layer == 0:
+            continue  # reads come before writes
+        readout = read[f"{name}.steered.{Tap(layer, site)}"]
+        assert np.all(np.abs(readout[:, :-1] - value) <= TOLERANCE * value.std()), (site, layer)
+    moved = expected[last.site, last.layer] - plain[last.site, last.layer]
+    assert np.abs(moved[1:]).max() > 100 * TOLERANCE * plain[last.site, last.layer].std()
+    doses = read[f"{name}.doses"]
+    assert np.all(doses[0] == 0)
+    np.testing.assert_allclose(doses[1:, 0], STRENGTH, rtol=1e-6)
 
 
 @pytest.mark.covers("each architecture", "readouts equal transformers")

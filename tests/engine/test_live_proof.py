@@ -256,6 +256,7 @@ def test_a_card_whose_canary_another_model_would_give_is_refused_at_the_start(ti
     assert "telltale canary ARTIFACT" in message
 
 
+@pytest.mark.slow
 @pytest.mark.covers("worker without plug-in", "refused at the start")
 def test_a_worker_without_the_plug_in_is_refused_at_the_start(tiny: TinyModel, tmp_path: Path) -> None:
     policy = prepared(tmp_path, tiny)

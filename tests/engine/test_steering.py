@@ -17,10 +17,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import probes.steering
 from monitor.policy import Plan
 from probes.steering.steer import END, Steer
 from serving.deployment import check_policy
 from tests.support.tiny import D_MODEL, PROMPT, TinyModel, save_direction
+from tests.unit.test_steering import CLAMP
 
 pytestmark = pytest.mark.engine
 
@@ -55,6 +57,7 @@ PUSH = "  - {name: push, artifact: push.safetensors, op: add, strength: 0.5, pos
 CAP = "  - {name: trim, artifact: trim.safetensors, op: cap, positions: all, max_dose: 2}"
 ABLATE = "  - {name: blank, artifact: blank.safetensors, op: ablate, strength: 0.8, positions: generated}"
 IDLE = "  - {name: idle, artifact: idle.safetensors, op: cap, positions: all}"
+CLAMPED = "  - {name: clamped, artifact: blank.safetensors, op: clamp, target: 3.0, positions: all, max_dose: 10}"
 STEER = "{action: steer, steer: push, gate: latched}"
 POLICIES = {
     "by_rule": HEAD.format(steers=PUSH, always="", stage="prompt", do=STEER, mode="enforce"),
@@ -63,6 +66,10 @@ POLICIES = {
     "always": HEAD.format(
         steers=f"{CAP}\n{ABLATE}", always="trim, blank", stage="prompt", do="{action: flag}", mode="shadow"
     ),
+    "prompt_gate": HEAD.format(
+        steers=PUSH.replace("generated", "all"), always="", stage="prompt", do=STEER, mode="enforce"
+    ),
+    "clamped": HEAD.format(steers=CLAMPED, always="clamped", stage="prompt", do="{action: flag}", mode="shadow"),
     "identity": HEAD.format(steers=IDLE, always="idle", stage="prompt", do="{action: flag}", mode="shadow"),
 }
 
@@ -90,7 +97,15 @@ def batch(tiny: TinyModel) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def plans(tiny: TinyModel) -> dict[str, Plan]:
+def operators(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an operator that is not ours."""
+    folder = tmp_path_factory.mktemp("operators")
+    (folder / "clamp.py").write_text(CLAMP)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plans(tiny: TinyModel, operators: Path) -> dict[str, Plan]:
     folder = tiny.path.parent
     generator = np.random.default_rng(11)
     for name, layer, ceiling in (("push", 0, 1.0), ("trim", 0, 1.0), ("blank", 1, 1.0), ("idle", 0, 1e6)):
@@ -105,12 +120,18 @@ def plans(tiny: TinyModel) -> dict[str, Plan]:
         )
     for name, text in POLICIES.items():
         (folder / f"{name}.yaml").write_text(text)
-    return {name: check_policy(folder / f"{name}.yaml") for name in POLICIES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes.steering, "__path__", [*probes.steering.__path__, str(operators)])
+        return {name: check_policy(folder / f"{name}.yaml") for name in POLICIES}
 
 
 @pytest.fixture(scope="module")
 def found(
-    tiny: TinyModel, plans: dict[str, Plan], batch: list[list[int]], tmp_path_factory: pytest.TempPathFactory
+    tiny: TinyModel,
+    plans: dict[str, Plan],
+    batch: list[list[int]],
+    operators: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Result]:
     follow = {"follow": [0, ENDS_IN_BLOCK], "more": batch[CLEAN][:30]}
     trigger = tiny.trigger
@@ -126,10 +147,12 @@ def found(
         "preempted": ("by_rule", FEW_BLOCKS | {"max_num_batched_tokens": 512}, [crowd]),
         "stream": ("stream", {}, [[chat_tokens], [batch[CLEAN], chat_tokens]]),
         "always": ("always", {}, [batch, batch]),
+        "prompt_gate": ("prompt_gate", {}, [batch, batch]),
+        "clamped": ("clamped", {}, [batch]),
         "identity": ("identity", {}, [batch]),
         "broken": ("by_rule", {}, [batch]),
     }
-    return run_entries(tiny, entries, tmp_path_factory.mktemp("steered"))
+    return run_entries(tiny, entries, tmp_path_factory.mktemp("steered"), operators=operators)
 
 
 def run_entries(
@@ -140,6 +163,7 @@ def run_entries(
     *,
     words: Sequence[int] = (),
     worded: Sequence[str] = (),
+    operators: Path | None = None,
 ) -> dict[str, Result]:
     """Engines with these policies, settings and batches, one after the other in one process.
 
@@ -154,6 +178,7 @@ def run_entries(
             "choices": [2 if number == TWO_CHOICES else 1 for number in range(len(runs))],
             "words": list(words) if name in worded else [],
             "broken": name == "broken",
+            "operators": str(operators) if operators is not None and name == "clamped" else "",
         }
         for name, (policy, engine, runs) in entries.items()
     ]
@@ -233,6 +258,17 @@ def test_a_rule_that_fires_in_the_reply_steers_from_the_next_row(found: dict[str
     assert alone["tokens"][: tiny.turn + 2] == plain["tokens"][: tiny.turn + 2]
     assert alone["logprobs"][tiny.turn + 2] != plain["logprobs"][tiny.turn + 2]
     assert alone["telltale"]["steered"][0]["tokens"] == NEW_TOKENS - 2 - tiny.turn
+
+
+def test_a_row_of_the_prompt_steers_those_behind_it_in_the_same_pass(found: dict[str, Result]) -> None:
+    plain, (clean, hot, _) = found["shadow"]["runs"][0], found["prompt_gate"]["runs"][0]
+    assert (clean["tokens"], clean["logprobs"]) == (plain[CLEAN]["tokens"], plain[CLEAN]["logprobs"])
+    # The trigger stands at 10. The first token rests on rows that were written to: nothing waited for the host.
+    assert hot["logprobs"][0] != plain[HOT]["logprobs"][0]
+    assert hot["telltale"]["steered"][0]["tokens"] == 300 - 11 + NEW_TOKENS - 1
+    again = found["prompt_gate"]["runs"][1]
+    assert [result["cached"] for result in again] == [2 * BLOCK, 2 * BLOCK, 0]
+    assert tokens_of(again) == tokens_of(found["prompt_gate"]["runs"][0])
 
 
 def test_a_cap_that_is_not_reached_changes_no_bit(found: dict[str, Result]) -> None:
@@ -321,7 +357,7 @@ def hooked(model: Any, steers: Sequence[Steer], num_prompt: int) -> Any:
             handle.remove()
 
 
-@pytest.mark.parametrize("name", ["by_rule", "always"])
+@pytest.mark.parametrize("name", ["by_rule", "always", "clamped"])
 def test_the_effect_equals_forward_hooks_in_transformers(
     name: str, found: dict[str, Result], plans: dict[str, Plan], tiny: TinyModel
 ) -> None:

@@ -160,8 +160,21 @@ def write_tiny(folder: Path, architecture: str, *, seed: int = 5) -> Path:
     return path
 
 
-def reference(path: Path, architecture: str, tokens: list[int]) -> dict[tuple[Site, int], np.ndarray]:
-    """What transformers computes at each site of each layer: (tokens, d_model) float64."""
+def reference(
+    path: Path,
+    architecture: str,
+    tokens: list[int],
+    *,
+    edit: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> dict[tuple[Site, int], np.ndarray]:
+    """What transformers computes at each site of each layer: (tokens, d_model) float64.
+
+    Args:
+        path: of the model.
+        architecture: its class.
+        tokens: to read.
+        edit: what happens to the stream behind the first layer.
+    """
     import transformers
 
     recipe = RECIPES[architecture]
@@ -178,6 +191,12 @@ def reference(path: Path, architecture: str, tokens: list[int]) -> dict[tuple[Si
 
         return hook
 
+    def write(_module: object, _inputs: object, output: Any) -> Any:
+        assert edit is not None
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+    if edit is not None:
+        layers[0].register_forward_hook(write)
     for number, layer in enumerate(layers):
         layer.register_forward_hook(keep(Site.RESID_POST, number))
         layer.get_submodule(recipe.attention).register_forward_hook(keep(Site.ATTN_OUT, number))
@@ -185,7 +204,7 @@ def reference(path: Path, architecture: str, tokens: list[int]) -> dict[tuple[Si
     with torch.inference_mode():
         states = model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
     # The last of transformers' hidden states is normed; the others are what our definition says.
-    for number in range(NUM_LAYERS - 1):
+    for number in range(NUM_LAYERS - 1 if edit is None else 0):
         np.testing.assert_array_equal(found[Site.RESID_POST, number], states[number + 1][0].double().numpy())
     return found
 
