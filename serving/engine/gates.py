@@ -123,7 +123,8 @@ class GateSet:
         self,
         orders: StepOrders,
         request_ids: Sequence[str],
-        counts: npt.NDArray[np.int64],
+        starts: torch.Tensor,
+        segment: torch.Tensor,
         positions: torch.Tensor,
     ) -> None:
         """Say what opens the gates of the next step.
@@ -131,12 +132,13 @@ class GateSet:
         Args:
             orders: of the step's requests.
             request_ids: (R,) in the order of the rows.
-            counts: (R,) rows of each.
+            starts: (R,) first row of each, on the device.
+            segment: (n,) the number of each row's request, on the device.
             positions: (n,) absolute, on the device.
         """
         watched = {name for name, found in orders.items() if any(isinstance(order, GateOrder) for order in found)}
         if not watched:
-            self._disarm()
+            self.disarm()
             return
         device, total = positions.device, len(positions)
         place = positions[:, None]
@@ -146,13 +148,13 @@ class GateSet:
 
         limits, scales, spans = _table(orders, request_ids, self._num_gates)
         limit, scale, reads_from, reads_to, writes_from, writes_to = (
-            on_device(np.repeat(part, counts, axis=0)) for part in (limits, scales, *spans)
+            on_device(part)[segment] for part in (limits, scales, *spans)
         )
         bar = limit.where((place >= reads_from) & (place < reads_to), float("inf"))
         room = scale.where((place >= writes_from) & (place < writes_to), 0.0)
         self._rows.place[:total] = positions
-        self._rows.segment[:total] = on_device(np.repeat(np.arange(len(request_ids)), counts))
-        firsts = positions[on_device(np.cumsum(counts) - counts)][:, None]
+        self._rows.segment[:total] = segment
+        firsts = positions[starts][:, None]
         earlier = on_device(np.array([self._before.get(name, -1) for name in request_ids]))
         for site in self._sites:
             if device.type != "cpu":
@@ -167,7 +169,8 @@ class GateSet:
         self._before = {name: row for row, name in enumerate(request_ids) if name in watched}
         self._armed = True
 
-    def _disarm(self) -> None:
+    def disarm(self) -> None:
+        """The next step has no gates."""
         if self._armed:
             for site in self._sites:
                 site.bar.fill_(float("inf"))

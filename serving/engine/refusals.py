@@ -71,8 +71,6 @@ def refuse_unsteerable(config: VllmConfig, plan: Plan) -> None:
     parallel, settings = config.parallel_config, []
     if parallel.pipeline_parallel_size > 1:
         settings.append(("--pipeline-parallel-size above 1", "stages do not hand on what they wrote"))
-    if config.use_v2_model_runner:
-        settings.append(("the V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)", "it is not yet told what to write"))
     if by_scheduler and config.speculative_config is not None:
         settings.append(
             (

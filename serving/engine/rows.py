@@ -45,11 +45,20 @@ class ReadoutCopy:
     Args:
         rows: of the step.
         readouts: (num_rows, width of the bank) float32, owned by nobody else.
+        doses: (num_rows, steers) float32, likewise; None if nothing was written.
         main_stream: where the readouts were computed, and the current stream.
         copy_stream: where they are copied, beside the sampling.
     """
 
-    def __init__(self, rows: StepRows, readouts: torch.Tensor, *, main_stream: Any, copy_stream: Any) -> None:
+    def __init__(
+        self,
+        rows: StepRows,
+        readouts: torch.Tensor,
+        doses: torch.Tensor | None = None,
+        *,
+        main_stream: Any,
+        copy_stream: Any,
+    ) -> None:
         self._rows = rows
         # The next step writes into vLLM's own buffers: what is copied later must not lie in them. The device's
         # tensors are kept until the copy is done, because they belong to another stream than the copy's.
@@ -57,6 +66,7 @@ class ReadoutCopy:
             readouts,
             rows.positions[: rows.num_rows].clone(),
             rows.starts[: len(rows.request_ids) + 1].clone(),
+            *(() if doses is None else (doses,)),
         )
         self._copied: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         with stream(copy_stream, main_stream):
@@ -72,10 +82,11 @@ class ReadoutCopy:
         """
         self._copied.synchronize()
         del self._device
-        readouts, positions, starts = self._host
+        readouts, positions, starts, *doses = self._host
         counts = np.diff(starts).astype(np.int64)
         self._check(output.req_ids, counts)
-        found = WorkerReadouts(self._rows.request_ids, counts, positions.astype(np.int64), readouts)
+        told = doses[0] if doses else None
+        found = WorkerReadouts(self._rows.request_ids, counts, positions.astype(np.int64), readouts, told)
         setattr(output, ATTRIBUTE, found)
         return output
 

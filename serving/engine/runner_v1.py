@@ -115,7 +115,8 @@ class TappedRunner(GPUModelRunner):
         self._telltale_rows = rows = _Rows(list(self.input_batch.req_ids), num_scheduled_tokens.astype(np.int64))
         if self.telltale_steers is not None:
             orders = getattr(scheduler_output, STEERS, {})
-            self.telltale_steers.arm(orders, rows.request_ids, rows.counts, self.positions[: rows.total])
+            starts = torch.from_numpy(np.concatenate([[0], np.cumsum(rows.counts)])).to(self.device, non_blocking=True)
+            self.telltale_steers.arm(orders, rows.request_ids, starts, self.positions[: rows.total])
         return prepared
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:

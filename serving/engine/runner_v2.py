@@ -10,6 +10,8 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 from serving.engine.rows import AsyncOutputWithReadouts, ReadoutCopy, StepRows
 from serving.engine.selfcheck import tap_model
+from serving.engine.steer_order import STEERS
+from serving.engine.steers import SteerSet, make_writable
 from serving.engine.taps import TapSet
 
 if TYPE_CHECKING:
@@ -25,24 +27,28 @@ class TappedV2Runner(GPUModelRunner):
     """
 
     telltale_taps: TapSet | None = None
+    telltale_steers: SteerSet | None = None
     _telltale_rows: StepRows | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load, then tap the layers: before any profile run, compilation or capture sees them."""
         super().load_model(*args, **kwargs)
-        self.telltale_taps = tap_model(
-            self.get_model(), self.vllm_config, max_rows=self._telltale_max_rows(), device=self.device
-        )
+        model, rows = self.get_model(), self._telltale_max_rows()
+        self.telltale_taps = tap_model(model, self.vllm_config, max_rows=rows, device=self.device)
+        self.telltale_steers = make_writable(self.telltale_taps, self.vllm_config, max_rows=rows, device=self.device)
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         """Forget the rows of the step before: a dummy run and a step without tokens have none."""
         self._telltale_rows = None
         return super().execute_model(scheduler_output, *args, **kwargs)
 
-    def prepare_inputs(self, *args: Any, **kwargs: Any) -> InputBatch:
-        """Keep the layout of the rows. Dummy runs do not come here."""
-        batch = super().prepare_inputs(*args, **kwargs)
+    def prepare_inputs(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> InputBatch:
+        """Keep the layout of the rows, and say which are written to. Dummy runs do not come here."""
+        batch = super().prepare_inputs(scheduler_output, *args, **kwargs)
         self._telltale_rows = StepRows(batch.req_ids, batch.num_tokens, batch.query_start_loc, batch.positions)
+        if self.telltale_steers is not None:
+            orders, starts = getattr(scheduler_output, STEERS, {}), batch.query_start_loc[: len(batch.req_ids) + 1]
+            self.telltale_steers.arm(orders, batch.req_ids, starts, batch.positions[: batch.num_tokens])
         return batch
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
@@ -59,9 +65,11 @@ class TappedV2Runner(GPUModelRunner):
         self._telltale_rows = None
         if rows is None or taps is None or self.execute_model_state is None or not self.is_last_pp_rank:
             return None
+        steers = self.telltale_steers
         return ReadoutCopy(
             rows,
             taps.collect(rows.num_rows),
+            steers.collect(rows.num_rows) if steers is not None else None,
             main_stream=self.main_stream,
             copy_stream=self.output_copy_stream,
         )

@@ -59,7 +59,7 @@ class SteerSet:
         self,
         orders: StepOrders,
         request_ids: Sequence[str],
-        counts: npt.NDArray[np.int64],
+        starts: torch.Tensor,
         positions: torch.Tensor,
     ) -> None:
         """Say which rows of the next step are written to.
@@ -67,14 +67,18 @@ class SteerSet:
         Args:
             orders: of the step's requests.
             request_ids: (R,) in the order of the rows.
-            counts: (R,) rows of each.
-            positions: (n,) absolute, on the device: only there are they certain under asynchronous scheduling.
+            starts: (R + 1,) int: request i has the rows from starts[i] to starts[i + 1].
+            positions: (n,) absolute. Both on the device: only there are they certain under asynchronous scheduling.
         """
-        if self._gates is not None:
-            self._gates.arm(orders, request_ids, counts, positions)
         if not orders:
+            if self._gates is not None:
+                self._gates.disarm()
             self._disarm()
             return
+        rows_before = starts.to(torch.int64)
+        segment = torch.searchsorted(rows_before[1:], torch.arange(len(positions), device=positions.device), right=True)
+        if self._gates is not None:
+            self._gates.arm(orders, request_ids, rows_before[:-1], segment, positions)
         shape = (len(request_ids), self._num_steers)
         scale, start, stop = np.zeros(shape, dtype=np.float32), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         for row, request_id in enumerate(request_ids):
@@ -84,7 +88,7 @@ class SteerSet:
                     # Two rules may have switched on one steer, each from its own position on.
                     start[cell] = min(order.start, start[cell]) if scale[cell] else order.start
                     scale[cell], stop[cell] = max(order.scale, scale[cell]), max(order.stop, stop[cell])
-        spread = [self._on_device(np.repeat(values, counts, axis=0)) for values in (scale, start, stop)]
+        spread = [self._on_device(values)[segment] for values in (scale, start, stop)]
         place = positions[:, None]
         rows = spread[0].where((place >= spread[1]) & (place < spread[2]), 0.0)
         for module, columns in self._sites:

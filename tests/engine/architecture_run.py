@@ -150,7 +150,7 @@ def steer(taps: TapSet, rows: int, max_rows: int) -> SteerSet:
     matrices = stack_steers(steers, d_model=d_model, num_layers=len(taps.stack.layers))
     made = install_steers(taps.stack, matrices, num_steers=len(steers), max_rows=max_rows, device=device)
     orders = [SteerOrder(number, *steer.span(rows)) for number, steer in enumerate(steers)]
-    made.arm({"a": orders}, ["a"], np.array([rows]), torch.arange(rows))
+    made.arm({"a": orders}, ["a"], torch.tensor([0, rows]), torch.arange(rows))
     return made
 
 

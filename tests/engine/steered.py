@@ -111,7 +111,8 @@ def _prompt(wanted: Any, runs: list[Any]) -> list[int]:
 def main() -> None:
     """Run the entries, one engine after the other."""
     model, out = sys.argv[1:]
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     found = []
     for entry in json.load(sys.stdin):
         found.append(run(model, entry))

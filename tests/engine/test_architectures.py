@@ -18,7 +18,7 @@ from serving.engine.layers import supported_architectures
 from tests.engine.capture import NEW_TOKENS
 from tests.support.architectures import D_MODEL, NUM_LAYERS, RECIPES, VOCABULARY, reference, write_tiny
 from tests.support.tiny import save_linear
-from tests.support.written import STRENGTH, edited
+from tests.support.written import DOSE, edited
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900, func_only=True)]
 
@@ -128,7 +128,7 @@ def test_what_is_written_has_the_effect_of_a_hook_in_transformers(
     assert np.abs(moved[1:]).max() > 100 * TOLERANCE * plain[last.site, last.layer].std()
     doses = read[f"{name}.doses"]
     assert np.all(doses[0] == 0)
-    np.testing.assert_allclose(doses[1:, 0], STRENGTH, rtol=1e-6)
+    np.testing.assert_allclose(doses[1:, 0], DOSE, rtol=1e-6)
 
 
 @pytest.mark.covers("each architecture", "readouts equal transformers")

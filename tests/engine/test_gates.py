@@ -166,6 +166,30 @@ def test_several_workers_and_compiled_models_open_the_same_gates(
         assert replies(result["runs"][0]) == replies(found[name]["runs"][0])
 
 
+def test_the_v2_runner_steers_as_the_other_one(found: dict[str, Result], tiny: TinyModel, tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="the kernels of V2 are Triton's")
+    trigger = tiny.trigger
+    batch = [
+        random_tokens(30 + number, length, trigger=hot, without=trigger)
+        for number, (length, hot) in enumerate(((30, None), (40, trigger), (150, trigger)))
+    ]
+    settings = {"max_num_batched_tokens": 64}
+    entries = {name: (name, settings, [batch, batch]) for name in ("unsteered", "gate_prompt", "gate_stream")}
+    runs = [
+        run_entries(tiny, entries, tmp_path, program=program, new_tokens=6)
+        for program in ("tests.engine.steered", "tests.engine.steered_v2")
+    ]
+    for name in entries:
+        v1, v2 = (run[name]["runs"] for run in runs)
+        assert [replies(each) for each in v2] == [replies(each) for each in v1]
+        assert v2[1][-1]["cached"] == BLOCK
+    plain, gated = (runs[1][name]["runs"][0] for name in ("unsteered", "gate_prompt"))
+    assert gated[0]["tokens"] == plain[0]["tokens"]
+    for number, length in ((1, 40), (2, 150)):
+        assert gated[number]["telltale"]["steered"][0]["tokens"] == length - AT - 1 + 5
+        assert gated[number]["logprobs"][0] != plain[number]["logprobs"][0]
+
+
 @contextmanager
 def hooked(model: Any, plan: Plan, written: np.ndarray) -> Any:
     """The same edits by a forward hook of transformers' layer."""

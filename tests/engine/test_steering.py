@@ -164,6 +164,8 @@ def run_entries(
     words: Sequence[int] = (),
     worded: Sequence[str] = (),
     operators: Path | None = None,
+    program: str = "tests.engine.steered",
+    new_tokens: int = NEW_TOKENS,
 ) -> dict[str, Result]:
     """Engines with these policies, settings and batches, one after the other in one process.
 
@@ -174,7 +176,7 @@ def run_entries(
             "policy": str(tiny.path.parent / f"{policy}.yaml"),
             "engine": engine,
             "runs": runs,
-            "new_tokens": NEW_TOKENS,
+            "new_tokens": new_tokens,
             "choices": [2 if number == TWO_CHOICES else 1 for number in range(len(runs))],
             "words": list(words) if name in worded else [],
             "broken": name == "broken",
@@ -184,7 +186,7 @@ def run_entries(
     ]
     out = folder / "found.json"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.steered", str(tiny.path), str(out)],
+        [sys.executable, "-m", program, str(tiny.path), str(out)],
         check=False,
         input=json.dumps(order),
         env=os.environ | environment,

@@ -11,7 +11,8 @@ from probes.steering.base import Vector
 from probes.steering.steer import Positions, Steer
 from probes.taps import Tap
 
-STRENGTH, MEAN = 3.0, 0.5
+STRENGTH, MEDIAN_NORM, MEAN = 0.75, 4.0, 0.5
+DOSE = STRENGTH * MEDIAN_NORM
 SKIP = 1
 
 
@@ -23,9 +24,9 @@ def _directions(d_model: int) -> list[np.ndarray]:
 def two_steers(d_model: int) -> list[Steer]:
     """They write to all rows but the first."""
     operators = Add(strength=STRENGTH), Ablate(strength=1.0)
-    vectors = [Vector(direction, median_norm=1.0, mean=MEAN, ceiling=1.0) for direction in _directions(d_model)]
+    vectors = [Vector(direction, median_norm=MEDIAN_NORM, mean=MEAN, ceiling=1.0) for direction in _directions(d_model)]
     return [
-        Steer(operator.kind, Tap(0), operator.update(vector, max_dose=1e6), Positions.ALL, SKIP, 1.0)
+        Steer(operator.kind, Tap(0), operator.update(vector, max_dose=1e6), Positions.ALL, SKIP, MEDIAN_NORM)
         for operator, vector in zip(operators, vectors, strict=True)
     ]
 
@@ -33,6 +34,6 @@ def two_steers(d_model: int) -> list[Steer]:
 def edited(stream: torch.Tensor) -> torch.Tensor:
     """(..., tokens, d_model) after both, by their definitions."""
     added, removed = (torch.from_numpy(row).to(stream.dtype) for row in _directions(stream.shape[-1]))
-    change = STRENGTH * added - ((stream @ removed) - MEAN)[..., None] * removed
+    change = DOSE * added - ((stream @ removed) - MEAN)[..., None] * removed
     change[..., :SKIP, :] = 0
     return stream + change

@@ -144,7 +144,9 @@ class Sim:
     ) -> np.ndarray:
         total = len(positions)
         self.readouts[:total, 2] = torch.from_numpy(scores).float()
-        self.gates.arm(orders, [str(r) for r in batch], counts, torch.from_numpy(positions))
+        starts = torch.from_numpy(np.cumsum(counts) - counts)
+        segment = torch.from_numpy(np.repeat(np.arange(len(batch)), counts))
+        self.gates.arm(orders, [str(r) for r in batch], starts, segment, torch.from_numpy(positions))
         scale = torch.zeros(MAX_ROWS, 2)
         row_request = np.repeat(batch, counts)
         for row, (request, position) in enumerate(zip(row_request, positions, strict=True)):
@@ -215,7 +217,7 @@ def test_a_step_without_gates_leaves_nothing_behind() -> None:
     sim = Sim(gate, (PROMPT, END), lag=1)
     hot = np.full(LENGTH, 5.0, dtype=np.float32)
     sim.run([hot], [[(LENGTH, 0)]], np.random.default_rng(0))
-    sim.gates.arm({}, ["9"], np.array([3]), torch.arange(3))
+    sim.gates.disarm()
     scale = torch.zeros(MAX_ROWS, 2)
     sim.readouts[:, 2] = 5.0
     sim.site(scale, 3)

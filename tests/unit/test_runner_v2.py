@@ -195,7 +195,7 @@ def test_an_earlier_pipeline_stage_leaves_the_shared_output_alone(
     runner, _ = make_runner(device, last=False)
     stock["prepare_inputs"] = make_batch(buffers, [2], padded_to=2)
     stock["sample_tokens"] = EMPTY_MODEL_RUNNER_OUTPUT
-    runner.prepare_inputs()
+    runner.prepare_inputs(SchedulerOutput.make_empty())
     assert runner.sample_tokens(None) is EMPTY_MODEL_RUNNER_OUTPUT
     assert not hasattr(EMPTY_MODEL_RUNNER_OUTPUT, ATTRIBUTE)
 
@@ -203,7 +203,7 @@ def test_an_earlier_pipeline_stage_leaves_the_shared_output_alone(
 def test_a_failed_forward_pass_sends_nothing(device: Device, buffers: InputBuffers, stock: dict[str, Any]) -> None:
     runner, _ = make_runner(device)
     stock["prepare_inputs"], stock["sample_tokens"] = make_batch(buffers, [2], padded_to=2), None
-    runner.prepare_inputs()
+    runner.prepare_inputs(SchedulerOutput.make_empty())
     runner.execute_model_state = None
     assert runner.sample_tokens(None) is None
     assert not device.log

@@ -146,7 +146,7 @@ def install(convention: Convention = Convention.FUSED) -> tuple[Stack, SteerSet,
 @pytest.mark.parametrize("convention", list(Convention))
 def test_each_convention_is_written_to_so_that_the_stream_moves_by_the_change(convention: Convention) -> None:
     stack, steers, made = install(convention)
-    steers.arm({"a": [SteerOrder(0, 0, END)]}, ["a"], np.array([4]), torch.arange(4))
+    steers.arm({"a": [SteerOrder(0, 0, END)]}, ["a"], torch.tensor([0, 4]), torch.arange(4))
     hidden, residual = torch.randn(4, D_MODEL), torch.randn(4, D_MODEL)
     before = convention.stream(Layer(convention)(hidden, residual))
     after = convention.stream(stack.layers[1](hidden, residual))
@@ -159,7 +159,7 @@ def test_only_ordered_rows_of_ordered_requests_are_written_to_between_their_posi
     stack, steers, _ = install()
     orders = {"a": [SteerOrder(0, 2, END)], "c": [SteerOrder(2, 0, 7, scale=0.5), SteerOrder(1, 8, END)]}
     positions = torch.tensor([0, 1, 2, 3, 40, 41, 6, 7, 8])
-    steers.arm(orders, ["a", "b", "c"], np.array([4, 2, 3]), positions)
+    steers.arm(orders, ["a", "b", "c"], torch.tensor([0, 4, 6, 9]), positions)
     hidden, residual = torch.randn(9, D_MODEL), torch.randn(9, D_MODEL)
     for layer in stack.layers.values():
         layer(hidden, residual)
@@ -173,13 +173,13 @@ def test_only_ordered_rows_of_ordered_requests_are_written_to_between_their_posi
 def test_a_layer_that_did_not_run_gives_no_dose_and_an_unsteered_step_none_at_all() -> None:
     stack, steers, _ = install()
     assert steers.collect(2) is None
-    steers.arm({"a": [SteerOrder(0, 0, END), SteerOrder(1, 0, END)]}, ["a"], np.array([2]), torch.arange(2))
+    steers.arm({"a": [SteerOrder(0, 0, END), SteerOrder(1, 0, END)]}, ["a"], torch.tensor([0, 2]), torch.arange(2))
     stack.layers[1](torch.randn(2, D_MODEL), torch.randn(2, D_MODEL))
     doses = steers.collect(2)
     assert doses is not None
     assert bool(doses[:, 0].isfinite().all())
     assert bool(doses[:, 1].isnan().all())
-    steers.arm({}, ["a"], np.array([2]), torch.arange(2))
+    steers.arm({}, ["a"], torch.tensor([0, 2]), torch.arange(2))
     hidden, residual = torch.randn(2, D_MODEL), torch.randn(2, D_MODEL)
     returned = stack.layers[1](hidden, residual)
     assert returned[0] is hidden
@@ -188,12 +188,12 @@ def test_a_layer_that_did_not_run_gives_no_dose_and_an_unsteered_step_none_at_al
 
 def test_a_compiled_layer_steers_as_an_eager_one() -> None:
     stack, steers, _ = install()
-    steers.arm({"a": [SteerOrder(0, 0, END)], "b": []}, ["a", "b"], np.array([2, 1]), torch.tensor([0, 1, 0]))
+    steers.arm({"a": [SteerOrder(0, 0, END)], "b": []}, ["a", "b"], torch.tensor([0, 2, 3]), torch.tensor([0, 1, 0]))
     hidden, residual = torch.randn(3, D_MODEL), torch.randn(3, D_MODEL)
     eager = stack.layers[1](hidden, residual)[0]
     compiled = torch.compile(stack.layers[1], fullgraph=True, backend="aot_eager")(hidden, residual)[0]
     torch.testing.assert_close(compiled, eager, rtol=0, atol=0)
     assert torch.equal(eager[2], hidden[2])
-    steers.arm({}, ["a"], np.array([3]), torch.arange(3))
+    steers.arm({}, ["a"], torch.tensor([0, 3]), torch.arange(3))
     again = torch.compile(stack.layers[1], fullgraph=True, backend="aot_eager")(hidden, residual)[0]
     assert torch.equal(again, hidden)

@@ -1,0 +1,11 @@
+"""``tests.engine.steered`` on vLLM's V2 model runner."""
+
+from __future__ import annotations
+
+from tests.engine.interpreter import prepare
+
+if __name__ == "__main__":
+    prepare()
+    from tests.engine.steered import main
+
+    main()
