@@ -57,17 +57,18 @@ def write_report(evaluation: SteerEvaluation, folder: Path, *, command: str) -> 
 def _markdown(evaluation: SteerEvaluation, command: str) -> str:
     card, trial, verdict = evaluation.artifact.card, evaluation.trial, evaluation.verdict
     recommended = "none" if verdict.recommended is None else f"{verdict.recommended:g}"
-    of = "is" if trial.operators[0].sign is Sign.MORE else "lacks"
+    shows = "shows" if trial.operators[0].sign is Sign.MORE else "lacks"
     parts = [
         f"# Steering evaluation: {card.name}",
         f"{datetime.now(UTC):%Y-%m-%d}, {card.model.id}, `{trial.operators[0].kind}` at {card.tap}, "
         f"positions `{trial.positions.value}`. {card.description}",
         f"**Verdict: `{verdict.grade.value}`; recommended strength: {recommended}.**",
         "\n".join(f"* {reason}" for reason in verdict.reasons),
+        _direction(evaluation),
         _table(evaluation),
         f"![P(target), KL and distinct-2 by strength]({card.name}.png)",
         "## What stands in the table",
-        "\n".join(_legend(evaluation, of)),
+        "\n".join(_legend(evaluation, shows)),
         "## Replies",
         _samples(evaluation),
         "## To repeat it",
@@ -76,12 +77,12 @@ def _markdown(evaluation: SteerEvaluation, command: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _legend(evaluation: SteerEvaluation, of: str) -> list[str]:
+def _legend(evaluation: SteerEvaluation, shows: str) -> list[str]:
     trial, judge = evaluation.trial, evaluation.judge
     seen = "the pairs that gave the direction" if evaluation.same_texts else "texts that the direction does not rest on"
     limits = LIMITS
     return [
-        f"* P(target): that a reply {of} the behaviour, by a judge that reads text alone (TF-IDF and logistic "
+        f"* P(target): that a reply {shows} the behaviour, by a judge that reads text alone (TF-IDF and logistic "
         f"regression, {judge.examples} examples: {seen}). Its AUROC on groups that it has not seen: "
         f"{_estimate(judge.auroc)}; below {MIN_AUROC} the verdict is `reject`.",
         f"* {len(trial.prompts)} prompts, greedy replies of at most {trial.max_tokens} tokens; bootstrap 95 % "
@@ -101,6 +102,15 @@ def _legend(evaluation: SteerEvaluation, of: str) -> list[str]:
         f"{limits.anti_steered:.0%} anti-steered, over-refusal up by at most {limits.over_refusal * 100:g} points. "
         "`assist`: a real effect, but a prompt does more, or a limit is exceeded while the text does not degenerate.",
     ]
+
+
+def _direction(evaluation: SteerEvaluation) -> str:
+    card = evaluation.artifact.card
+    found = {**card.training, **card.evaluation.get("pairs", {})}
+    settings = ", ".join(
+        f"{name} {value}" for name, value in found.items() if not name.endswith("_digest") and value is not None
+    )
+    return f"The direction: {settings}." if settings else "Nobody has written down where the direction comes from."
 
 
 def _table(evaluation: SteerEvaluation) -> str:

@@ -127,8 +127,13 @@ def decide(strengths: Sequence[Strength], reference: Reference, limits: Limits =
             return SteerVerdict(
                 Grade.REJECT, None, ("Wherever there is a real effect, the text degenerates.", *reasons)
             )
+        most = max(whole, key=lambda item: item.gain.value)
+        prompting = (
+            f"The instruction alone gains {reference.prompt_gain:.3f}; the steer gains {most.gain.value:.3f} at "
+            f"strength {most.strength:g}, the most before the text degenerates."
+        )
         return SteerVerdict(
-            Grade.ASSIST, None, ("The effect is real, but no strength has it within the limits.", *reasons)
+            Grade.ASSIST, None, ("The effect is real, but no strength has it within the limits.", prompting, *reasons)
         )
     best = max(within, key=lambda item: item.gain.value)
     found = (
