@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import serving
@@ -74,6 +75,8 @@ def evaluate(path: Path, options: EvalOptions) -> None:
     from probes.fit.steered_model import SteeredModel
     from probes.fit.trial import Trial, default_strengths, operators_at, read_prompts
 
+    if options.report is not None:
+        _require_report(options.report)
     trial = Trial(
         prompts=read_prompts(options.prompts),
         instruction=options.instruction,
@@ -177,6 +180,19 @@ def positions_of(word: str) -> Positions:
     if word not in known:
         raise SteerCommandError(f"--positions is {word!r}. {did_you_mean(word, known)}")
     return Positions(word)
+
+
+def _require_report(folder: Path) -> None:
+    """Fail now, not after minutes of measuring."""
+    if find_spec("matplotlib") is None:
+        raise SteerCommandError(
+            "--report draws a plot with matplotlib, which is not installed. Install the extra 'train', or leave it "
+            "out: the figures stand on the card."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SteerCommandError(f"--report {folder}: no folder can be made there ({error.strerror}).") from error
 
 
 def _numbers(text: str | None) -> tuple[float, ...]:

@@ -295,6 +295,7 @@ def options(tmp_path: Path, **changes: Any) -> EvalOptions:
         ({"instruction": " "}, EvalError, "the instruction of the prompt-only baseline"),
         ({"prompts": Path("none.jsonl")}, EvalError, "cannot be read"),
         ({"examples": Path("none.jsonl")}, BehaviourError, "cannot be read"),
+        ({"report": Path("/dev/null/report")}, SteerCommandError, "no folder can be made there"),
         ({"strengths": "0.1,0.2,0.3,0.4,0.6"}, SteerError, "max_dose is 0.5"),
     ],
 )
