@@ -6,7 +6,7 @@ It knows tokens and steers, no behaviour and no verdict.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from probes.fit.example import Example
 from probes.steering.base import Float64
 from probes.steering.steer import Steer
 
-__all__ = ["Padded", "Reply", "SteeredModel", "SteeredModelError", "left_padded"]
+__all__ = ["Padded", "Reply", "SteeredModel", "SteeredModelError", "batches_by_length", "left_padded"]
 
 _ROWS_PER_BATCH = 64
 _NO_POSITION = -1
@@ -222,8 +222,7 @@ class SteeredModel:
     @contextmanager
     def _written(self, steer: Steer | None, num_prompts: Sequence[int], padded: Padded) -> Iterator[_Writer | None]:
         if steer is None:
-            with nullcontext():
-                yield None
+            yield None
             return
         if steer.tap.layer >= len(self._layers) or steer.update.read.shape != (self.model.d_model,):
             raise SteeredModelError(

@@ -6,6 +6,7 @@ It gives log-probabilities; what they mean is for others.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -54,12 +55,13 @@ class TeacherForced:
         self._model = model
         self._layer = layer
         self.lines = tuple(lines)
-        self._batches = []
+        self._batches: list[_Batch] = []
         for numbers in batches_by_length([line.tokens for line in lines], _ROWS_PER_BATCH):
             padded = left_padded([lines[i].tokens for i in numbers])
             # One row more than there are predictions: the last row predicts what is not there.
             keep = max(len(lines[i].tokens) - lines[i].first for i in numbers) + 1
             self._batches.append(_Batch(numbers, padded, model.stream(padded, layer), keep))
+        self._can_resume = bool(self._batches) and self._resumes(self._batches[0])
 
     def predictions(self, steer: Steer | None) -> Iterator[tuple[int, torch.Tensor]]:
         """Each line's number, and its log-probabilities: (looked at, vocabulary) float32.
@@ -68,7 +70,7 @@ class TeacherForced:
             steer: what is written; it must write after the layer of this object.
         """
         for batch in self._batches:
-            with self._model.resumed(self._layer, batch.stream):
+            with self._model.resumed(self._layer, batch.stream) if self._can_resume else nullcontext():
                 logits = self._model.logits(
                     batch.padded,
                     steer=steer,
@@ -79,6 +81,14 @@ class TeacherForced:
                 line = self.lines[number]
                 own = logits[place, -1 - (len(line.tokens) - line.first) : -1]
                 yield number, torch.log_softmax(own, dim=-1)
+
+    def _resumes(self, batch: _Batch) -> bool:
+        """Whether the stream is all that the upper layers take from the lower ones; else these must run each time."""
+        num_prompts = [0] * len(batch.numbers)
+        whole = self._model.logits(batch.padded, steer=None, num_prompts=num_prompts, keep=1)
+        with self._model.resumed(self._layer, batch.stream):
+            resumed = self._model.logits(batch.padded, steer=None, num_prompts=num_prompts, keep=1)
+        return torch.allclose(whole, resumed, rtol=1e-4, atol=1e-4)
 
     def of_tokens(self, steer: Steer | None) -> list[torch.Tensor]:
         """For each line the log-probabilities of its own tokens from ``first`` on: (looked at,) float64."""

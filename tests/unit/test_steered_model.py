@@ -164,6 +164,28 @@ def test_resuming_behind_a_layer_gives_the_bits_of_a_whole_pass(model: SteeredMo
     assert not any("forward" in vars(module) for module in model._layers)
 
 
+def test_layers_that_take_more_than_the_stream_from_below_are_run_whole(model: SteeredModel) -> None:
+    lower, upper = model._layers
+    passed_on: list[torch.Tensor] = []
+    # A second way from the lower layer to the upper one, past the stream.
+    handles = [
+        lower.mlp.register_forward_hook(lambda _module, _inputs, output: passed_on.append(output)),  # type: ignore[union-attr]
+        upper.register_forward_pre_hook(
+            lambda _module, inputs: (inputs[0] + passed_on.pop(), *inputs[1:]) if passed_on else None
+        ),
+    ]
+    lines = [Line(tuple(tokens), num_prompt=4, first=5) for tokens in sequences()[:2]]
+    try:
+        found = dict(TeacherForced(model, lines, layer=0).predictions(None))[1]
+        padded = left_padded([lines[1].tokens, lines[0].tokens])
+        whole = model.logits(padded, steer=None, num_prompts=[4, 4], keep=padded.tokens.shape[1])[0, 4:-1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert torch.equal(found, torch.log_softmax(whole, dim=-1))
+    assert not torch.equal(found, dict(TeacherForced(model, lines, layer=0).predictions(None))[1])
+
+
 def test_a_token_s_log_probability_is_that_of_the_row_before_it(tiny: TinyModel, model: SteeredModel) -> None:
     tokens = tuple(sequences()[0])
     found = TeacherForced(model, [Line(tokens, num_prompt=3, first=3)], layer=0).of_tokens(None)[0]
