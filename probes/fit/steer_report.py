@@ -106,9 +106,12 @@ def _legend(evaluation: SteerEvaluation, shows: str) -> list[str]:
 
 def _direction(evaluation: SteerEvaluation) -> str:
     card = evaluation.artifact.card
-    found = {**card.training, **card.evaluation.get("pairs", {})}
+    quality = {f"{name} of pairs": value for name, value in card.evaluation.get("pairs", {}).items() if name != "pairs"}
+    found = {**card.training, **quality}
     settings = ", ".join(
-        f"{name} {value}" for name, value in found.items() if not name.endswith("_digest") and value is not None
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in found.items()
+        if not name.endswith("_digest") and value is not None
     )
     return f"The direction: {settings}." if settings else "Nobody has written down where the direction comes from."
 
