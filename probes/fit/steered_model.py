@@ -20,33 +20,15 @@ from probes.card import Format, ModelRef
 from probes.errors import TelltaleError
 from probes.fit.activations import decoder_layers, tokens_of
 from probes.fit.example import Example
+from probes.fit.padded import NO_POSITION, Padded, batches_by_length, left_padded
 from probes.steering.base import Float64
 from probes.steering.steer import Steer
 
-__all__ = ["Padded", "Reply", "SteeredModel", "SteeredModelError", "batches_by_length", "left_padded"]
-
-_ROWS_PER_BATCH = 64
-_NO_POSITION = -1
-"""Of a row that stands for no token; below every span, so that it is never written to."""
+__all__ = ["Reply", "SteeredModel", "SteeredModelError"]
 
 
 class SteeredModelError(TelltaleError, ValueError):
     """A model cannot be steered offline."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Padded:
-    """Sequences of different lengths in one batch, padded on the left.
-
-    Attributes:
-        tokens: (n, longest) int64.
-        mask: (n, longest) int64, 0 where padded.
-        positions: (n, longest) int64, each token's position in its own sequence; -1 where padded.
-    """
-
-    tokens: torch.Tensor
-    mask: torch.Tensor
-    positions: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,7 +180,7 @@ class SteeredModel:
                 positions = (lengths + step)[:, None]
                 if written is not None:
                     # A reply that has ended is carried along, and no longer counts.
-                    written.positions = torch.where(alive[:, None], positions, _NO_POSITION)
+                    written.positions = torch.where(alive[:, None], positions, NO_POSITION)
                 output = self._network(
                     input_ids=tokens[:, None],
                     attention_mask=mask,
@@ -267,24 +249,6 @@ class _Writer:
         owners = torch.cat([owner for owner, _ in self._doses]).numpy()
         values = np.concatenate([dose for _, dose in self._doses])
         return [values[owners == number] for number in range(count)]
-
-
-def left_padded(rows: Sequence[Sequence[int]]) -> Padded:
-    """One batch of sequences, none of them empty."""
-    longest = max(len(row) for row in rows)
-    tokens = torch.zeros((len(rows), longest), dtype=torch.long)
-    positions = torch.full((len(rows), longest), _NO_POSITION)
-    for place, row in enumerate(rows):
-        tokens[place, longest - len(row) :] = torch.tensor(list(row))
-        positions[place, longest - len(row) :] = torch.arange(len(row))
-    return Padded(tokens, (positions >= 0).long(), positions)
-
-
-def batches_by_length(rows: Sequence[Sequence[int]], most: int = _ROWS_PER_BATCH) -> Iterator[list[int]]:
-    """Numbers of rows, at most so many at a time, those of like length together."""
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
-    for start in range(0, len(order), most):
-        yield order[start : start + most]
 
 
 def _first(output: Any) -> torch.Tensor:
