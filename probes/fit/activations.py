@@ -27,7 +27,7 @@ from probes.fit.example import Example
 from probes.fit.weights import score_weights
 from probes.taps import Site
 
-__all__ = ["ActivationError", "ActivationReader", "Activations"]
+__all__ = ["ActivationError", "ActivationReader", "Activations", "decoder_layers", "tokens_of"]
 
 _TOKENS_PER_BATCH = 1536
 _SINK_POSITIONS = 4
@@ -112,10 +112,7 @@ class ActivationReader:
 
     def tokens(self, example: Example, text_format: Format) -> list[int]:
         """As the server sees the request: through the chat template with the generation prompt, or as it is."""
-        if text_format is Format.RAW:
-            return list(self._tokenizer(example.text)["input_ids"])
-        rendered = self._tokenizer.apply_chat_template(example.messages, tokenize=False, add_generation_prompt=True)
-        return list(self._tokenizer(rendered, add_special_tokens=False)["input_ids"])
+        return tokens_of(self._tokenizer, example, text_format)
 
     def stream(self, tokens: Sequence[int]) -> Mapping[int, Float32]:
         """The residual stream of one prompt after each of the layers: (len(tokens), d_model) each."""
@@ -237,14 +234,14 @@ class ActivationReader:
             network = AutoModel.from_pretrained(str(self._model_dir), dtype=torch.float32, local_files_only=True)
             network.eval()
             # What lies above the highest layer that is read would be computed for nothing.
-            del _decoder_layers(network, self.model.num_layers)[max(self.layers) + 1 :]
+            del decoder_layers(network, self.model.num_layers)[max(self.layers) + 1 :]
             self._network = network
         return self._network
 
     @contextmanager
     def _capture(self) -> Iterator[Mapping[int, torch.Tensor]]:
         """The site of each layer in the newest forward pass; the residual stream is the layer's output, not normed."""
-        blocks = _decoder_layers(self._loaded(), max(self.layers) + 1)
+        blocks = decoder_layers(self._loaded(), max(self.layers) + 1)
         captured: dict[int, torch.Tensor] = {}
 
         def remember(layer: int) -> Callable[..., None]:
@@ -282,7 +279,29 @@ class ActivationReader:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _decoder_layers(network: torch.nn.Module, count: int) -> torch.nn.ModuleList:
+def tokens_of(tokenizer: Any, example: Example, text_format: Format) -> list[int]:
+    """As the server sees the request: through the chat template with the generation prompt, or as it is.
+
+    Args:
+        tokenizer: transformers'.
+        example: text, or turns.
+        text_format: which of the two.
+    """
+    if text_format is Format.RAW:
+        return list(tokenizer(example.text)["input_ids"])
+    rendered = tokenizer.apply_chat_template(example.messages, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+def decoder_layers(network: torch.nn.Module, count: int) -> torch.nn.ModuleList:
+    """The list of a model's decoder layers.
+
+    Args:
+        network: of transformers.
+        count: how many there are.
+    Raises:
+        ActivationError: there is no list of that length with a name that such lists have.
+    """
     for name, module in network.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count and name.split(".")[-1] in {"layers", "h"}:
             return module

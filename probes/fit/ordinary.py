@@ -13,7 +13,7 @@ from probes.fit.activations import ActivationReader
 from probes.fit.example import Example
 from probes.steering.base import Float64
 
-__all__ = ["Ordinary", "corpus_digest", "read_ordinary"]
+__all__ = ["Ordinary", "corpus_digest", "ordinary_lines", "read_ordinary"]
 
 _FILE = Path(__file__).with_name("ordinary.txt")
 _CEILING = 99
@@ -51,6 +51,11 @@ def corpus_digest() -> str:
     return hashlib.sha256(_FILE.read_bytes()).hexdigest()
 
 
+def ordinary_lines() -> list[str]:
+    """The corpus, one text a line."""
+    return _FILE.read_text(encoding="utf-8").splitlines()
+
+
 def read_ordinary(reader: ActivationReader, layer: int) -> Ordinary:
     """The corpus through a model.
 
@@ -58,8 +63,7 @@ def read_ordinary(reader: ActivationReader, layer: int) -> Ordinary:
         reader: of the model; it must read the layer.
         layer: whose output is taken.
     """
-    lines = _FILE.read_text(encoding="utf-8").splitlines()
-    examples = [Example(text=line, label=0, source="ordinary", group=line) for line in lines]
+    examples = [Example(text=line, label=0, source="ordinary", group=line) for line in ordinary_lines()]
     skip_first = max(reader.sink_positions(examples[:16], text_format) for text_format in Format)
     found = []
     for number, example in enumerate(examples):

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from probes.errors import TelltaleError
 from probes.fit.example import Example
+from probes.fit.json_lines import read_json_lines
 from probes.steering.base import Float64
 
 __all__ = ["Pair", "PairError", "Quality", "VectorMethod", "direction_of", "pairs_digest", "quality_of", "read_pairs"]
@@ -80,24 +81,12 @@ def read_pairs(path: Path) -> list[Pair]:
     Raises:
         PairError: the file cannot be read, a line is not of that form, or there are too few.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PairError(f"{path}: cannot be read ({error}). Pass a file of JSON lines.") from error
+    form = '{"positive": "...", "negative": "..."} with two texts'
     pairs = []
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            line = _Line.model_validate(json.loads(text))
-        except (json.JSONDecodeError, ValidationError) as error:
-            raise PairError(
-                f'{path}:{number}: not of the form {{"positive": "...", "negative": "..."}} with two texts. '
-                "Correct this line."
-            ) from error
+    for item in read_json_lines(path, TypeAdapter(_Line), form=form, error=PairError):
         made = [
-            Example(text=value, label=label, source=str(path), group=str(number))
-            for label, value in ((1, line.positive), (0, line.negative))
+            Example(text=value, label=label, source=str(path), group=str(item.number))
+            for label, value in ((1, item.line.positive), (0, item.line.negative))
         ]
         pairs.append(Pair(*made))
     if len(pairs) < _MIN_PAIRS:

@@ -14,7 +14,7 @@ from probes.card import Canary
 from serving.cli import app
 from tests.unit.artifacts import calibration, make_card, policy_text, rule, saved_artifact
 
-COMMANDS = ("serve", "check", "doctor", "train", "canary", "schema", "bench")
+COMMANDS = ("serve", "check", "doctor", "train", "canary", "schema", "bench", "steer")
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:
