@@ -7,8 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from monitor.types import Action
+from monitor.config import Gate
+from monitor.policy import CompiledRule, Plan
+from monitor.types import Action, Mode
 from probes.card import Stage
+from probes.steering.steer import Steer
 from serving.deployment import check_policy
 
 
@@ -27,14 +30,16 @@ def check(policy: Path) -> None:
         for rule in compiled.rules:
             read = plan.checks[rule.check]
             thresholds = ", ".join(f"{fmt.value} > {value:.4g}" for fmt, value in sorted(read.thresholds.items()))
-            cost = " (ends the stream at that token)" if _stops_stream(rule.action, read.stage) else ""
             statistic = f"{read.aggregate} at {read.stage.value}"
-            table.add_row(rule.name, read.detector, statistic, thresholds, rule.action.value + cost, rule.mode.value)
+            table.add_row(rule.name, read.detector, statistic, thresholds, _does(rule, plan), rule.mode.value)
         console.print(table)
         console.print(
             f"on_gap {compiled.on_gap.value}, on_uncalibrated {compiled.on_uncalibrated.value}, "
             f"hold_back {compiled.hold_back}, expose {compiled.expose.value}"
         )
+        for who, numbers in (("every request", compiled.steers), ("who asks for it", compiled.on_request)):
+            for number in numbers:
+                console.print(f"steers {who}: {_writes(plan.steering.steers[number])}")
     if without := sorted(name for name, card in plan.cards.items() if card.canary is None):
         console.print(
             f"without a canary: {', '.join(without)}. That they are read at every token is proved, not that their "
@@ -43,5 +48,19 @@ def check(policy: Path) -> None:
     console.print(f"ok: {policy} reads {', '.join(str(tap) for tap in plan.bank.taps)}")
 
 
-def _stops_stream(action: Action, stage: Stage) -> bool:
-    return action is Action.BLOCK and stage is Stage.STREAM
+def _does(rule: CompiledRule, plan: Plan) -> str:
+    if rule.action is Action.BLOCK and plan.checks[rule.check].stage is Stage.STREAM:
+        return f"{rule.action.value} (ends the stream at that token)"
+    if rule.steer is None:
+        return rule.action.value
+    begins = "from the next step on"
+    if rule.gate is not None:
+        latched = plan.steering.gates[rule.gate].kind is Gate.LATCHED
+        begins = "in the pass, behind the row" if latched else "in the pass, the row alone"
+    elif rule.mode is Mode.SHADOW:
+        begins = "nothing, in shadow"
+    return f"{rule.action.value} {_writes(plan.steering.steers[rule.steer])} ({begins})"
+
+
+def _writes(steer: Steer) -> str:
+    return f"{steer.name} after {steer.tap}, {steer.positions.value}"

@@ -10,9 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 import serving
-from probes.card import Canary
+from probes.card import Canary, Stage
 from serving.cli import app
 from tests.unit.artifacts import calibration, make_card, policy_text, rule, saved_artifact
+from tests.unit.test_steers import CALM, STEER, do
+from tests.unit.test_steers import saved as saved_steer
 
 COMMANDS = ("serve", "check", "doctor", "train", "canary", "schema", "bench", "steer")
 
@@ -69,6 +71,27 @@ def test_check_names_detectors_without_a_canary(tmp_path: Path, has_canary: bool
     result = CliRunner().invoke(app, ["check", str(tmp_path / "telltale.yaml")])
     assert result.exit_code == 0, result.output
     assert ("without a canary: harm" in " ".join(result.output.split())) != has_canary
+
+
+@pytest.mark.parametrize(
+    ("when", "gate", "begins"),
+    [
+        ("", "latched", "in the pass, behind the row"),
+        ("", "token", "in the pass, the row alone"),
+        ("aggregate: {kind: last}, above: {value: 1}", "latched", "from the next step on"),
+    ],
+)
+def test_check_says_what_is_written_and_from_when_on(tmp_path: Path, when: str, gate: str, begins: str) -> None:
+    saved_artifact(tmp_path, make_card(calibrations=[calibration(Stage.STREAM)]))
+    saved_steer(tmp_path)
+    wanted = do("r", STEER.replace("latched", gate), when=when)
+    head = f"steers: [{CALM}, {CALM.replace('name: calm', 'name: mild')}]\n"
+    (tmp_path / "telltale.yaml").write_text(policy_text(wanted, head=head, policy="on_request: [mild]"))
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "telltale.yaml")], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert f"steer calm after resid_post.1, generated ({begins})" in said
+    assert "steers who asks for it: mild after resid_post.1, generated" in said
 
 
 def test_an_artifact_that_is_not_there_gets_no_canary(tmp_path: Path) -> None:
