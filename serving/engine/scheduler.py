@@ -13,21 +13,20 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 
 import serving
-from monitor.monitor import Ended, Monitor, StepReadouts, is_blocked
-from monitor.report import encode_report, make_report, take_tally
+from monitor.monitor import Monitor, StepReadouts, is_blocked
 from monitor.types import Gap
 from probes.card import Format
-from serving.engine.carrier import CARRIER_ID
 from serving.engine.drafts import step_readouts
 from serving.engine.faulty import faulty_requests, without
 from serving.engine.heartbeat import Heartbeat
 from serving.engine.holdback import BLOCKED, HoldBack
 from serving.engine.prefix import PrefixReadouts, whole_group
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
+from serving.engine.reporting import Reporting
 from serving.engine.runtime import load_deployment
 from serving.engine.steerbook import SteerBook
 from serving.engine.trust import EXTRA_KEY, unseal
@@ -53,11 +52,7 @@ class MonitoredScheduler(Scheduler):
         self._heartbeat = Heartbeat(
             deployment.plan, deployment.file.config.canary, vocab=self.vllm_config.model_config.get_vocab_size()
         )
-        self._clients: dict[str, int] = {}
-        self._ended: dict[int, list[Ended]] = {}
-        # Requests that the API process knows of and need not hear of again before they end.
-        self._settled: set[str] = set()
-        self._observe_seconds: list[float] = []
+        self._reporting = Reporting(self._monitor)
         # Scored positions of requests before their cached prefixes were replayed, until their step is judged.
         self._before_replay: dict[str, int] = {}
         ahead = bool(self.vllm_config.scheduler_config.async_scheduling)
@@ -110,7 +105,7 @@ class MonitoredScheduler(Scheduler):
         )
         depth = self._monitor.policy_of(admitted).hold_back
         self._hold_back.begin(request.request_id, depth=depth, num_prompt=request.num_prompt_tokens)
-        self._clients[request.request_id] = request.client_index
+        self._reporting.admit(request)
         asked = trusted.steers if trusted is not None else {}
         self._steerbook.admit(request, admitted, self._monitor.policy_of(admitted), asked)
         if self._prefix is None:
@@ -155,7 +150,7 @@ class MonitoredScheduler(Scheduler):
         if step_ids:
             started = time.perf_counter()
             self._observe(scheduler_output, model_runner_output)
-            self._observe_seconds.append(time.perf_counter() - started)
+            self._reporting.took(time.perf_counter() - started)
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         for client in outputs.values():
             client.outputs = [
@@ -165,7 +160,7 @@ class MonitoredScheduler(Scheduler):
                     output, scored=self._monitor.positions_of(output.request_id)
                 )
             ]
-        self._report(outputs, step_ids)
+        self._reporting.attach(outputs, step_ids, self.requests)
         return outputs
 
     def _update_request_with_output(
@@ -196,10 +191,7 @@ class MonitoredScheduler(Scheduler):
             self._prefix.forget(request_id)
         self._heartbeat.finish(request_id, aborted=cut_off)
         self._steerbook.forget(request_id)
-        client = self._clients.pop(request_id, request.client_index)
-        self._settled.discard(request_id)
-        if ended is not None:
-            self._ended.setdefault(client, []).append(ended)
+        self._reporting.end(request, ended)
         if request.status is RequestStatus.FINISHED_ABORTED:
             self._hold_back.drop(request_id)
         freed: tuple[Any, Any] = super()._free_request(request, delay_free_blocks)
@@ -314,35 +306,6 @@ class MonitoredScheduler(Scheduler):
             if request is not None:
                 reached[request_id] = request.num_computed_tokens - request.num_in_flight_tokens + count
         return reached
-
-    def _report(self, outputs: dict[int, EngineCoreOutputs], step_ids: list[str]) -> None:
-        by_client: dict[int, list[Any]] = {client: [] for client in self._ended}
-        for request_id in step_ids:
-            if request_id in self._settled:
-                continue
-            request = self._monitor.get(request_id)
-            if request is not None:
-                by_client.setdefault(self._clients[request_id], []).append(request)
-                if not self._ends_outside(request_id):
-                    self._settled.add(request_id)
-        if not by_client and step_ids and step_ids[0] in self._clients:
-            by_client[self._clients[step_ids[0]]] = []
-        tally = take_tally(self._monitor, self._observe_seconds) if by_client else None
-        if tally is not None:
-            self._observe_seconds = []
-        for client, requests in by_client.items():
-            ended = self._ended.pop(client, [])
-            report = make_report(self._monitor, requests, ended, tally)
-            tally = None
-            carrier = EngineCoreOutput(request_id=CARRIER_ID, new_token_ids=[], routed_experts=encode_report(report))
-            holder = outputs.setdefault(client, EngineCoreOutputs())
-            holder.outputs = [carrier, *holder.outputs]
-
-    def _ends_outside(self, request_id: str) -> bool:
-        """Whether its reply may end without the engine: stop strings are found where text is made of tokens."""
-        request = self.requests.get(request_id)
-        params = request.sampling_params if request is not None else None
-        return params is not None and bool(params.stop)
 
 
 class TelltaleScheduler(MonitoredScheduler):
