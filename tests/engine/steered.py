@@ -1,11 +1,27 @@
 """Run batches of requests through steered engines of this process, and write down what each request got.
 
-Run as a program: ``python -m tests.engine.steered MODEL OUT.json``, with a JSON list on standard input. Each entry:
-``policy`` (path), ``engine`` (arguments of ``vllm.LLM``), ``runs`` (each a batch of prompts, each a list of tokens; or
-``{"follow": [run, number], "more": tokens}``, an earlier prompt with its reply and more behind it), ``new_tokens``,
-``choices`` (of each prompt, run by run), ``operators`` (a folder with files of steering operators, or empty), ``words``
-(the only tokens that a run may say; the last of them is looked for among rejected drafts; its prompts count as chats,
-whose replies alone are streams) and ``broken`` (whether the steered layer is made to forget that it is one).
+Run as a program: ``python -m tests.engine.steered MODEL OUT.json``, with a JSON list on standard input. Each entry has
+
+``policy``
+    its path.
+``engine``
+    arguments of ``vllm.LLM``.
+``runs``
+    each a batch of prompts, each a list of tokens; or ``{"follow": [run, number], "more": tokens}``, an earlier prompt
+    with its reply and more behind it.
+``new_tokens``
+    of each reply.
+``choices``
+    of each prompt, run by run.
+``asked``
+    what each prompt asks for, run by run, or empty.
+``operators``
+    a folder with files of steering operators, or empty.
+``words``
+    the only tokens that a run may say; the last of them is looked for among rejected drafts; its prompts count as
+    chats, whose replies alone are streams.
+``broken``
+    whether the steered layer is made to forget that it is one.
 """
 
 from __future__ import annotations
@@ -72,7 +88,11 @@ def run(model: str, entry: dict[str, Any]) -> dict[str, Any]:
         # Of several choices vLLM wants a temperature; with one candidate it changes nothing.
         choice = {"temperature": 0.0} if choices == 1 else {"n": choices, "top_k": 1}
         said = {"allowed_token_ids": entry["words"]} if entry["words"] else {"logprobs": 5}
-        params = SamplingParams(max_tokens=entry["new_tokens"], ignore_eos=True, **said, **choice)
+        asked = entry["asked"][len(runs)] if entry["asked"] else [{}] * len(batch)
+        params = [
+            SamplingParams(max_tokens=entry["new_tokens"], ignore_eos=True, extra_args=extra, **said, **choice)
+            for extra in asked
+        ]
         origin = Origin(Format.CHAT if entry["words"] else Format.RAW)
         for tokens in batch:
             origin.note(tokens, PromptMap((Run(Role.USER, len(tokens)),), stream_from=len(tokens)))

@@ -69,9 +69,20 @@ POLICIES = {
     "prompt_gate": HEAD.format(
         steers=PUSH.replace("generated", "all"), always="", stage="prompt", do=STEER, mode="enforce"
     ),
+    "by_request": HEAD.format(
+        steers="\n".join(line.replace("generated", "all") for line in (PUSH, ABLATE)),
+        always="",
+        stage="prompt",
+        do="{action: flag}",
+        mode="shadow",
+    ).replace("steers: []", "on_request: [push, blank]"),
     "clamped": HEAD.format(steers=CLAMPED, always="clamped", stage="prompt", do="{action: flag}", mode="shadow"),
     "identity": HEAD.format(steers=IDLE, always="idle", stage="prompt", do="{action: flag}", mode="shadow"),
 }
+
+ASKED: Mapping[str, dict[str, Any]] = {"-": {}, "p": {"steer": "push"}, "b": {"steer": "blank"}}
+ORDERS = ("-pb-", "bp-b")
+"""One prompt, several times in a row: without a steer, with one, and with the other."""
 
 Result = Mapping[str, Any]
 
@@ -149,10 +160,14 @@ def found(
         "always": ("always", {}, [batch, batch]),
         "prompt_gate": ("prompt_gate", {}, [batch, batch]),
         "clamped": ("clamped", {}, [batch]),
+        **{f"order {order}": ("by_request", {}, [batch[:1]] * len(order)) for order in ORDERS},
+        "together": ("by_request", {}, [batch[:1] * len(ASKED)]),
         "identity": ("identity", {}, [batch]),
         "broken": ("by_rule", {}, [batch]),
     }
-    return run_entries(tiny, entries, tmp_path_factory.mktemp("steered"), operators=operators)
+    asked = {f"order {order}": [[ASKED[letter]] for letter in order] for order in ORDERS}
+    asked["together"] = [list(ASKED.values())]
+    return run_entries(tiny, entries, tmp_path_factory.mktemp("steered"), operators=operators, asked=asked)
 
 
 def run_entries(
@@ -163,6 +178,7 @@ def run_entries(
     *,
     words: Sequence[int] = (),
     worded: Sequence[str] = (),
+    asked: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]] = MappingProxyType({}),
     operators: Path | None = None,
     program: str = "tests.engine.steered",
     new_tokens: int = NEW_TOKENS,
@@ -178,6 +194,7 @@ def run_entries(
             "runs": runs,
             "new_tokens": new_tokens,
             "choices": [2 if number == TWO_CHOICES else 1 for number in range(len(runs))],
+            "asked": list(asked.get(name, ())),
             "words": list(words) if name in worded else [],
             "broken": name == "broken",
             "operators": str(operators) if operators is not None and name == "clamped" else "",
@@ -291,6 +308,24 @@ def test_steers_of_every_request_act_and_share_their_prefixes_with_their_like(fo
         assert 0 < capped["tokens"] < len(steered["prompt"]) + NEW_TOKENS - 1
         assert blanked["name"] == "blank"
         assert blanked["tokens"] == NEW_TOKENS - 1
+
+
+@pytest.mark.covers("steered requests", "isolation")
+def test_the_same_prefix_steered_in_different_ways_is_nobody_elses(found: dict[str, Result]) -> None:
+    (unsteered,) = tokens_of(found["shadow"]["runs"][0][:1])
+    together = dict(zip(ASKED, found["together"]["runs"][0], strict=True))
+    assert together["-"]["tokens"] == unsteered
+    assert len({json.dumps(result["logprobs"][0], sort_keys=True) for result in together.values()}) == len(ASKED)
+    for order in ORDERS:
+        seen = ""
+        for letter, (result,) in zip(order, found[f"order {order}"]["runs"], strict=True):
+            assert result["tokens"] == together[letter]["tokens"]
+            # It is given the blocks of its like alone.
+            assert result["cached"] == (2 * BLOCK if letter in seen else 0)
+            assert [steered["name"] for steered in result["telltale"].get("steered", [])] == [
+                name for name in (ASKED[letter].get("steer"),) if name is not None
+            ]
+            seen += letter
 
 
 @pytest.mark.covers("steer that does not write", "gap counted, on_gap followed")
