@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -234,23 +235,16 @@ def _mean_of(drawn: Sequence[Condition]) -> Condition:
         found: Sequence[Estimate] = [getattr(item, name) for item in figures]
         return Estimate(*(float(np.mean([getattr(item, end) for item in found])) for end in ("value", "low", "high")))
 
-    means: Mapping[str, float] = {
-        name: float(np.mean([getattr(item, name) for item in figures]))
-        for name in (
-            "anti_steered",
-            "over_refusal",
-            "kl",
-            "ce_change",
-            "distinct_2",
-            "longest_repeat",
-            "dose",
-            "tokens",
-        )
+    estimates: dict[str, Any] = {name: estimate(name) for name in ("target", "gain")}
+    means: dict[str, Any] = {
+        field.name: float(np.mean([getattr(item, field.name) for item in figures]))
+        for field in fields(Figures)
+        if field.name not in estimates
     }
     return Condition(
         "random",
         drawn[0].strength,
-        Figures(target=estimate("target"), gain=estimate("gain"), **means),
+        Figures(**estimates, **means),
         drawn[0].samples,
         Spread(tuple(item.target.value for item in figures)),
     )

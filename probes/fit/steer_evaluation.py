@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from probes.artifact import write_card
 from probes.fit.behaviour import Judge
-from probes.fit.dose_response import Condition, DoseResponse, run_trial
+from probes.fit.dose_response import Condition, DoseResponse, Figures, run_trial
 from probes.fit.measure import Estimate
 from probes.fit.ordinary import corpus_digest
 from probes.fit.side_effects import harmless_prompts
@@ -154,21 +154,7 @@ def _verdict(response: DoseResponse, judge: Judge) -> SteerVerdict:
 def _figures(condition: Condition) -> dict[str, Any]:
     found = condition.figures
     made: dict[str, Any] = {} if condition.strength is None else {"strength": condition.strength}
-    made |= {
-        name: _rounded(getattr(found, name))
-        for name in (
-            "target",
-            "gain",
-            "anti_steered",
-            "over_refusal",
-            "kl",
-            "ce_change",
-            "distinct_2",
-            "longest_repeat",
-            "dose",
-            "tokens",
-        )
-    }
+    made |= {field.name: _rounded(getattr(found, field.name)) for field in fields(Figures)}
     if condition.spread is not None:
         spread = condition.spread
         made["target_of_each"] = [_rounded(value) for value in spread.targets]
