@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from monitor.check import Check
 from monitor.types import Role
 from probes.aggregate import Aggregator
+from probes.aggregate.cusum import Cusum
 from probes.aggregate.ema import Ema
 from probes.aggregate.last import Last
+from probes.aggregate.logsumexp import LogSumExp
 from probes.aggregate.m_of_n import MOfN
 from probes.aggregate.max import Max
 from probes.aggregate.mean import Mean
 from probes.aggregate.rolling import Rolling
+from probes.aggregate.topk import TopK
 from probes.card import Stage
 
 UNDEFINED = float("-inf")
@@ -38,13 +42,36 @@ def naive_m_of_n(aggregator: Aggregator, scores: Sequence[float]) -> float:
     return newest[aggregator.count - 1] if len(newest) >= aggregator.count else UNDEFINED
 
 
+def naive_topk(aggregator: Aggregator, scores: Sequence[float]) -> float:
+    assert isinstance(aggregator, TopK)
+    largest = sorted(scores, reverse=True)[: aggregator.k]
+    return math.fsum(largest) / len(largest)
+
+
+def naive_logsumexp(aggregator: Aggregator, scores: Sequence[float]) -> float:
+    assert isinstance(aggregator, LogSumExp)
+    temperature, top = aggregator.temperature, max(scores)
+    return top + temperature * math.log(math.fsum(math.exp((s - top) / temperature) for s in scores) / len(scores))
+
+
+def naive_cusum(aggregator: Aggregator, scores: Sequence[float]) -> float:
+    assert isinstance(aggregator, Cusum)
+    value = 0.0
+    for score in scores:
+        value = max(0.0, value + score - aggregator.drift)
+    return value
+
+
 NAIVE: dict[type[Aggregator], Callable[[Aggregator, Sequence[float]], float]] = {
     Last: lambda _, scores: scores[-1],
     Mean: lambda _, scores: sum(scores) / len(scores),
     Max: lambda _, scores: max(scores),
+    Cusum: naive_cusum,
     Ema: naive_ema,
+    LogSumExp: naive_logsumexp,
     MOfN: naive_m_of_n,
     Rolling: naive_rolling,
+    TopK: naive_topk,
 }
 
 

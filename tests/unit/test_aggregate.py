@@ -15,19 +15,25 @@ from pydantic import ValidationError
 from monitor.config import When
 from probes.aggregate import AggregateError, Aggregator, aggregator_kinds, parse_aggregator
 from probes.aggregate.base import Scores
+from probes.aggregate.cusum import Cusum
 from probes.aggregate.ema import Ema
 from probes.aggregate.last import Last
+from probes.aggregate.logsumexp import LogSumExp
 from probes.aggregate.m_of_n import MOfN
 from probes.aggregate.max import Max
 from probes.aggregate.mean import Mean
 from probes.aggregate.rolling import Rolling
+from probes.aggregate.topk import TopK
 from tests.unit.naive import NAIVE, naive_values
 
 TOLERANCE = 1e-9
 VARIANTS: dict[type[Aggregator], list[Aggregator]] = {
+    Cusum: [Cusum(), Cusum(drift=0.5), Cusum(drift=-2.0)],
     Ema: [Ema(), Ema(alpha=1.0), Ema(alpha=0.9)],
+    LogSumExp: [LogSumExp(), LogSumExp(temperature=0.05), LogSumExp(temperature=40.0)],
     MOfN: [MOfN(), MOfN(count=1, window=1), MOfN(count=1, window=4), MOfN(count=4, window=4), MOfN(count=2, window=3)],
     Rolling: [Rolling(), Rolling(window=1), Rolling(window=2), Rolling(window=5)],
+    TopK: [TopK(), TopK(k=1), TopK(k=3)],
 }
 ALL = [variant for cls in aggregator_kinds().values() for variant in VARIANTS.get(cls, [cls()])]
 each_kind = pytest.mark.parametrize("aggregator", ALL, ids=str)
@@ -166,6 +172,27 @@ def test_rolling_forgets_exactly() -> None:
     assert running[-2:].tolist() == [1.0, 1.0]
 
 
+def test_topk_lies_between_the_mean_and_the_maximum() -> None:
+    values = np.random.default_rng(4).standard_normal((60, 2, 3))
+    np.testing.assert_allclose(whole(TopK(k=1), values), whole(Max(), values), atol=1e-12)
+    np.testing.assert_allclose(whole(TopK(k=60), values), whole(Mean(), values), atol=1e-12)
+
+
+def test_logsumexp_goes_from_the_maximum_to_the_mean() -> None:
+    values = np.random.default_rng(5).standard_normal((60, 2, 3))
+    np.testing.assert_allclose(whole(LogSumExp(temperature=1e-4), values), whole(Max(), values), atol=1e-3)
+    np.testing.assert_allclose(whole(LogSumExp(temperature=1e3), values), whole(Mean(), values), atol=1e-3)
+    # Said twice, a text has the same value.
+    twice = np.concatenate([values, values])
+    np.testing.assert_allclose(whole(LogSumExp(), twice)[-1], whole(LogSumExp(), values)[-1], atol=1e-12)
+
+
+def test_cusum_loses_no_digits_on_a_long_way_down() -> None:
+    values = np.full((4096, 1, 1), -1e6)
+    values[-1] = 0.25
+    assert whole(Cusum(), values)[-1, 0, 0] == 0.25
+
+
 @pytest.mark.parametrize("value", ["max", 3, None, {}, {"kind": 3}, {"window": 3}])
 def test_an_aggregate_without_a_kind_is_refused(value: object) -> None:
     with pytest.raises(AggregateError, match=r"written \{kind: NAME"):
@@ -187,6 +214,9 @@ def test_an_unknown_kind_is_refused_with_the_nearest() -> None:
         {"kind": "ema", "alpha": float("nan")},
         {"kind": "max", "window": 3},
         {"kind": "m_of_n", "count": 4, "window": 3},
+        {"kind": "topk", "k": 0},
+        {"kind": "logsumexp", "temperature": 0.0},
+        {"kind": "cusum", "drift": float("inf")},
     ],
 )
 def test_a_parameter_out_of_bounds_is_refused(value: dict[str, object]) -> None:
