@@ -10,7 +10,8 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from probes.aggregate.base import Aggregator
 from probes.discovery import discover
-from probes.errors import TelltaleError, did_you_mean
+from probes.errors import TelltaleError
+from probes.kinded import kinded_schema, parse_kinded
 
 __all__ = ["AggregateError", "Aggregator", "AnyAggregator", "aggregator_kinds", "parse_aggregator"]
 
@@ -31,31 +32,13 @@ def parse_aggregator(value: object) -> Aggregator:
         AggregateError: the kind is missing or unknown.
         pydantic.ValidationError: a parameter is unknown or out of range.
     """
-    if isinstance(value, Aggregator):
-        return value
-    kinds = aggregator_kinds()
-    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
-        raise AggregateError(f"an aggregate is written {{kind: NAME, ...}}. Kinds: {sorted(kinds)}")
-    kind = value["kind"]
-    if kind not in kinds:
-        raise AggregateError(f"aggregate kind {kind!r} is not known. {did_you_mean(kind, kinds)}")
-    return kinds[kind].model_validate({key: item for key, item in value.items() if key != "kind"})
-
-
-def _json_schema() -> dict[str, Any]:
-    variants = []
-    for kind, cls in aggregator_kinds().items():
-        schema = cls.model_json_schema()
-        schema["properties"] = {"kind": {"const": kind, "type": "string"}, **schema.get("properties", {})}
-        schema["required"] = ["kind", *schema.get("required", [])]
-        variants.append(schema)
-    return {"oneOf": variants}
+    return parse_kinded(value, Aggregator, aggregator_kinds(), what="an aggregate", error=AggregateError)
 
 
 AnyAggregator = Annotated[
     Aggregator,
     PlainValidator(parse_aggregator),
     PlainSerializer(lambda value: value.config(), return_type=dict[str, Any]),
-    WithJsonSchema(_json_schema()),
+    WithJsonSchema(kinded_schema(aggregator_kinds())),
 ]
 """Any aggregator, as a pydantic field: validated by kind, serialised with its kind."""

@@ -10,7 +10,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import FeatureUnion, Pipeline
 
-from probes.fit.linear import Floats, Labels, LinearProbe, fit_linear
+from probes.fit.fitters import Fitter
+from probes.fit.linear_probe import Floats, Labels, LinearProbe
 
 __all__ = ["TextBaseline", "length_score", "question_mark_score", "random_probes", "shuffled_probes"]
 
@@ -58,10 +59,10 @@ def question_mark_score(texts: Sequence[str]) -> Float64:
 
 
 def shuffled_probes(
-    features: Floats, labels: Labels, *, inverse_penalty: float, count: int, generator: np.random.Generator
+    features: Floats, labels: Labels, *, fitter: Fitter, count: int, generator: np.random.Generator
 ) -> list[LinearProbe]:
     """Probes fitted on the same rows with the labels permuted: what the procedure finds where there is nothing."""
-    return [fit_linear(features, generator.permutation(labels), inverse_penalty=inverse_penalty) for _ in range(count)]
+    return [fitter.fit(features, generator.permutation(labels)) for _ in range(count)]
 
 
 def random_probes(probe: LinearProbe, *, count: int, generator: np.random.Generator) -> list[LinearProbe]:

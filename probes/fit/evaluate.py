@@ -12,7 +12,7 @@ import numpy.typing as npt
 from probes.card import Calibration
 from probes.fit.baselines import TextBaseline, length_score, question_mark_score
 from probes.fit.example import Example
-from probes.fit.linear import Labels
+from probes.fit.linear_probe import Labels
 from probes.fit.measure import Quality, auroc, measure, positive_value
 
 __all__ = ["ControlProbes", "TestSet", "at_threshold", "compare", "labels_of", "verdict"]

@@ -12,6 +12,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from probes.aggregate import AnyAggregator
 from probes.card import Format
 from probes.errors import TelltaleError, did_you_mean
+from probes.fit.fitters import AnyFitter
 from probes.fit.sources import AnySource, source_kinds
 from probes.taps import Site
 
@@ -52,8 +53,9 @@ class Search(_Strict):
         tuple[AnyAggregator, ...],
         Field(min_length=1, description="how token scores become the statistic: last, mean, ema, rolling"),
     ]
-    inverse_penalties: Annotated[
-        tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, description="C of the logistic regression")
+    fitters: Annotated[
+        tuple[AnyFitter, ...],
+        Field(min_length=1, description="how the direction is found, those that are preferred among equals first"),
     ]
 
 

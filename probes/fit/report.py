@@ -9,8 +9,9 @@ import numpy as np
 
 from probes.card import Calibration, Format
 from probes.fit.evaluate import ControlProbes, TestSet, at_threshold, compare, labels_of, text_baseline_scores, verdict
-from probes.fit.linear import Candidate, Choice, LinearProbe
+from probes.fit.linear_probe import LinearProbe
 from probes.fit.measure import measure
+from probes.fit.search import Candidate, Choice
 from probes.fit.session import FitSession, statistics_of
 from probes.fit.split import Fold, length_matched_pairs
 

@@ -12,8 +12,9 @@ from probes.card import Format
 from probes.fit.activations import ActivationReader, Activations
 from probes.fit.dataset import Dataset
 from probes.fit.example import Example
-from probes.fit.linear import Candidate, LinearProbe
+from probes.fit.linear_probe import LinearProbe
 from probes.fit.recipe import Recipe
+from probes.fit.search import Candidate
 
 __all__ = ["FitSession", "statistics_of"]
 

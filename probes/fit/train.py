@@ -22,9 +22,10 @@ from probes.fit.canary import make_canary
 from probes.fit.dataset import build_dataset, count_sources
 from probes.fit.evaluate import labels_of
 from probes.fit.example import Example, data_digest
-from probes.fit.linear import Candidate, Choice, Features, LinearProbe, choose, fit_linear
+from probes.fit.linear_probe import LinearProbe
 from probes.fit.recipe import read_recipe
 from probes.fit.report import development, leave_one_out
+from probes.fit.search import Candidate, Choice, Features, choose
 from probes.fit.session import FitSession, statistics_of
 from probes.fit.sources import SourceContext
 from probes.fit.split import Fold, make_folds
@@ -89,12 +90,12 @@ def train(
     trained_on = {f: session.read(data.train, f, "training rows") for f in recipe.training.formats}
     choice = _search(session, trained_on, folds)
     features, labels = _stacked(data.train, trained_on, choice.candidate)
-    probe = fit_linear(features, labels, inverse_penalty=choice.candidate.inverse_penalty)
+    probe = choice.candidate.fitter.fit(features, labels)
     calibrations = tuple(_calibrate(session, probe, choice.candidate, f) for f in recipe.calibration.formats)
     progress("measuring on the development rows, beside the baselines")
     generator = np.random.default_rng(recipe.seed)
     shuffled = shuffled_probes(
-        features, labels, inverse_penalty=choice.candidate.inverse_penalty, count=_NUM_SHUFFLED, generator=generator
+        features, labels, fitter=choice.candidate.fitter, count=_NUM_SHUFFLED, generator=generator
     )
     controls = {"shuffled": shuffled, "random": random_probes(probe, count=_NUM_RANDOM, generator=generator)}
     evaluation: dict[str, Any] = {
@@ -148,7 +149,7 @@ def _search(session: FitSession, trained_on: dict[Format, Activations], folds: S
         repeated,
         layers=session.recipe.search.layers,
         aggregates=session.recipe.search.aggregates,
-        inverse_penalties=session.recipe.search.inverse_penalties,
+        fitters=session.recipe.search.fitters,
         progress=session.progress,
     )
 
@@ -195,10 +196,10 @@ def _training_record(session: FitSession, model: ModelRef, choice: Choice) -> di
         "chosen": {
             "layer": choice.candidate.layer,
             "aggregate": choice.candidate.aggregate.config(),
-            "inverse_penalty": choice.candidate.inverse_penalty,
+            "fitter": choice.candidate.fitter.config(),
             "depth": round((choice.candidate.layer + 1) / model.num_layers, 3),
         },
-        "search": [[c.layer, str(c.aggregate), c.inverse_penalty, round(choice.table[c], 4)] for c in best],
+        "search": [[c.layer, str(c.aggregate), str(c.fitter), round(choice.table[c], 4)] for c in best],
         "libraries": {name: metadata.version(name) for name in ("numpy", "scikit-learn", "torch", "transformers")},
     }
 

@@ -8,10 +8,12 @@ from probes.card import Calibration, Format, Stage
 from probes.fit.calibrate import CalibrationError, calibrate, shortfall
 from probes.fit.evaluate import at_threshold, verdict
 from probes.fit.example import Example
-from probes.fit.linear import Features, choose, fit_linear
+from probes.fit.fitters.logistic import Logistic
 from probes.fit.measure import Estimate, Quality, auroc, measure, positive_value, tpr_at_fpr
+from probes.fit.search import Features, choose
 from probes.fit.split import Fold, hold_out, length_matched_pairs, make_folds, match_negatives, vary_form
 from probes.threshold import allowed_exceedances, benign_needed, threshold_for
+from tests.support.planted_rows import planted
 
 
 def rows(count: int, label: int = 0, source: str = "s") -> list[Example]:
@@ -85,32 +87,8 @@ def test_the_promise_is_kept_as_often_as_stated() -> None:
     assert np.mean(kept) >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / 400)
 
 
-def planted(count: int = 4000, width: int = 24, seed: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(seed)
-    spread = generator.uniform(0.5, 20.0, width)
-    truth = generator.standard_normal(width)
-    labels = (np.arange(count) % 2).astype(np.int64)
-    features = generator.standard_normal((count, width)) * spread
-    features += np.outer(labels - 0.5, truth / np.linalg.norm(truth) * 3.0) * spread
-    return features.astype(np.float32), labels, truth / spread
-
-
-def test_the_fitter_finds_a_planted_direction() -> None:
-    features, labels, truth = planted()
-    probe = fit_linear(features, labels, inverse_penalty=1.0)
-    weight = probe.direction / probe.scale
-    assert float(weight @ truth / np.linalg.norm(weight) / np.linalg.norm(truth)) > 0.97
-    assert auroc(probe.score(features), labels) > 0.95
-
-
-def test_a_constant_dimension_gets_scale_one() -> None:
-    features, labels, _ = planted(200)
-    features[:, 0] = 5.0
-    assert fit_linear(features, labels, inverse_penalty=0.1).scale[0] == 1.0
-
-
 def test_the_search_finds_the_layer_that_knows() -> None:
-    features, labels, _ = planted(400)
+    features, labels = planted(400)
     noise = np.random.default_rng(1).standard_normal(features.shape).astype(np.float32)
     folds = [
         Fold(str(k), tuple(i for i in range(400) if i // 80 != k), tuple(range(80 * k, 80 * k + 80))) for k in range(5)
@@ -121,7 +99,7 @@ def test_the_search_finds_the_layer_that_knows() -> None:
         folds,
         layers=[0, 1],
         aggregates=[parse_aggregator({"kind": "last"})],
-        inverse_penalties=[0.001, 0.01, 0.1],
+        fitters=[Logistic(inverse_penalty=c) for c in (0.001, 0.01, 0.1)],
         progress=lambda _: None,
     )
     assert choice.candidate.layer == 1

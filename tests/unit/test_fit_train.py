@@ -48,7 +48,7 @@ training:
 search:
   layers: [0, 2]
   aggregates: [{kind: last}, {kind: rolling, window: 4}, {kind: ema, alpha: 0.3}]
-  inverse_penalties: [0.01, 0.1]
+  fitters: [{kind: logistic, inverse_penalty: 0.01}, {kind: logistic, inverse_penalty: 0.1}]
 calibration:
   held_out: 0.3
   formats: [chat, raw]

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from probes.discovery import discover
-from probes.errors import did_you_mean
 from probes.fit.sources.base import Source, SourceContext, SourceError
+from probes.kinded import kinded_schema, parse_kinded
 
 __all__ = ["AnySource", "Source", "SourceContext", "SourceError", "parse_source", "source_kinds"]
 
@@ -27,25 +27,7 @@ def parse_source(value: object) -> Source:
         SourceError: the kind is missing or unknown.
         pydantic.ValidationError: a parameter is unknown or out of range.
     """
-    if isinstance(value, Source):
-        return value
-    kinds = source_kinds()
-    if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
-        raise SourceError(f"a source is written {{kind: NAME, ...}}. Kinds: {', '.join(kinds)}.")
-    kind = str(value["kind"])
-    if kind not in kinds:
-        raise SourceError(f"source kind '{kind}' is not known. {did_you_mean(kind, kinds)}")
-    return kinds[kind].model_validate({key: item for key, item in value.items() if key != "kind"})
-
-
-def _json_schema() -> dict[str, Any]:
-    variants = []
-    for kind, cls in source_kinds().items():
-        schema = cls.model_json_schema()
-        schema["properties"] = {"kind": {"const": kind, "type": "string"}, **schema.get("properties", {})}
-        schema["required"] = ["kind", *schema.get("required", [])]
-        variants.append(schema)
-    return {"oneOf": variants}
+    return parse_kinded(value, Source, source_kinds(), what="a source", error=SourceError)
 
 
 def _config(source: Source) -> dict[str, Any]:
@@ -56,6 +38,6 @@ AnySource = Annotated[
     Source,
     PlainValidator(parse_source),
     PlainSerializer(_config, return_type=dict[str, Any]),
-    WithJsonSchema(_json_schema()),
+    WithJsonSchema(kinded_schema(source_kinds())),
 ]
 """Any source, as a pydantic field."""

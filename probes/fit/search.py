@@ -1,0 +1,116 @@
+"""Chooses layer, aggregate and fitter of a linear probe over folds; knows no text and no model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from probes.aggregate import Aggregator
+from probes.fit.fitters import Fitter
+from probes.fit.linear_probe import Float64, Floats, Labels, LinearProbe
+from probes.fit.measure import auroc
+from probes.fit.split import Fold
+
+__all__ = ["Candidate", "Choice", "Features", "choose"]
+
+_FIRST_PASS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One setting of the search."""
+
+    layer: int
+    aggregate: Aggregator
+    fitter: Fitter
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What one layer and aggregate give.
+
+    Attributes:
+        values: (n, d_model).
+        defined: (n,), whether the statistic has a value for the row; where not, it can never fire.
+    """
+
+    values: Floats
+    defined: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The setting that won, and the runners-up.
+
+    Attributes:
+        candidate: the winner.
+        fold_scores: held-out scores of the winner, one array per fold, in the order of its test rows.
+        table: mean AUROC over the folds of every setting that was tried.
+    """
+
+    candidate: Candidate
+    fold_scores: tuple[Float64, ...]
+    table: dict[Candidate, float]
+
+
+def choose(
+    features_at: Callable[[int, Aggregator], Features],
+    labels: Labels,
+    folds: Sequence[Fold],
+    *,
+    layers: Sequence[int],
+    aggregates: Sequence[Aggregator],
+    fitters: Sequence[Fitter],
+    progress: Callable[[str], None],
+) -> Choice:
+    """Try layers and aggregates with the middle fitter, then all fitters on the best few; highest mean AUROC wins.
+
+    Equal settings: the first fitter, then the lower layer, then the first aggregate.
+
+    Args:
+        features_at: (layer, aggregate) -> features of the n rows.
+        labels: (n,).
+        folds: splits of the n rows; those with the same training rows share one fit.
+        layers: to try.
+        aggregates: to try.
+        fitters: to try, those that are preferred first.
+        progress: told how far it is.
+    """
+    scores: dict[Candidate, tuple[Float64, ...]] = {}
+    table: dict[Candidate, float] = {}
+
+    def attempt(candidate: Candidate) -> None:
+        if candidate in table:
+            return
+        features = features_at(candidate.layer, candidate.aggregate)
+        fitted: dict[tuple[int, ...], LinearProbe] = {}
+        held_out = []
+        for fold in folds:
+            if fold.train not in fitted:
+                rows = list(fold.train)
+                fitted[fold.train] = candidate.fitter.fit(features.values[rows], labels[rows])
+            test = list(fold.test)
+            found = fitted[fold.train].score(features.values[test])
+            held_out.append(np.where(features.defined[test], found, -np.inf))
+        scores[candidate] = tuple(held_out)
+        table[candidate] = float(
+            np.mean([auroc(s, labels[list(f.test)]) for s, f in zip(held_out, folds, strict=True)])
+        )
+
+    middle = fitters[len(fitters) // 2]
+    for layer in layers:
+        for aggregate in aggregates:
+            attempt(Candidate(layer, aggregate, middle))
+        progress(f"search: layer {layer} tried, best mean AUROC so far {max(table.values()):.3f}")
+    best_places = sorted(table, key=lambda c: -table[c])[:_FIRST_PASS]
+    for place, fitter in itertools.product(best_places, fitters):
+        attempt(Candidate(place.layer, place.aggregate, fitter))
+    winner = min(
+        table, key=lambda c: (-round(table[c], 4), fitters.index(c.fitter), c.layer, aggregates.index(c.aggregate))
+    )
+    progress(f"search: layer {winner.layer}, {winner.aggregate}, {winner.fitter}: {table[winner]:.3f}")
+    return Choice(winner, scores[winner], table)
