@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from monitor.policy import Plan
 from serving.deployment import check_policy
 from tests.engine.modes import SETTINGS
-from tests.engine.test_steering import BLOCK, FEW_BLOCKS, HEAD, NEW_TOKENS, Result, random_tokens, run_entries
+from tests.engine.steering_runs import BLOCK, FEW_BLOCKS, HEAD, NEW_TOKENS, Result, random_tokens, run_entries
 from tests.support.tiny import D_MODEL, TinyModel, save_direction
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,38 +17,24 @@ import probes.steering
 from monitor.policy import Plan
 from probes.steering.steer import END, Steer
 from serving.deployment import check_policy
+from tests.engine.steering_runs import (
+    BLOCK,
+    FEW_BLOCKS,
+    HEAD,
+    NEW_TOKENS,
+    TWO_CHOICES,
+    Result,
+    random_tokens,
+    run_entries,
+)
 from tests.support.tiny import D_MODEL, PROMPT, TinyModel, save_direction
 from tests.unit.test_steering import CLAMP
 
 pytestmark = pytest.mark.engine
 
-NEW_TOKENS = 24
-BLOCK = 128
-TWO_CHOICES = 5
-"""Number of the run in which each prompt is answered twice."""
-_BLOCK_BYTES = 2 * 2 * 2 * 32 * 4 * BLOCK  # keys and values, layers, heads, dimensions, float32
-FEW_BLOCKS = {"kv_cache_memory_bytes": 6 * _BLOCK_BYTES, "max_model_len": 384}
 CLEAN, HOT, ENDS_IN_BLOCK = 0, 1, 2
 """Places in a batch: 300 tokens without the trigger, 300 with it, and 120 with it."""
 
-HEAD = """\
-version: "1"
-detectors:
-  - artifact: trigger.safetensors
-steers:
-{steers}
-policies:
-  - name: default
-    on_gap: block
-    on_uncalibrated: flag
-    hold_back: 0
-    steers: [{always}]
-    rules:
-      - name: on-trigger
-        when: {{detector: trigger, stage: {stage}}}
-        do: {do}
-        mode: {mode}
-"""
 PUSH = "  - {name: push, artifact: push.safetensors, op: add, strength: 0.5, positions: generated}"
 CAP = "  - {name: trim, artifact: trim.safetensors, op: cap, positions: all, max_dose: 2}"
 ABLATE = "  - {name: blank, artifact: blank.safetensors, op: ablate, strength: 0.8, positions: generated}"
@@ -83,18 +65,6 @@ POLICIES = {
 ASKED: Mapping[str, dict[str, Any]] = {"-": {}, "p": {"steer": "push"}, "b": {"steer": "blank"}}
 ORDERS = ("-pb-", "bp-b")
 """One prompt, several times in a row: without a steer, with one, and with the other."""
-
-Result = Mapping[str, Any]
-
-
-def random_tokens(seed: int, length: int, *, trigger: int | None, without: int) -> list[int]:
-    generator = np.random.default_rng(seed)
-    tokens = [int(token) for token in generator.integers(1000, 40000, size=length) if token != without]
-    while len(tokens) < length:
-        tokens.append(999)
-    if trigger is not None:
-        tokens[10] = trigger
-    return tokens
 
 
 @pytest.fixture(scope="module")
@@ -168,51 +138,6 @@ def found(
     asked = {f"order {order}": [[ASKED[letter]] for letter in order] for order in ORDERS}
     asked["together"] = [list(ASKED.values())]
     return run_entries(tiny, entries, tmp_path_factory.mktemp("steered"), operators=operators, asked=asked)
-
-
-def run_entries(
-    tiny: TinyModel,
-    entries: Mapping[str, tuple[str, dict[str, Any], list[Any]]],
-    folder: Path,
-    environment: Mapping[str, str] = MappingProxyType({}),
-    *,
-    words: Sequence[int] = (),
-    worded: Sequence[str] = (),
-    asked: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]] = MappingProxyType({}),
-    operators: Path | None = None,
-    program: str = "tests.engine.steered",
-    new_tokens: int = NEW_TOKENS,
-) -> dict[str, Result]:
-    """Engines with these policies, settings and batches, one after the other in one process.
-
-    Those that are ``worded`` say nothing but ``words``.
-    """
-    order = [
-        {
-            "policy": str(tiny.path.parent / f"{policy}.yaml"),
-            "engine": engine,
-            "runs": runs,
-            "new_tokens": new_tokens,
-            "choices": [2 if number == TWO_CHOICES else 1 for number in range(len(runs))],
-            "asked": list(asked.get(name, ())),
-            "words": list(words) if name in worded else [],
-            "broken": name == "broken",
-            "operators": str(operators) if operators is not None and name == "clamped" else "",
-        }
-        for name, (policy, engine, runs) in entries.items()
-    ]
-    out = folder / "found.json"
-    done = subprocess.run(
-        [sys.executable, "-m", program, str(tiny.path), str(out)],
-        check=False,
-        input=json.dumps(order),
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return dict(zip(entries, json.loads(out.read_text()), strict=True))
 
 
 def tokens_of(run: Sequence[Result]) -> list[list[int]]:
