@@ -71,7 +71,8 @@ class Client:
         response = await self._http.post("/v1/completions", json=self._body(prompt, salt, stream=False))
         _require_ok(response.status_code, response.text)
         choice = response.json()["choices"][0]
-        return _reply(prompt, choice["token_ids"], choice["finish_reason"])
+        # A blocked reply has none: nothing may spell what was withheld.
+        return _reply(prompt, choice["token_ids"] or (), choice["finish_reason"])
 
     async def stream(self, prompt: Prompt, *, salt: str | None = None) -> Reply:
         """One completion, as a stream; see ``complete``."""

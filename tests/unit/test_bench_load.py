@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.bench import BenchError
+from serving.bench.client import Client, Prompt
 from serving.bench.load import Burst, Steady, Workload, burst_prompts, steady_prompts
 
 VOCABULARY = 49152
@@ -78,3 +81,14 @@ def test_the_steady_load_is_unrelated_prompts_of_one_length() -> None:
     assert [prompt.output_tokens for prompt in together] == [5, 5, 5]
     assert len({prompt.name for prompt in (*together, *single)}) == len(together) + len(single)
     assert len({prompt.tokens[:4] for prompt in (*together, *single)}) == len(together) + len(single)
+
+
+@pytest.mark.parametrize("tokens", [None, [], [1, 2]])
+async def test_a_blocked_reply_ends_the_benchmark_with_a_word(tokens: list[int] | None) -> None:
+    def blocked(_request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"choices": [{"token_ids": tokens, "finish_reason": "content_filter"}]})
+
+    transport = httpx.MockTransport(blocked)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        with pytest.raises(BenchError, match="finish_reason 'content_filter'; 4 with 'length' were asked for"):
+            await Client(http, "tiny", 0).complete(Prompt("one", (1, 2, 3), 4))
