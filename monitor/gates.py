@@ -49,6 +49,12 @@ class SteerGate:
         limit = np.float32(threshold)
         return np.nextafter(limit, np.float32(-np.inf)) if float(limit) > threshold else limit
 
+    @property
+    def lowest_limit(self) -> np.float32:
+        """The lowest limit of any format; infinite if none is calibrated."""
+        limits = [limit for fmt in self.check.thresholds if (limit := self.limit(fmt)) is not None]
+        return min(limits, default=np.float32(np.inf))
+
     def reads(self, num_prompt: int, stream_from: int) -> tuple[int, int]:
         """The first position of a request that can open the gate, and the one behind the last.
 

@@ -46,6 +46,10 @@ class SteerBook:
         self._plan = plan.steering
         self._block_size = block_size
         self._ahead = ahead
+        gates = plan.steering.gates
+        self._columns = [gate.column for gate in gates]
+        # What lies above none of these opens nothing, in whatever format it came.
+        self._floors = np.array([gate.lowest_limit for gate in gates], dtype=np.float32)
         # Nobody can make the salt of steered blocks by sending one of his own.
         self._secret = os.urandom(16)
         self._live: dict[str, SteeredRequest] = {}
@@ -108,10 +112,18 @@ class SteerBook:
 
     def seen(self, step: StepReadouts) -> None:
         """Rows that count have been read: what they have opened stands from now on."""
+        if not self._columns:
+            return
+        # Asked once for all rows: nearly every step opens nothing, and then there is nothing to look for.
+        may_open = bool((step.readouts[:, self._columns] > self._floors).any())
         for request_id, start, count in zip(step.request_ids, step.starts, step.counts, strict=True):
             state = self._live.get(request_id)
-            if state is not None and state.gates:
+            if state is None or not state.gates or not count:
+                continue
+            if may_open:
                 state.see(step.positions[start : start + count], step.readouts[start : start + count])
+            else:
+                state.pass_by(int(step.positions[start + count - 1]))
 
     def lost(self, request_ids: Iterable[str]) -> None:
         """The readouts of a step did not come."""
@@ -163,7 +175,7 @@ class SteerBook:
             doses = None
         for request_id, start, count in zip(step.request_ids, step.starts, step.counts, strict=True):
             state = self._live.get(request_id)
-            if state is None or not count:
+            if state is None or not count or not state.is_written:
                 continue
             rows = slice(int(start), int(start + count))
             positions = step.positions[rows]

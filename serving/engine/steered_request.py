@@ -34,6 +34,11 @@ class SteeredRequest:
     pending: dict[int, int] = field(default_factory=dict)
     told: int = 0
 
+    @property
+    def is_written(self) -> bool:
+        """Whether any row can have been written to so far."""
+        return bool(self.orders) or any(gate.latch is not None for gate in self.gates)
+
     def known(self) -> set[int]:
         """Steers that need not be switched on any more."""
         return {*self.pending, *(order.steer for order in self.orders)}
@@ -66,6 +71,11 @@ class SteeredRequest:
             gate.see(positions, readouts)
             if self.blocks is not None and gate.first_written is not None:
                 self.blocks.keep_from(gate.first_written)
+
+    def pass_by(self, position: int) -> None:
+        """Rows up to a position have been read, and none of them opens anything."""
+        for gate in self.gates:
+            gate.seen = max(gate.seen, position + 1)
 
     def lose(self) -> None:
         """A step's readouts are lost: whatever a gate has found in it, nobody else gets the blocks behind."""
