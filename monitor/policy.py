@@ -12,7 +12,7 @@ from monitor.check import Check
 from monitor.config import Config, Policy, Rule
 from monitor.gates import SteerGate, gate_of_rule
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
-from monitor.thresholds import RuleSite, calibrated_aggregate, thresholds_of
+from monitor.thresholds import RuleSite, calibrated_aggregate, require_fitting, thresholds_of
 from monitor.types import Action, Expose, Mode, Role
 from monitor.yaml_file import Place, PolicyFile
 from probes.aggregate import Aggregator
@@ -190,6 +190,7 @@ def _compile_rule(
         raise file.error((*where, "when", "detector"), f"is {name!r}. {did_you_mean(name, cards)}")
     site = RuleSite(file, where, rule, cards[name])
     aggregate = rule.when.aggregate or calibrated_aggregate(site)
+    require_fitting(site, bank.detector(name), aggregate)
     thresholds = MappingProxyType(dict(thresholds_of(site, aggregate)))
     segments = _segments(rule)
     check = Check(name, rule.when.stage, aggregate, site.card.skip_first, thresholds, segments)
