@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Self
 
@@ -55,7 +55,7 @@ class Check:
     skip_first: int
     thresholds: Mapping[Format, float]
     segments: tuple[Role, ...] | None = None
-    by_length: Mapping[Format, LengthLimits] = MappingProxyType({})
+    by_length: Mapping[Format, LengthLimits] = field(default_factory=dict)
 
     @classmethod
     def of(

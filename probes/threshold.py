@@ -32,9 +32,7 @@ def exceedances(
     return allowed_exceedances(num_benign, target_fpr, confidence=confidence)
 
 
-def needed(
-    target_fpr: float, *, confidence: float = 0.95, method: ThresholdMethod = ThresholdMethod.PAC
-) -> int:
+def needed(target_fpr: float, *, confidence: float = 0.95, method: ThresholdMethod = ThresholdMethod.PAC) -> int:
     """The fewest benign requests that the method can work with."""
     if method is ThresholdMethod.CONFORMAL:
         return conformal_needed(target_fpr)

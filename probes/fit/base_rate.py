@@ -41,9 +41,7 @@ def base_rate_panel(
         prevalences: shares of requests that are positive.
     """
     return [
-        AlarmRate(
-            prevalence, tpr, 1e4 * (prevalence * tpr + (1 - prevalence) * fpr), 1e4 * prevalence * tpr
-        )
+        AlarmRate(prevalence, tpr, 1e4 * (prevalence * tpr + (1 - prevalence) * fpr), 1e4 * prevalence * tpr)
         for prevalence in prevalences
         for tpr in tprs
     ]

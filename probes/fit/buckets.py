@@ -33,9 +33,7 @@ def grows_with_length(statistics: npt.NDArray[np.float64], lengths: npt.NDArray[
     return bool(found.statistic >= _LEAST_CORRELATION and found.pvalue < _SIGNIFICANT)
 
 
-def even_edges(
-    statistics: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64], *, needed: int
-) -> tuple[int, ...]:
+def even_edges(statistics: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64], *, needed: int) -> tuple[int, ...]:
     """Edges of up to eight buckets with about as many requests each, none with fewer than ``needed``.
 
     They depend on the lengths alone, so that within a bucket the statistics are a sample like any other.

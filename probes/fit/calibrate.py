@@ -132,9 +132,7 @@ def bound_of(calibration: Calibration | LengthBucket, promise: Promise) -> float
 
 def shortfall(calibration: Calibration) -> str:
     """What is missing, for people; empty where the requests suffice for what the method promises."""
-    promise = Promise(
-        target_fpr=calibration.target_fpr, confidence=calibration.confidence, method=calibration.method
-    )
+    promise = Promise(target_fpr=calibration.target_fpr, confidence=calibration.confidence, method=calibration.method)
     missing = promise.needed - calibration.num_benign
     if calibration.certified or (missing <= 0 and calibration.method is ThresholdMethod.CONFORMAL):
         return ""
@@ -157,9 +155,7 @@ def _limit(statistics: Float64, promise: Promise) -> tuple[float, tuple[float, .
     return threshold, top, allowed is not None and promise.method is ThresholdMethod.PAC
 
 
-def _buckets(
-    statistics: Float64, lengths: Lengths, edges: Sequence[int], promise: Promise
-) -> tuple[LengthBucket, ...]:
+def _buckets(statistics: Float64, lengths: Lengths, edges: Sequence[int], promise: Promise) -> tuple[LengthBucket, ...]:
     of_bucket = np.searchsorted(np.array(edges), lengths, side="left")
     found = []
     for number, end in enumerate([*edges, None]):

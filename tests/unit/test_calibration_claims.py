@@ -129,9 +129,7 @@ def test_the_threshold_is_that_of_crepes() -> None:
         benign, new = rng.standard_normal(num_benign), rng.standard_normal(4000) + 1
         classifier = crepes.ConformalClassifier().fit(benign)
         p_values = np.ravel(classifier.predict_p(new[:, None], smoothing=False))
-        threshold = threshold_for(
-            np.sort(benign)[::-1].tolist(), num_benign, target, method=ThresholdMethod.CONFORMAL
-        )
+        threshold = threshold_for(np.sort(benign)[::-1].tolist(), num_benign, target, method=ThresholdMethod.CONFORMAL)
         assert threshold is not None
         assert np.array_equal(new > threshold, p_values <= target)
 

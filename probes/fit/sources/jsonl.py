@@ -78,7 +78,9 @@ def read_jsonl(path: Path, *, label: int | None = None, name: str | None = None)
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: not UTF-8 at byte {error.start}. Save it as UTF-8.") from error
     return [
-        _example(line, f"{path}:{number}", label, name or path.name) for number, line in enumerate(lines, 1) if line.strip()
+        _example(line, f"{path}:{number}", label, name or path.name)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
     ]
 
 
