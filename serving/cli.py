@@ -78,6 +78,62 @@ def train(
 
 
 @app.command()
+def calibrate(
+    artifacts: Annotated[list[Path], typer.Argument(help="The .safetensors files of detectors.", show_default=False)],
+    *,
+    benign: Annotated[
+        Path, typer.Option(help='Requests that must not fire: {"prompt": "..."} a line.', show_default=False)
+    ],
+    labelled: Annotated[Path | None, typer.Option(help="Labelled requests, to state probabilities too.")] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="chat or raw, once or twice; the card's if left out.")
+    ] = None,
+    stage: Annotated[str, typer.Option(help="prompt, stream or response.")] = "prompt",
+    aggregate: Annotated[str | None, typer.Option(help="KIND,NAME=NUMBER,...; the card's if left out.")] = None,
+    target_fpr: Annotated[
+        float | None, typer.Option(min=1e-6, max=0.5, help="Share of benign requests that may fire; 0.01 if left out.")
+    ] = None,
+    total_fpr: Annotated[
+        float | None, typer.Option(min=1e-6, max=0.5, help="Share that may fire any of the detectors; it is divided.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="How --total-fpr is divided: 2,1; evenly if left out.")
+    ] = None,
+    share: Annotated[float, typer.Option(min=1e-6, max=1, help="Of --target-fpr, for each detector.")] = 1.0,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Of the statement.")] = 0.95,
+    method: Annotated[str, typer.Option(help="pac or conformal.")] = "pac",
+    buckets: Annotated[
+        str, typer.Option(help="Thresholds by length: auto (where it grows with length), off, or lengths: 64,256.")
+    ] = "auto",
+    model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for copies; in place if left out.")] = None,
+) -> None:
+    """Set a detector's threshold by your own benign requests, with a stated rate of false alarms."""
+    from serving.commands.calibrate import CalibrateOptions
+    from serving.commands.calibrate import calibrate as run
+
+    run(
+        artifacts,
+        CalibrateOptions(
+            benign=benign,
+            labelled=labelled,
+            formats=formats or [],
+            stage=stage,
+            aggregate=aggregate,
+            target_fpr=target_fpr,
+            total_fpr=total_fpr,
+            weights=weights,
+            share=share,
+            confidence=confidence,
+            method=method,
+            buckets=buckets,
+            model=model,
+            out=out,
+        ),
+    )
+
+
+@app.command()
 def vector(
     source: Annotated[
         Path,
