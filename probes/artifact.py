@@ -161,6 +161,14 @@ class Artifact(Stored[Card]):
     what = "detector"
     how = "telltale train"
 
+    def save(self, path: Path) -> Artifact:
+        """Write tensors and card, each atomically.
+
+        Raises:
+            ArtifactError: the path does not end in ``.safetensors``.
+        """
+        return save_artifact(path, self.card, self.tensors)
+
     @property
     def taps(self) -> tuple[Tap, ...]:
         """Those on the card.
