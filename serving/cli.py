@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import serving
+from serving.commands.detector import detector_app
 from serving.packages import shadowed_packages
 
 EXIT_FAILED = 1
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 steer_app = typer.Typer(help="Judge a steering direction, or a detector's own, offline.", no_args_is_help=True)
 app.add_typer(steer_app, name="steer")
+app.add_typer(detector_app, name="detector")
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 
 
@@ -96,9 +98,7 @@ def calibrate(
     total_fpr: Annotated[
         float | None, typer.Option(min=1e-6, max=0.5, help="Share that may fire any of the detectors; it is divided.")
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="How --total-fpr is divided: 2,1; evenly if left out.")
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help="How --total-fpr is divided: 2,1; evenly if left out.")] = None,
     share: Annotated[float, typer.Option(min=1e-6, max=1, help="Of --target-fpr, for each detector.")] = 1.0,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Of the statement.")] = 0.95,
     method: Annotated[str, typer.Option(help="pac or conformal.")] = "pac",
