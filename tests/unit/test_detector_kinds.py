@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,102 +20,25 @@ from monitor.policy import Plan
 from monitor.segments import PromptMap, Run
 from monitor.types import Role
 from monitor.yaml_file import PolicyError
-from probes.aggregate import Aggregator
-from probes.aggregate.attention import Attention as AttentionAggregate
-from probes.aggregate.delta import Delta
 from probes.aggregate.max import Max
-from probes.aggregate.multimax import MultiMax as MultiMaxAggregate
 from probes.artifact import Artifact, ArtifactError
 from probes.bank import Bank
 from probes.card import Canary, Card, Format, Stage
 from probes.detectors import Detector, detector_kinds, load_detector
 from probes.taps import Tap
+from tests.support.kinds import AGGREGATE, HEADS, LAYERS, MAKE, Tensors, novelty
 from tests.unit.artifacts import D_MODEL, NUM_LAYERS, calibration, make_card, plan_of, policy_text, rule
 
-Tensors = dict[str, npt.NDArray[np.generic]]
 Float32 = npt.NDArray[np.float32]
-HEADS = 3
 TOLERANCE = 1e-5
 """Of the scale: the products are float32, as the engine's are."""
 
 
-def standard_units(rng: np.random.Generator, *shape: int) -> Tensors:
-    return {"mean": rng.standard_normal(shape) * 3, "scale": rng.uniform(0.5, 2.0, shape)}
-
-
-def linear(rng: np.random.Generator) -> Tensors:
-    return {**standard_units(rng, D_MODEL), "direction": rng.standard_normal(D_MODEL), "bias": rng.standard_normal(1)}
-
-
-def ensemble(rng: np.random.Generator) -> Tensors:
-    return {
-        **standard_units(rng, 2, D_MODEL),
-        "direction": rng.standard_normal((2, D_MODEL)),
-        "bias": rng.standard_normal(2),
-        "share": rng.uniform(0.2, 1.0, 2),
-    }
-
-
-def attention(rng: np.random.Generator) -> Tensors:
-    query, value = rng.standard_normal((2, HEADS, D_MODEL))
-    return {**standard_units(rng, D_MODEL), "query": query, "value": value, "bias": rng.standard_normal(HEADS)}
-
-
-def multimax(rng: np.random.Generator) -> Tensors:
-    value = rng.standard_normal((HEADS, D_MODEL))
-    return {**standard_units(rng, D_MODEL), "value": value, "bias": rng.standard_normal(HEADS)}
-
-
-def mlp(rng: np.random.Generator) -> Tensors:
-    return {
-        **standard_units(rng, D_MODEL),
-        "hidden": rng.standard_normal((5, D_MODEL)),
-        "hidden_bias": rng.standard_normal(5),
-        "out": rng.standard_normal(5),
-        "out_bias": rng.standard_normal(1),
-    }
-
-
-def novelty(rng: np.random.Generator, count: int = 3) -> Tensors:
-    components = np.linalg.qr(rng.standard_normal((D_MODEL, D_MODEL)))[0][:count]
-    return {
-        "mean": rng.standard_normal(D_MODEL),
-        "components": components,
-        "variance": rng.uniform(1.0, 9.0, count),
-        "rest_variance": np.array([0.5]),
-    }
-
-
-def lens(rng: np.random.Generator) -> Tensors:
-    tokens, contrast = rng.standard_normal((2, D_MODEL)), rng.standard_normal((4, D_MODEL))
-    return {"tokens": tokens, "contrast": contrast, "epsilon": np.array([1e-5])}
-
-
-def drift(rng: np.random.Generator) -> Tensors:
-    return {"direction": rng.standard_normal(D_MODEL), "scale": rng.uniform(0.5, 2.0, D_MODEL)}
-
-
-MAKE: dict[str, Callable[[np.random.Generator], Tensors]] = {
-    "attention": attention,
-    "drift": drift,
-    "ensemble": ensemble,
-    "lens": lens,
-    "linear": linear,
-    "mlp": mlp,
-    "multimax": multimax,
-    "novelty": novelty,
-}
-LAYERS: Mapping[str, tuple[int, ...]] = {"ensemble": (0, 2)}
-AGGREGATE: Mapping[str, Aggregator] = {
-    "attention": AttentionAggregate(heads=HEADS),
-    "drift": Delta(),
-    "multimax": MultiMaxAggregate(heads=HEADS),
-}
 each_kind = pytest.mark.parametrize("kind", sorted(MAKE))
 
 
 def artifact_of(kind: str, rng: np.random.Generator, *, name: str | None = None, **card: object) -> Artifact:
-    tensors = {key: np.asarray(value, dtype=np.float32) for key, value in MAKE[kind](rng).items()}
+    tensors = {key: np.asarray(value, dtype=np.float32) for key, value in MAKE[kind](rng, D_MODEL).items()}
     made = make_card(name or kind, kind=kind, layers=LAYERS.get(kind, (1,)), **card)  # type: ignore[arg-type]
     return Artifact(Path(f"{made.name}.safetensors"), made, tensors)
 
@@ -211,7 +134,7 @@ def test_an_mlp_is_sklearns() -> None:
 
 def test_novelty_is_a_mahalanobis_distance_and_chi_squared_on_what_it_was_fitted_on() -> None:
     rng = np.random.default_rng(4)
-    tensors = novelty(rng)
+    tensors = novelty(rng, D_MODEL)
     components, variance = tensors["components"], tensors["variance"]
     covariance = components.T @ np.diag(variance - 0.5) @ components + 0.5 * np.eye(D_MODEL)
     rows = rng.multivariate_normal(tensors["mean"], covariance, size=4000)
@@ -228,7 +151,11 @@ def test_novelty_is_a_mahalanobis_distance_and_chi_squared_on_what_it_was_fitted
     "components", [np.eye(D_MODEL), np.ones((2, D_MODEL)), 2 * np.eye(D_MODEL)[:2]], ids=["all", "parallel", "long"]
 )
 def test_components_that_are_none_are_refused(components: npt.NDArray[np.float64]) -> None:
-    tensors = {**novelty(np.random.default_rng(5)), "components": components, "variance": np.ones(len(components))}
+    tensors = {
+        **novelty(np.random.default_rng(5), D_MODEL),
+        "components": components,
+        "variance": np.ones(len(components)),
+    }
     with pytest.raises(ArtifactError, match="perpendicular"):
         load_detector(Artifact(Path("n.safetensors"), make_card("n", kind="novelty"), tensors))
 
