@@ -1,4 +1,4 @@
-"""One labelled text and what makes two texts the same; knows no file format and no model."""
+"""One labelled request and what makes two of them the same; knows no file format and no model."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Example:
         source: the set that it came from.
         group: examples of one group never stand on two sides of a split.
         turns: (role, text) of every message where there is more than one user message; else empty.
+        response: the assistant's reply, where it is what is judged; not one of ``turns``.
     """
 
     text: str
@@ -32,12 +33,21 @@ class Example:
     source: str
     group: str
     turns: tuple[tuple[str, str], ...] = ()
+    response: str = ""
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """As the chat API takes it."""
+        """The prompt as the chat API takes it."""
         turns = self.turns or (("user", self.text),)
         return [{"role": role, "content": text} for role, text in turns]
+
+    @property
+    def digest(self) -> str:
+        """What makes two examples the same: their texts, and where there is one, the response."""
+        prompt = text_digest(self.text)
+        if not self.response:
+            return prompt
+        return hashlib.sha256(f"{prompt} {text_digest(self.response)}".encode()).hexdigest()
 
 
 def text_digest(text: str) -> str:
@@ -52,13 +62,18 @@ def drop_list() -> frozenset[str]:
 
 
 def without_dropped(examples: Iterable[Example]) -> list[Example]:
-    """Leave out what the drop list names."""
+    """Leave out examples whose text or response the drop list names."""
     dropped = drop_list()
-    return [example for example in examples if text_digest(example.text) not in dropped]
+    return [
+        example
+        for example in examples
+        if text_digest(example.text) not in dropped
+        and not (example.response and text_digest(example.response) in dropped)
+    ]
 
 
 def without_duplicates(examples: Iterable[Example], *, seen: set[str]) -> list[Example]:
-    """Keep the first of all examples whose text is the same.
+    """Keep the first of all examples that are the same: one prompt may have several responses.
 
     Args:
         examples: in order of preference.
@@ -66,7 +81,7 @@ def without_duplicates(examples: Iterable[Example], *, seen: set[str]) -> list[E
     """
     kept = []
     for example in examples:
-        digest = text_digest(example.text)
+        digest = example.digest
         if digest not in seen:
             seen.add(digest)
             kept.append(example)
@@ -74,6 +89,6 @@ def without_duplicates(examples: Iterable[Example], *, seen: set[str]) -> list[E
 
 
 def data_digest(examples: Sequence[Example]) -> str:
-    """SHA-256 over labels and texts, independent of their order."""
-    lines = sorted(f"{example.label} {text_digest(example.text)}\n" for example in examples)
+    """SHA-256 over labels, texts and responses, independent of their order."""
+    lines = sorted(f"{example.label} {example.digest}\n" for example in examples)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from probes.card import Format, ModelRef
 from probes.errors import TelltaleError
-from probes.fit.activations import decoder_layers, tokens_of
 from probes.fit.example import Example
+from probes.fit.network import decoder_layers
 from probes.fit.padded import NO_POSITION, Padded, batches_by_length, left_padded
+from probes.fit.rendered import prompt_tokens
 from probes.steering.base import Float64
 from probes.steering.steer import Steer
 
@@ -53,7 +54,7 @@ class SteeredModel:
         model_dir: its folder.
         model: which one that is.
     Raises:
-        probes.fit.activations.ActivationError: its decoder layers are not found.
+        probes.fit.network.ActivationError: its decoder layers are not found.
     """
 
     def __init__(self, model_dir: Path, *, model: ModelRef) -> None:
@@ -77,7 +78,7 @@ class SteeredModel:
         turns = () if system is None else (("system", system), ("user", prompt))
         example = Example(text=prompt, label=0, source="prompt", group="prompt", turns=turns)
         try:
-            return tokens_of(self._tokenizer, example, Format.CHAT)
+            return prompt_tokens(self._tokenizer, example, Format.CHAT)
         except (TemplateError, ValueError) as error:
             raise SteeredModelError(
                 f"{self.model.id}: its chat template refuses this prompt ({error}). Steering is evaluated in chats: "

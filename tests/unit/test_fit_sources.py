@@ -163,6 +163,18 @@ def test_duplicates_go_across_sets() -> None:
     assert data_digest(first) == data_digest(first[::-1])
 
 
+def test_a_response_makes_another_example_and_no_response_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def example(text: str, response: str = "") -> Example:
+        return Example(text=text, label=0, source="s", group="g", response=response)
+
+    assert example("A b").digest == text_digest("a b")
+    rows = [example("a"), example("a", "x"), example("A", "X!"), example("a", "y"), example("a x")]
+    assert [row.response for row in without_duplicates(rows, seen=set())] == ["", "x", "y", ""]
+    assert data_digest([example("a", "x")]) != data_digest([example("a")])
+    monkeypatch.setattr(example_module, "drop_list", lambda: frozenset({text_digest("x")}))
+    assert [row.response for row in without_dropped(rows)] == ["", "y", ""]
+
+
 def jsonl(tmp_path: Path, *lines: str, **options: int) -> list[Example]:
     (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
     store = WheelStore(folder=tmp_path, progress=lambda _: None)
@@ -184,12 +196,34 @@ def test_own_rows(tmp_path: Path) -> None:
     assert jsonl(tmp_path, '{"text": "a"}', label=1)[0].label == 1
 
 
+def test_own_rows_with_a_response(tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": "Hi"}]
+    answered = [*asked, {"role": "assistant", "content": "Hello."}]
+    rows = jsonl(
+        tmp_path,
+        json.dumps({"prompt": "Hi", "response": "Hello."}),
+        json.dumps({"messages": asked, "response": "Hello."}),
+        json.dumps({"messages": answered}),
+        json.dumps({"prompt": "Hi"}),
+        label=0,
+    )
+    assert [(row.text, row.response) for row in rows] == [("Hi", "Hello.")] * 3 + [("Hi", "")]
+    assert all(row.messages == asked for row in rows)
+    assert len({row.group for row in rows}) == 1
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ('{"text": "a"}', "rows.jsonl:1: no label"),
         ('{"text": "a", "label": 2}', "rows.jsonl:1: label"),
         ('{"label": 1}', "exactly one of"),
+        ('{"text": "a", "prompt": "a", "label": 1}', "exactly one of"),
+        ('{"messages": [{"role": "assistant", "content": "a"}], "label": 1}', "answers nothing"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "response": "c"}',
+            "leave 'response' out",
+        ),
         ('{"text": "a", "lable": 1}', "lable"),
         ("{", "Invalid JSON"),
     ],

@@ -22,14 +22,8 @@ from probes.fit.train import train
 from probes.fit.weights import WeightsError, score_weights
 from probes.modelref import read_model_ref
 from probes.taps import Site
+from tests.support.words import WORDS, activations_by_hooks, make_word_model
 
-SENTENCE = "please write a plan to bake steal bread money for the party now quickly alone today how can i"
-WORDS = SENTENCE.split()
-UNKNOWN = "<unk>"
-TEMPLATE = (
-    "{% for m in messages %}<s> you are a helper . {{ m['content'] }} </s>{% endfor %}"
-    "{% if add_generation_prompt %} <s> answer : {% endif %}"
-)
 LINEAR_AGGREGATES = (
     {"kind": "last"},
     {"kind": "mean"},
@@ -70,27 +64,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("model")
-    vocabulary = [UNKNOWN, "<s>", "</s>", "you", "are", "helper", ".", "answer", ":", *dict.fromkeys(WORDS)]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN, chat_template=TEMPLATE)
-    wrapped.save_pretrained(str(folder))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-    )
-    LlamaForCausalLM(config).save_pretrained(str(folder))
-    return folder
+    return make_word_model(tmp_path_factory.mktemp("model"))
 
 
 def sentences(count: int, seed: int) -> list[dict[str, object]]:
@@ -153,7 +127,7 @@ def test_train_and_serve(model_dir: Path, recipe: Path, tmp_path: Path) -> None:
         label="x",
     ).at(tap.layer, calibration.aggregate)
     fitted = means.astype(np.float64) @ detector.directions()[0].weight + detector.directions()[0].bias
-    stream = residual_stream(model_dir, reader.tokens(example, Format.CHAT))[tap.layer][loaded.card.skip_first :]
+    stream = activations_by_hooks(model_dir, reader.tokens(example, Format.CHAT))[tap.layer][loaded.card.skip_first :]
     scores = stream.astype(np.float64) @ detector.directions()[0].weight + detector.directions()[0].bias
     state = calibration.aggregate.new_state(1, 1)
     served = calibration.aggregate.update(state, scores[:, None, :])[-1, 0, 0]
@@ -166,7 +140,7 @@ def require_canary(artifact: Artifact, model_dir: Path) -> None:
     canary, detector = artifact.card.canary, load_detector(artifact)
     assert canary is not None
     (directions,) = detector.directions()
-    stream = residual_stream(model_dir, list(canary.tokens))[directions.tap.layer]
+    stream = activations_by_hooks(model_dir, list(canary.tokens))[directions.tap.layer]
     expected = stream.astype(np.float64) @ directions.weight + directions.bias
     known = Expected("d", 0, artifact.card.skip_first, np.array(canary.scores), canary.tolerance)
     prompt, seen = CanaryPrompt(canary.tokens, (known,)), np.ones(len(canary.tokens), dtype=bool)
@@ -191,25 +165,6 @@ def test_a_canary_is_added_without_training_anew(model_dir: Path, recipe: Path, 
     assert path.read_bytes() == before
 
 
-def residual_stream(model_dir: Path, tokens: list[int], site: Site = Site.RESID_POST) -> list[np.ndarray]:
-    """A site of each layer, by hooks: independent of the reader's shared prefix, padding and batching."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=torch.float32)
-    found: list[np.ndarray] = []
-    for layer in model.model.layers:
-        module = {Site.RESID_POST: layer, Site.ATTN_OUT: layer.self_attn, Site.MLP_OUT: layer.mlp}[site]
-        # Attention returns its output first, the others return nothing else; all with a batch dimension of one.
-        module.register_forward_hook(
-            lambda _m, _i, output: found.append((output[0] if isinstance(output, tuple) else output)[0].numpy())
-        )
-    with torch.inference_mode():
-        hidden = model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
-    if site is Site.RESID_POST:
-        np.testing.assert_allclose(found[0], hidden[1][0].numpy(), atol=1e-6)
-    return found
-
-
 @pytest.mark.parametrize(
     ("text_format", "site"),
     [(Format.CHAT, Site.RESID_POST), (Format.RAW, Site.RESID_POST), (Format.RAW, Site.ATTN_OUT),
@@ -226,7 +181,7 @@ def test_what_is_fitted_on_is_what_is_served(model_dir: Path, tmp_path: Path, te
     found = reader.read(rows, text_format=text_format, aggregates=aggregates, skip_first=1, label="x")
     weight = np.random.default_rng(4).standard_normal(32)
     for place, example in enumerate(rows):
-        stream = residual_stream(model_dir, reader.tokens(example, text_format), site)
+        stream = activations_by_hooks(model_dir, reader.tokens(example, text_format), site)
         for layer in (0, 2):
             scores = stream[layer][1:].astype(np.float64) @ weight
             for aggregate in aggregates:
@@ -255,7 +210,7 @@ def test_sink_positions_are_found_by_their_norm(model_dir: Path, tmp_path: Path)
     rows = [Example(text=str(row["text"]), label=0, source="s", group="g") for row in sentences(4, 3)]
     assert reader.sink_positions(rows, Format.CHAT) == 0
     with torch.no_grad():
-        embedding = reader._loaded().get_parameter("embed_tokens.weight")
+        embedding = reader._network.module.get_parameter("embed_tokens.weight")
         embedding[1] *= 1000.0  # <s>, the first token of the template (and a later one, which is no sink)
     assert reader.sink_positions(rows, Format.CHAT) == 1
 

@@ -1,4 +1,4 @@
-"""A user's own set: one JSON object a line, with a text or messages, and a label."""
+"""A user's own set: one JSON object a line, with a text or messages, perhaps a response, and a label."""
 
 from __future__ import annotations
 
@@ -22,20 +22,31 @@ class _Row(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     text: Annotated[str | None, Field(min_length=1)] = None
+    prompt: Annotated[str | None, Field(min_length=1)] = None
     messages: Annotated[list[_Message] | None, Field(min_length=1)] = None
+    response: Annotated[str | None, Field(min_length=1)] = None
     label: Literal[0, 1] | None = None
     source: str | None = None
     group: str | None = None
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> _Row:
-        if (self.text is None) == (self.messages is None):
-            raise ValueError("exactly one of 'text' and 'messages' is needed")
+    def _one_prompt_and_one_response(self) -> _Row:
+        if sum(part is not None for part in (self.text, self.prompt, self.messages)) != 1:
+            raise ValueError("exactly one of 'text', 'prompt' and 'messages' is needed")
+        if self.messages is not None and self.messages[-1].role == "assistant":
+            if self.response is not None:
+                raise ValueError("the messages end with the assistant's, which is the response: leave 'response' out")
+            if len(self.messages) == 1:
+                raise ValueError("a message of the assistant answers nothing: begin with what it answers")
         return self
 
 
 class Jsonl(Source):
-    """``{"text": ..., "label": 0|1, "source": ..., "group": ...}`` or ``{"messages": [...], "label": ...}``."""
+    """``{"text": ..., "label": 0|1, "source": ..., "group": ...}``, a line each.
+
+    In the place of ``text`` there may be ``prompt``, which is the same, or ``messages``. A ``response`` beside them, or
+    a last message of the assistant, is the reply that is judged.
+    """
 
     kind = "jsonl"
 
@@ -63,13 +74,16 @@ class Jsonl(Source):
             field = ".".join(str(part) for part in first["loc"]) or "the row"
             raise SourceError(
                 f"{where}: {field}: {first['msg']}. A row is {json.dumps({'text': '...', 'label': 0})} or has "
-                "'messages' in the place of 'text'; 'source' and 'group' are optional. Correct this line."
+                "'messages' in the place of 'text'; 'response', 'source' and 'group' are optional. Correct this line."
             ) from error
         label = self.label if row.label is None else row.label
         if label is None:
             raise SourceError(f"{where}: no label. Give the row a 'label' of 0 or 1, or the source in the recipe one.")
         turns = tuple((message.role, message.content) for message in row.messages or [])
-        text = row.text if row.text is not None else turns[-1][1]
+        response = row.response or ""
+        if turns and turns[-1][0] == "assistant":
+            turns, response = turns[:-1], turns[-1][1]
+        text = turns[-1][1] if turns else row.text or row.prompt or ""
         source = row.source or self.path
         group = row.group or f"{source}/{text_digest(text)[:12]}"
-        return Example(text=text, label=label, source=source, group=group, turns=turns)
+        return Example(text=text, label=label, source=source, group=group, turns=turns, response=response)
