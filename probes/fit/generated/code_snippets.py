@@ -1,5 +1,6 @@
 """Short pieces of program code in ten languages, and prose of the same length that talks about programs."""
 
+# ruff: noqa: E501 - code stands here as it will be shown
 from __future__ import annotations
 
 import random

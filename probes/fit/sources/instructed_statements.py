@@ -54,10 +54,8 @@ class InstructedStatements(Source):
         for number, statement in enumerate(affirmed):
             # Two statements of a city follow each other: both get the same wording.
             wording = wordings[number // 2 % len(wordings)]
-            examples += [
-                self._example(text, statement, label, group=text_digest(text)[:12])
-                for label, text in enumerate(wording)
-            ]
+            group = text_digest(wording[0])[:12]
+            examples += [self._example(text, statement, label, group=group) for label, text in enumerate(wording)]
         return examples
 
     def _example(self, instruction: str, statement: CityStatement, label: int, *, group: str) -> Example:
