@@ -67,14 +67,14 @@ def doctor(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe: data, settings, name.", show_default=False)],
+    recipes: Annotated[list[Path], typer.Argument(help="Recipes: data, settings, name.", show_default=False)],
     model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the artifact and its card.")] = Path("detectors"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the artifacts and their cards.")] = Path("detectors"),
 ) -> None:
-    """Train, calibrate and evaluate a detector from a recipe."""
+    """Train, calibrate and evaluate detectors, one from each recipe."""
     from serving.commands.train import train as run
 
-    run(recipe, model, out)
+    run(recipes, model, out)
 
 
 @app.command()

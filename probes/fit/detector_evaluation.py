@@ -90,7 +90,7 @@ class DetectorEvaluation:
             progress=progress,
         )
         self._refits = rows.train is not None and artifact.card.kind == _REFITTED
-        self._folds = source_folds(rows.train) if rows.train is not None and self._refits else []
+        self._folds = source_folds(rows.train, seed=seed) if rows.train is not None and self._refits else []
         self._peers: Mapping[Control, Float64] = {}
         self._peer_folds: Sequence[Mapping[Control, Float64]] = []
         if rows.train is not None:

@@ -15,7 +15,7 @@ from scipy.stats import binomtest, rankdata
 from sklearn.metrics import roc_curve
 
 from probes.card import Calibration
-from probes.fit.baselines import judged_text, labels_of, length_score, question_mark_score
+from probes.fit.baselines import labels_of, length_score, question_mark_score
 from probes.fit.controls import Control
 from probes.fit.evaluation import (
     DETECTOR,
@@ -218,7 +218,7 @@ def at_threshold(calibration: Calibration, sets: Mapping[str, tuple[Float64, Lab
 
 def _trivial(examples: Sequence[Example]) -> dict[Control, Float64]:
     labels = labels_of(examples)
-    texts = [judged_text(example) for example in examples]
+    texts = [example.judged for example in examples]
     scores = {
         Control.LENGTH_ONLY: length_score(texts),
         Control.QUESTION_MARK_ONLY: question_mark_score(texts),

@@ -66,9 +66,7 @@ def training_rows(session: FitSession, choice: Choice, folds: Sequence[Fold], fo
         }
         at_random = [
             FoldScores(fold=fold, detector=statistics, peers={})
-            for fold, statistics in zip(
-                careless, _fold_scores(session, choice.candidate, careless, text_format), strict=True
-            )
+            for fold, statistics in zip(careless, _fold_scores(session, choice, careless, text_format), strict=True)
         ]
         homes[text_format] = Home(
             leave_one_out=leave_one_out(rows, found, seed=seed),
@@ -149,17 +147,15 @@ def development(
     return report
 
 
-def _fold_scores(
-    session: FitSession, candidate: Candidate, folds: Sequence[Fold], text_format: Format
-) -> list[Float64]:
-    """For each fold, its test rows by the chosen fit on its training rows."""
-    rows = session.data.train
-    read = session.read(rows, text_format, "training rows")
-    features, defined = read.at(candidate.layer, candidate.aggregate), read.is_defined(candidate.aggregate)
+def _fold_scores(session: FitSession, choice: Choice, folds: Sequence[Fold], text_format: Format) -> list[Float64]:
+    """For each fold, its test rows by the chosen fit on its training rows, on the means that it is fitted on."""
+    rows, aggregate = session.data.train, choice.fitted_on or choice.candidate.aggregate
+    read = session.read_means(rows, text_format, "training rows")
+    features, defined = read.at(choice.candidate.layer, aggregate), read.is_defined(aggregate)
     labels = labels_of(rows)
     found = []
     for fold in folds:
         train, test = list(fold.train), list(fold.test)
-        probe = candidate.fitter.fit(features[train], labels[train])
+        probe = choice.candidate.fitter.fit(features[train], labels[train])
         found.append(np.where(defined[test], probe.score(features[test]), -np.inf))
     return found

