@@ -77,6 +77,56 @@ def train(
     run(recipes, model, out)
 
 
+@app.command("eval")
+def evaluate(
+    artifact: Annotated[Path, typer.Argument(help="The .safetensors file of a detector.", show_default=False)],
+    *,
+    data: Annotated[Path, typer.Option(help="Rows to measure on, JSONL, both labels.", show_default=False)],
+    train_rows: Annotated[
+        Path | None,
+        typer.Option("--train", help="The rows that it was trained on: most controls need them.", show_default=False),
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="chat or raw, may be repeated; what the card is calibrated for."),
+    ] = None,
+    stage: Annotated[str | None, typer.Option(help="prompt, stream or response; the card's first.")] = None,
+    encoder: Annotated[
+        str, typer.Option(help="Text-only peer: minilm (a sentence embedding) or input (the model's own embeddings).")
+    ] = "minilm",
+    model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the report.")] = Path("evaluations"),
+    card: Annotated[bool, typer.Option("--card/--no-card", help="Write the figures onto the card too.")] = False,
+) -> None:
+    """Measure a detector on rows that it was not trained on, beside every control, and give a verdict by rule."""
+    from serving.commands.evaluate import evaluate as run
+
+    run(
+        artifact,
+        data=data,
+        train=train_rows,
+        formats=formats or [],
+        stage=stage,
+        encoder=encoder,
+        model=model,
+        seed=seed,
+        out=out,
+        card=card,
+    )
+
+
+@app.command()
+def report(
+    file: Annotated[Path, typer.Argument(help="What `telltale eval` wrote.", show_default=False)],
+    html: Annotated[Path | None, typer.Option(help="Render it as one self-contained page.")] = None,
+) -> None:
+    """Refuse a report that lacks n, intervals, controls or its split policy; render one that does not."""
+    from serving.commands.evaluate import report as run
+
+    run(file, html)
+
+
 @app.command()
 def vector(
     source: Annotated[

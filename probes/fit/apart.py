@@ -7,7 +7,7 @@ from typing import Any
 from probes.card import Calibration
 from probes.fit.baselines import TfIdfPeer
 from probes.fit.controls import Control
-from probes.fit.evaluate import TestSet, at_threshold, compare, labels_of
+from probes.fit.evaluate import ScoredRows, at_threshold, compare, labels_of
 from probes.fit.linear_probe import LinearProbe
 from probes.fit.session import FitSession, statistics_of
 
@@ -29,7 +29,7 @@ def measure_apart(session: FitSession, probe: LinearProbe, calibration: Calibrat
             continue
         read = session.read(rows, calibration.format, f"{name} rows")
         statistics = statistics_of(probe, read, session.finished)
-        tested = TestSet(
+        tested = ScoredRows(
             examples=rows,
             scores=statistics,
             peers={Control.TF_IDF: TfIdfPeer().scores(session.data.train, rows)},

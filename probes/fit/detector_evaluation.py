@@ -23,7 +23,7 @@ from probes.fit.cross_source import (
     source_folds,
 )
 from probes.fit.delay import Delay, detection_delay, first_crossing
-from probes.fit.evaluate import TestSet, compare, histogram, labels_of, report_slices, report_threshold, trivial_in
+from probes.fit.evaluate import ScoredRows, compare, histogram, labels_of, report_slices, report_threshold, trivial_in
 from probes.fit.evaluation import Absent, DetectorRef, FormatReport, Report, SweepPoint
 from probes.fit.evaluation_rows import EvaluationError, Rows, data_ref
 from probes.fit.example import Example
@@ -167,7 +167,7 @@ class DetectorEvaluation:
                 seed=self._seed,
                 progress=self._progress,
             )
-        tested = TestSet(
+        tested = ScoredRows(
             examples=self._measured,
             scores=statistics,
             peers=peers,
@@ -208,14 +208,10 @@ class DetectorEvaluation:
         if not self._refits:
             return Home(trivial=trivial_in(train))
         careless = random_folds(train, seed=self._seed)
-        found = refit.fold_scores(
-            self._reader, train, [*self._folds, *careless], text_format, label="training rows"
-        )
+        found = refit.fold_scores(self._reader, train, [*self._folds, *careless], text_format, label="training rows")
         left_out = [
             FoldScores(fold=fold, detector=scores, peers=peers)
-            for fold, scores, peers in zip(
-                self._folds, found[: len(self._folds)], self._peer_folds, strict=True
-            )
+            for fold, scores, peers in zip(self._folds, found[: len(self._folds)], self._peer_folds, strict=True)
         ]
         at_random = [
             FoldScores(fold=fold, detector=scores, peers={})

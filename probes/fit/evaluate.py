@@ -36,7 +36,7 @@ from probes.fit.measure import Estimate, Measurer, Quality, auroc, positive_valu
 from probes.fit.slices import slices
 
 __all__ = [
-    "TestSet",
+    "ScoredRows",
     "at_threshold",
     "base_rates",
     "compare",
@@ -59,7 +59,7 @@ _FEWEST = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TestSet:
+class ScoredRows:
     """Rows with the statistics of the detector and of what stands beside it.
 
     Attributes:
@@ -77,7 +77,7 @@ class TestSet:
     absent: Sequence[Absent] = ()
 
 
-def compare(tested: TestSet, *, seed: int) -> Table:
+def compare(tested: ScoredRows, *, seed: int) -> Table:
     """All figures of the detector and of every control, on the same resamples of whole groups.
 
     Length and question mark are reported in the direction that suits them better on these very rows.
@@ -148,7 +148,7 @@ def base_rates(tpr: float, fpr: float) -> tuple[BaseRate, ...]:
 
 
 def report_slices(
-    tested: TestSet, lengths: Sequence[int], *, threshold: float | None, seed: int
+    tested: ScoredRows, lengths: Sequence[int], *, threshold: float | None, seed: int
 ) -> tuple[SliceReport, ...]:
     """Figures by source, role, language and length; see ``SliceReport`` for slices with one label alone.
 

@@ -109,7 +109,9 @@ def _histogram(found: FormatReport, name: str) -> Plot:
             (counts.positives, _BLUE, "positive"),
         ):
             total = max(1, sum(values))
-            axes.stairs([value / total for value in values], counts.edges, fill=True, alpha=0.5, color=color, label=label)
+            axes.stairs(
+                [value / total for value in values], counts.edges, fill=True, alpha=0.5, color=color, label=label
+            )
         if threshold is not None:
             axes.axvline(threshold.threshold, color=_RED, linestyle="--", label="threshold")
         axes.set(xlabel="statistic", ylabel="share of the label's rows")

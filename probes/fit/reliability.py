@@ -56,7 +56,7 @@ def reliability(probability: Float64, labels: Labels, *, bins: int = BINS) -> Re
         labels: (n,), 0 or 1.
         bins: at most so many.
     """
-    edges = np.percentile(probability, np.linspace(0, 100, bins + 1))
+    edges = np.percentile(probability, 100 * np.linspace(0, 1, bins + 1))
     place = np.searchsorted(edges[1:-1], probability)
     rows = np.bincount(place, minlength=bins)
     filled = rows > 0

@@ -12,7 +12,7 @@ from probes.card import Calibration, Format
 from probes.fit.baselines import TfIdfPeer
 from probes.fit.controls import Control
 from probes.fit.cross_source import FoldScores, in_distribution, leave_one_out, peer_scores, random_folds
-from probes.fit.evaluate import TestSet, at_threshold, compare, labels_of, trivial_in
+from probes.fit.evaluate import ScoredRows, at_threshold, compare, labels_of, trivial_in
 from probes.fit.evaluation import SplitPolicy
 from probes.fit.linear_probe import Float64, LinearProbe
 from probes.fit.search import Candidate, Choice
@@ -60,7 +60,8 @@ def training_rows(session: FitSession, choice: Choice, folds: Sequence[Fold], fo
         ]
         report[text_format.value] = {
             each.fold.name: compare(
-                TestSet(examples=[rows[i] for i in each.fold.test], scores=each.detector, peers=each.peers), seed=seed
+                ScoredRows(examples=[rows[i] for i in each.fold.test], scores=each.detector, peers=each.peers),
+                seed=seed,
             ).card()
             for each in found
         }
@@ -81,6 +82,7 @@ def development(
     probe: LinearProbe,
     candidate: Candidate,
     calibration: Calibration,
+    *,
     controls: Mapping[Control, Sequence[LinearProbe]],
     trained: Trained,
 ) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def development(
             continue
         index = [place[id(example)] for example in examples]
         table = compare(
-            TestSet(
+            ScoredRows(
                 examples=examples,
                 scores=statistics[index],
                 peers={Control.TF_IDF: texts[index]},

@@ -109,7 +109,7 @@ def train(
     trained = training_rows(session, choice, folds, recipe.training.formats)
     evaluation: dict[str, Any] = {"leave_one_source_out": trained.report}
     for calibration in calibrations:
-        measured = development(session, probe, choice.candidate, calibration, controls, trained)
+        measured = development(session, probe, choice.candidate, calibration, controls=controls, trained=trained)
         evaluation[calibration.format.value] = measured | measure_apart(session, probe, calibration)
     card = Card(
         name=recipe.name,

@@ -61,9 +61,8 @@ def evaluate(
     from probes.fit.baselines import TextEncoder
     from probes.fit.detector_evaluation import DetectorEvaluation
     from probes.fit.evaluation_card import write_on_card
-    from probes.fit.evaluation_rows import Rows
+    from probes.fit.evaluation_rows import Rows, read_rows
     from probes.fit.lint import lint
-    from probes.fit.sources import read_rows
     from probes.fit.text_encoder import InputEmbeddings, MiniLm
 
     name = model or DEFAULT_MODEL
@@ -76,9 +75,9 @@ def evaluate(
     evaluation = DetectorEvaluation(
         artifact,
         Rows(
-            measured=read_rows(data),
+            measured=read_rows(data, cache_dir=cache, progress=say),
             file=data.name,
-            train=None if train is None else read_rows(train),
+            train=None if train is None else read_rows(train, cache_dir=cache, progress=say),
             train_file="" if train is None else train.name,
         ),
         model_dir=folder,
