@@ -15,7 +15,9 @@ __all__ = ["measure_apart"]
 
 
 def measure_apart(session: FitSession, probe: LinearProbe, calibration: Calibration) -> dict[str, Any]:
-    """Figures by name of the set, beside the text baselines, in the format of one calibration; sets of one label are left out.
+    """Figures by name of the set, beside the text baselines, in the format of one calibration.
+
+    Sets with one label alone are left out.
 
     Args:
         session: rows and reader, finished.

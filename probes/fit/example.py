@@ -52,7 +52,7 @@ class Example:
 
     @property
     def digest(self) -> str:
-        """What makes two examples the same: their texts with those of all turns, and where there is one, the response."""
+        """What makes two examples the same: the texts of all turns, and where there is one, the response."""
         prompt = text_digest(self.text)
         if len(self.turns) > 1:
             prompt = hashlib.sha256(" ".join(text_digest(text) for _, text in self.turns).encode()).hexdigest()

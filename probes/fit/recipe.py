@@ -68,7 +68,9 @@ class Search(_Strict):
     ]
     serve: Annotated[
         tuple[AnyAggregator, ...],
-        Field(description="any aggregates, tried on the token scores of the fitted probe; none: the one it was fitted on"),
+        Field(
+            description="any aggregates, tried on the token scores of the fitted probe; none: the one it was fitted on"
+        ),
     ] = ()
     fitters: Annotated[
         tuple[AnyFitter, ...],

@@ -200,9 +200,7 @@ def statistics_of_requests(aggregate: Aggregator, stage: Stage, requests: Sequen
     return np.array([statistic_of(aggregate, stage, request.scores) for request in requests], dtype=np.float64)
 
 
-def _readouts(
-    detector: Detector, activations: Mapping[Tap, npt.NDArray[np.float32]], first: int
-) -> dict[Tap, Float64]:
+def _readouts(detector: Detector, activations: Mapping[Tap, npt.NDArray[np.float32]], first: int) -> dict[Tap, Float64]:
     return {
         part.tap: activations[part.tap][first:].astype(np.float64) @ part.weight + part.bias
         for part in detector.directions()

@@ -24,7 +24,9 @@ from probes.fit.split import Fold
 __all__ = ["choose_served"]
 
 
-def choose_served(session: FitSession, choice: Choice, read: dict[Format, Activations], folds: Sequence[Fold]) -> Choice:
+def choose_served(
+    session: FitSession, choice: Choice, read: dict[Format, Activations], folds: Sequence[Fold]
+) -> Choice:
     """Try every aggregate of ``search.serve`` on the token scores of the winner's folds; highest mean AUROC wins.
 
     Args:

@@ -26,7 +26,9 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class TokenActivations:
-    """Activations of every token that is read, where their means do not suffice. They stay in memory: d_model x 4 bytes each.
+    """Activations of every token that is read, where their means do not suffice.
+
+    They stay in memory: 4 x d_model bytes for each token.
 
     Attributes:
         rows: (T, d_model) float32 of each request; T may be 0.
@@ -85,9 +87,7 @@ class FitSession:
             stage=self.recipe.stage,
         )
 
-    def read_tokens(
-        self, examples: Sequence[Example], text_format: Format, layer: int, label: str
-    ) -> TokenActivations:
+    def read_tokens(self, examples: Sequence[Example], text_format: Format, layer: int, label: str) -> TokenActivations:
         """Every token that is read, after one layer."""
         tap = Tap(layer, self.recipe.search.site)
         requests = self.reader.render(examples, text_format=text_format, stage=self.recipe.stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,9 +12,20 @@ from itertools import zip_longest
 
 from probes.fit.example import Example
 
-__all__ = ["Fold", "hold_out", "length_matched_pairs", "make_folds", "make_source_folds", "match_negatives", "vary_form"]
+__all__ = [
+    "Fold",
+    "hold_out",
+    "length_matched_pairs",
+    "make_folds",
+    "make_source_folds",
+    "match_negatives",
+    "vary_form",
+]
 
 _LENGTH_STEP = 12
+_LONG = 240
+_STEPS_PER_OCTAVE = 6
+"""Of texts with more characters than that: steps of 12 % find few partners, of 12 characters none."""
 _MAX_POSITIVE_GROUPS = 8
 _HASHED_FOLDS = 5
 _IMPERATIVES = frozenset(
@@ -66,7 +78,7 @@ def match_negatives(
 ) -> list[Example]:
     """Negatives with the positives' distribution over form and length, their sources taking turns.
 
-    In each cell (question or not, length in steps of 12 characters) at most ``ratio`` times as many negatives as
+    In each cell (question or not, length in steps of 12 characters, of about a tenth in long texts) at most ``ratio`` times as many negatives as
     positives are taken, from the same cell; where it has too few, there are fewer.
     """
     wanted: dict[tuple[bool, int], int] = defaultdict(int)
@@ -116,7 +128,10 @@ def make_folds(examples: Sequence[Example], rng: random.Random) -> list[Fold]:
 
 
 def make_source_folds(examples: Sequence[Example], rng: random.Random) -> list[Fold]:
-    """Leave one whole set out, its positives and its negatives, and fit on all the others; sets with both labels only."""
+    """Leave one whole set out, its positives and its negatives, and fit on all the others.
+
+    Sets with one label alone are always fitted on.
+    """
     labels: dict[str, set[int]] = defaultdict(set)
     for example in examples:
         labels[example.source].add(example.label)
@@ -158,7 +173,10 @@ def length_matched_pairs(examples: Sequence[Example], tolerance: float) -> list[
 
 
 def _cell(text: str) -> tuple[bool, int]:
-    return text.endswith("?"), len(text) // _LENGTH_STEP
+    steps = len(text) // _LENGTH_STEP
+    if len(text) > _LONG:
+        steps = _LONG // _LENGTH_STEP + round(_STEPS_PER_OCTAVE * math.log2(len(text) / _LONG))
+    return text.endswith("?"), steps
 
 
 def _in_turns(by_source: Mapping[str, list[Example]], rng: random.Random) -> list[Example]:

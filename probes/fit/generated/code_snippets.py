@@ -24,13 +24,13 @@ _SNIPPETS: dict[str, tuple[str, ...]] = {
         "document.getElementById('{noun}').addEventListener('click', () => {{ {verb}({n}); }});",
     ),
     "c": (
-        "#include <stdio.h>\n\nint main(void) {{\n    int {noun} = {n};\n    printf(\"%d\\n\", {noun});\n    return 0;\n}}",
+        '#include <stdio.h>\n\nint main(void) {{\n    int {noun} = {n};\n    printf("%d\\n", {noun});\n    return 0;\n}}',
         "static int {verb}_{noun}(const char *{noun}, size_t n) {{\n    return n > {n} ? -1 : (int)n;\n}}",
         "for (int i = 0; i < {n}; i++) {{\n    {noun}[i] = malloc(sizeof(*{noun}[i]));\n}}",
     ),
     "java": (
         "public class {Noun} {{\n    private final int id = {n};\n\n    public int {verb}() {{\n        return id;\n    }}\n}}",
-        "List<String> {noun}s = new ArrayList<>();\n{noun}s.add(\"{verb}\");\nSystem.out.println({noun}s.size());",
+        'List<String> {noun}s = new ArrayList<>();\n{noun}s.add("{verb}");\nSystem.out.println({noun}s.size());',
         "try {{\n    {verb}({noun});\n}} catch (IOException e) {{\n    throw new RuntimeException(e);\n}}",
     ),
     "sql": (
@@ -39,19 +39,19 @@ _SNIPPETS: dict[str, tuple[str, ...]] = {
         "CREATE TABLE {noun}s (id SERIAL PRIMARY KEY, name VARCHAR({n}) NOT NULL);",
     ),
     "bash": (
-        "#!/bin/bash\nfor f in *.{noun}; do\n  mv \"$f\" \"${{f%.{noun}}}.bak\"\ndone",
+        '#!/bin/bash\nfor f in *.{noun}; do\n  mv "$f" "${{f%.{noun}}}.bak"\ndone',
         "grep -rn '{noun}' src/ | awk '{{print $1}}' | sort | uniq -c | head -n {n}",
-        "if [ -f \"$HOME/.{noun}\" ]; then source \"$HOME/.{noun}\"; fi",
+        'if [ -f "$HOME/.{noun}" ]; then source "$HOME/.{noun}"; fi',
     ),
     "html": (
-        "<div class=\"{noun}\">\n  <a href=\"/{verb}\">{noun}</a>\n  <span>{n}</span>\n</div>",
+        '<div class="{noun}">\n  <a href="/{verb}">{noun}</a>\n  <span>{n}</span>\n</div>',
         ".{noun} {{\n  margin: {n}px;\n  display: flex;\n}}\n.{noun}:hover {{ opacity: 0.5; }}",
-        "<form action=\"/{verb}\" method=\"post\"><input name=\"{noun}\" type=\"text\"></form>",
+        '<form action="/{verb}" method="post"><input name="{noun}" type="text"></form>',
     ),
     "rust": (
         "fn {verb}_{noun}(x: &[u32]) -> Option<u32> {{\n    x.iter().copied().filter(|v| *v > {n}).max()\n}}",
-        "let mut {noun}s: Vec<String> = Vec::new();\n{noun}s.push(String::from(\"{verb}\"));\nprintln!(\"{{:?}}\", {noun}s);",
-        "match {verb}({n}) {{\n    Ok({noun}) => println!(\"{{}}\", {noun}),\n    Err(e) => eprintln!(\"{{}}\", e),\n}}",
+        'let mut {noun}s: Vec<String> = Vec::new();\n{noun}s.push(String::from("{verb}"));\nprintln!("{{:?}}", {noun}s);',
+        'match {verb}({n}) {{\n    Ok({noun}) => println!("{{}}", {noun}),\n    Err(e) => eprintln!("{{}}", e),\n}}',
     ),
 }
 _PROSE = (
@@ -69,6 +69,14 @@ _PROSE = (
     "Why do programmers count from zero, and what does it mean to {verb} a {noun}?",
     "Our website was down for {n} minutes because somebody forgot to {verb} the {noun} after the update.",
     "Dear team, please {verb} your {noun} until Friday. There are {n} places left; the rest goes to the waiting list.",
+    "First you {verb} one {noun}, then the next.",
+    "There were {n} of them, and we had to {verb} them all before noon.",
+    "The function of a {noun} is to {verb} things, he said, and nobody answered.",
+    "Loops, classes and variables were the topics of the first {n} lessons.",
+    "Please {verb} the {noun} (it is in the drawer) and bring it to room {n}.",
+    "A semicolon; a bracket; a dot: she loved small signs, and {n} of them hung on her wall.",
+    "He wrote '{noun}' on the board, crossed it out and wrote '{verb}' below it {n} times.",
+    "Python is a snake, Java is an island, and Rust is what happened to my {noun}.",
     "Which programming language should a {noun} designer learn first: Java, Rust or JavaScript?",
 )
 
@@ -84,7 +92,7 @@ def draw_prose(count: int, rng: random.Random) -> list[tuple[str, str]]:
     """Draw ``count`` pieces of one or two sentences: (text, its first form)."""
     drawn = []
     for _ in range(count):
-        forms = rng.sample(_PROSE, rng.randint(1, 2))
+        forms = rng.sample(_PROSE, 1 if rng.random() < 0.8 else 2)  # noqa: PLR2004 - most are as short as the code
         drawn.append((" ".join(_filled(form, rng) for form in forms), forms[0]))
     return drawn
 

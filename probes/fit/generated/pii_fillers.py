@@ -108,6 +108,7 @@ _NUMBER = _numbered(
 PERSONAL: Mapping[str, Fill] = {
     "person": _name, "name": _name, "name_male": _name, "name_female": _name,
     "first_name": _first, "first_name_male": _first, "first_name_female": _first,
+    "first_name_nonbinary": _first,
     "last_name": _last, "last_name_male": _last, "last_name_female": _last,
     "address": _address, "street_address": _address, "street": _street, "street_name": _street,
     "secondary_address": lambda rng: f"Apt. {rng.randint(1, 99)}",
@@ -123,6 +124,7 @@ PERSONAL: Mapping[str, Fill] = {
 HARMLESS: Mapping[str, Fill] = {
     "person": _BOTH_NAMES, "name": _BOTH_NAMES, "name_male": _BOTH_NAMES, "name_female": _BOTH_NAMES,
     "first_name": _ONE_NAME, "first_name_male": _ONE_NAME, "first_name_female": _ONE_NAME,
+    "first_name_nonbinary": _ONE_NAME,
     "last_name": _ONE_NAME, "last_name_male": _ONE_NAME, "last_name_female": _ONE_NAME,
     "address": _PLACE, "street_address": _PLACE, "street": _of("Main", "High", "Market"),
     "street_name": _of("the main road", "the high street", "the market"), "secondary_address": _of("second floor"),

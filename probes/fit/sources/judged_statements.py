@@ -26,7 +26,10 @@ class JudgedStatements(Source):
                 for row in json.loads(archive.read(f"{_FOLDER}/{name}.json")):
                     examples.append(self._example(row["text"], int(row["is_toxic"]), row["target_group"]))
             for pair in json.loads(archive.read(f"{_FOLDER}/{_PAIRS}.json")):
-                examples += [self._example(pair["positive"], 0, pair["id"]), self._example(pair["negative"], 1, pair["id"])]
+                examples += [
+                    self._example(pair["positive"], 0, pair["id"]),
+                    self._example(pair["negative"], 1, pair["id"]),
+                ]
         return examples
 
     def _example(self, text: str, label: int, topic: str) -> Example:

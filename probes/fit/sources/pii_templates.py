@@ -33,7 +33,8 @@ class PiiTemplates(Source):
         """See ``Source.load``."""
         with context.wheels.open(PRESIDIO_EVALUATOR) as archive:
             lines = archive.read(_MEMBER).decode("utf-8", errors="replace").splitlines()
-        templates = [line.strip() for line in dict.fromkeys(lines) if 0 < len(line.strip()) <= self.max_characters]
+        whole = [line.strip().replace("\\n", "\n") for line in dict.fromkeys(lines)]
+        templates = [template for template in whole if 0 < len(template) <= self.max_characters]
         rng = context.rng(self.kind)
         return [example for template in templates for example in self._examples(template, rng)]
 
@@ -47,7 +48,9 @@ class PiiTemplates(Source):
         labels = (0, 1) if slots & PERSONAL.keys() else (0,)
         group = f"{self.kind}/{text_digest(template)[:12]}"
         return [
-            Example(text=_filled(template, PERSONAL if label else HARMLESS, rng), label=label, source=self.kind, group=group)
+            Example(
+                text=_filled(template, PERSONAL if label else HARMLESS, rng), label=label, source=self.kind, group=group
+            )
             for _ in range(self.fillings)
             for label in labels
         ]

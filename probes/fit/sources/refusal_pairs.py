@@ -20,7 +20,9 @@ class RefusalPairs(Source):
 
     kind = "refusal_pairs"
 
-    endings: Annotated[bool, Field(description="put friendly words behind each prompt, which no training row has")] = False
+    endings: Annotated[bool, Field(description="put friendly words behind each prompt, which no training row has")] = (
+        False
+    )
 
     def load(self, context: SourceContext) -> list[Example]:
         """See ``Source.load``."""
