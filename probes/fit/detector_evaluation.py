@@ -23,7 +23,17 @@ from probes.fit.cross_source import (
     source_folds,
 )
 from probes.fit.delay import Delay, detection_delay, first_crossing
-from probes.fit.evaluate import ScoredRows, compare, histogram, labels_of, report_slices, report_threshold, trivial_in
+from probes.fit.evaluate import (
+    ScoredRows,
+    compare,
+    histogram,
+    labels_of,
+    limits_of,
+    report_reliability,
+    report_slices,
+    report_threshold,
+    trivial_in,
+)
 from probes.fit.evaluation import Absent, DetectorRef, FormatReport, Report, SweepPoint
 from probes.fit.evaluation_rows import EvaluationError, Rows, data_ref
 from probes.fit.example import Example
@@ -189,10 +199,12 @@ class DetectorEvaluation:
         return FormatReport(
             aggregate=calibration.aggregate,
             table=table,
-            threshold=report_threshold(calibration, statistics, labels),
-            slices=report_slices(tested, lengths, threshold=calibration.threshold, seed=self._seed),
+            threshold=report_threshold(calibration, statistics, labels, lengths),
+            slices=report_slices(tested, lengths, limits=limits_of(calibration, lengths), seed=self._seed),
             histogram=histogram(statistics, labels),
-            reliability=None,
+            reliability=None
+            if calibration.platt is None
+            else report_reliability(calibration.platt, statistics, self._measured, seed=self._seed),
             delay=self._delay(calibration, scores) if stage is Stage.STREAM else None,
             leave_one_out=home.leave_one_out,
             in_distribution=home.in_distribution,

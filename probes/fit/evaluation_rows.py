@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from probes.errors import TelltaleError
 from probes.fit.dataset import count_sources
 from probes.fit.evaluation import DataRef, Split, SplitPolicy
-from probes.fit.example import Example, data_digest, without_duplicates
-from probes.fit.sources import SourceContext
-from probes.fit.sources.jsonl import Jsonl
-from probes.fit.wheels import WheelStore
+from probes.fit.example import Example, data_digest
 
-__all__ = ["EvaluationError", "Rows", "data_ref", "read_rows"]
+__all__ = ["EvaluationError", "Rows", "data_ref"]
 
 
 class EvaluationError(TelltaleError, ValueError):
@@ -57,21 +53,6 @@ class Rows:
         unseen = not sources & known and self.file not in sources and self.train_file not in known
         policy = SplitPolicy.HELD_OUT_SOURCES if unseen else SplitPolicy.GROUPED
         return kept, Split(policy=policy, removed=removed)
-
-
-def read_rows(path: Path, *, cache_dir: Path, progress: Callable[[str], None]) -> list[Example]:
-    """The rows of a JSONL file, in the form of the source ``jsonl``; of rows with the same texts the first.
-
-    Args:
-        path: of the file.
-        cache_dir: the user's.
-        progress: told what is being done.
-    Raises:
-        probes.fit.sources.SourceError: the file cannot be read, or a line has another form.
-    """
-    wheels = WheelStore(folder=cache_dir / "wheels", progress=progress)
-    loaded = Jsonl(path=path.name).load(SourceContext(wheels=wheels, folder=path.parent, seed=0))
-    return without_duplicates(loaded, seen=set())
 
 
 def data_ref(file: str, rows: Sequence[Example]) -> DataRef:

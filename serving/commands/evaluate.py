@@ -61,8 +61,10 @@ def evaluate(
     from probes.fit.baselines import TextEncoder
     from probes.fit.detector_evaluation import DetectorEvaluation
     from probes.fit.evaluation_card import write_on_card
-    from probes.fit.evaluation_rows import Rows, read_rows
+    from probes.fit.evaluation_rows import Rows
+    from probes.fit.example import without_duplicates
     from probes.fit.lint import lint
+    from probes.fit.sources.jsonl import read_jsonl
     from probes.fit.text_encoder import InputEmbeddings, MiniLm
 
     name = model or DEFAULT_MODEL
@@ -75,9 +77,9 @@ def evaluate(
     evaluation = DetectorEvaluation(
         artifact,
         Rows(
-            measured=read_rows(data, cache_dir=cache, progress=say),
+            measured=without_duplicates(read_jsonl(data), seen=set()),
             file=data.name,
-            train=None if train is None else read_rows(train, cache_dir=cache, progress=say),
+            train=None if train is None else without_duplicates(read_jsonl(train), seen=set()),
             train_file="" if train is None else train.name,
         ),
         model_dir=folder,

@@ -13,7 +13,8 @@ from probes.fit.delay import detection_delay, first_crossing
 from probes.fit.evaluate import ScoredRows, base_rates, compare, histogram
 from probes.fit.example import Example
 from probes.fit.measure import FPR_TARGETS, MeasureError, Measurer, auroc, average_precision, measure, tpr_at_fpr
-from probes.fit.reliability import probabilities, reliability
+from probes.fit.platt import Sigmoid
+from probes.fit.reliability import reliability
 from probes.fit.resampling import draw_clusters
 
 
@@ -40,7 +41,7 @@ def test_areas_are_those_of_sklearn(count: int, seed: int, levels: int | None) -
 @settings(max_examples=30, deadline=None)
 def test_reliability_is_that_of_sklearn(seed: int, bins: int) -> None:
     scores, labels = scored(400, seed)
-    said = probabilities(scores, slope=1.3, intercept=-0.7)
+    said = Sigmoid(1.3, -0.7).probability(scores)
     found = reliability(said, labels, bins=bins)
     true, mean = calibration_curve(labels, said, n_bins=bins, strategy="quantile")
     assert found.share_positive == pytest.approx(true)
@@ -59,9 +60,6 @@ def test_the_calibration_error_is_what_was_put_in() -> None:
     assert reliability(
         np.minimum(honest * 0.9 + 0.1, 1.0), (generator.random(40_000) < honest * 0.9).astype(int)
     ).error == (pytest.approx(0.1, abs=0.01))
-    assert probabilities(np.array([-np.inf, 0.0]), slope=2.0, intercept=0.0) == pytest.approx([0.0, 0.5])
-    # The slope that says nothing of the score leaves the intercept.
-    assert probabilities(np.array([-np.inf]), slope=0.0, intercept=0.0) == pytest.approx([0.5])
 
 
 def test_an_own_cluster_for_each_row_is_the_plain_bootstrap() -> None:
