@@ -146,9 +146,7 @@ def calibrate(
     total_fpr: Annotated[
         float | None, typer.Option(min=1e-6, max=0.5, help="Share that may fire any of the detectors; it is divided.")
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="How --total-fpr is divided: 2,1; evenly if left out.")
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help="How --total-fpr is divided: 2,1; evenly if left out.")] = None,
     share: Annotated[float, typer.Option(min=1e-6, max=1, help="Of --target-fpr, for each detector.")] = 1.0,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Of the statement.")] = 0.95,
     method: Annotated[str, typer.Option(help="pac or conformal.")] = "pac",

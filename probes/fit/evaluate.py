@@ -148,7 +148,9 @@ def report_threshold(
         lengths: tokens of each row that are read.
     """
     fired = scores > limits_of(calibration, lengths)
-    certified = all(bucket.certified for bucket in calibration.buckets) if calibration.buckets else calibration.certified
+    certified = (
+        all(bucket.certified for bucket in calibration.buckets) if calibration.buckets else calibration.certified
+    )
     caught = _share(fired[labels == 1])
     return ThresholdReport(
         threshold=calibration.threshold,
@@ -174,9 +176,7 @@ def base_rates(tpr: float, fpr: float) -> tuple[BaseRate, ...]:
     )
 
 
-def report_slices(
-    tested: ScoredRows, lengths: Sequence[int], *, limits: Float64, seed: int
-) -> tuple[SliceReport, ...]:
+def report_slices(tested: ScoredRows, lengths: Sequence[int], *, limits: Float64, seed: int) -> tuple[SliceReport, ...]:
     """Figures by source, role, language and length; see ``SliceReport`` for slices with one label alone.
 
     Args:

@@ -53,9 +53,8 @@ def evaluate(
     artifact = Artifact.load(path)
     chosen_encoder = _word(Encoder, encoder, "--encoder")
     chosen_stage = _stage_of(artifact, stage)
-    chosen_formats = [_word(Format, word, "--format") for word in formats] or [
-        calibration.format for calibration in artifact.card.calibrations if calibration.stage is chosen_stage
-    ]
+    calibrated = [item.format for item in artifact.card.calibrations if item.stage is chosen_stage]
+    chosen_formats = [_word(Format, word, "--format") for word in formats] or calibrated or artifact.card.formats
 
     from probes.cachedir import user_cache_dir
     from probes.fit.baselines import TextEncoder
