@@ -129,7 +129,7 @@ class ActivationReader:
         """
         if beyond := [str(tap) for tap in taps if tap.layer > max(self.layers)]:
             raise ActivationError(
-                f"taps {beyond}: this reader computes the model up to layer {max(self.layers)}. Open one for these layers."
+                f"taps {beyond}: this reader computes layers up to {max(self.layers)}. Open one for these layers."
             )
         rows = [request.tokens for request in requests]
         for done, (i, found) in enumerate(self._network.sweep(rows, taps), 1):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from probes.card import Calibration
-from probes.fit.evaluate import ControlProbes, TestSet, at_threshold, compare, labels_of, text_baseline_scores
+from probes.fit.baselines import TfIdfPeer
+from probes.fit.controls import Control
+from probes.fit.evaluate import ScoredRows, at_threshold, compare, labels_of
 from probes.fit.linear_probe import LinearProbe
 from probes.fit.session import FitSession, statistics_of
 
@@ -29,12 +31,11 @@ def measure_apart(session: FitSession, probe: LinearProbe, calibration: Calibrat
             continue
         read = session.read(rows, calibration.format, f"{name} rows")
         statistics = statistics_of(probe, read, session.finished)
-        tested = TestSet(
+        tested = ScoredRows(
             examples=rows,
             scores=statistics,
-            text_scores=text_baseline_scores(session.data.train, rows),
-            controls=ControlProbes(),
+            peers={Control.TF_IDF: TfIdfPeer().scores(session.data.train, rows)},
         )
         fired = at_threshold(calibration, {name: (statistics, labels)})
-        report[name] = compare(tested, seed=session.recipe.seed) | {"at_threshold": fired[name]}
+        report[name] = compare(tested, seed=session.recipe.seed).card() | {"at_threshold": fired[name]}
     return {"apart": report} if report else {}

@@ -26,6 +26,8 @@ class Example:
         group: examples of one group never stand on two sides of a split.
         turns: (role, text) of every message where there is more than one user message; else empty.
         response: the assistant's reply, where it is what is judged; not one of ``turns``.
+        language: of the text, as its source says; empty where it does not.
+        onset: character of the response from which on it is what the label says; None where nobody has marked it.
     """
 
     text: str
@@ -34,6 +36,8 @@ class Example:
     group: str
     turns: tuple[tuple[str, str], ...] = ()
     response: str = ""
+    language: str = ""
+    onset: int | None = None
 
     @property
     def messages(self) -> list[dict[str, str]]:

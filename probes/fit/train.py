@@ -20,12 +20,14 @@ from probes.fit.apart import measure_apart
 from probes.fit.baselines import random_probes, shuffled_probes
 from probes.fit.calibrate import calibrate, shortfall
 from probes.fit.canary import make_canary
+from probes.fit.controls import Control
 from probes.fit.dataset import build_dataset, count_sources
 from probes.fit.evaluate import labels_of
 from probes.fit.example import Example, data_digest
 from probes.fit.linear_probe import LinearProbe
+from probes.fit.model_controls import NUM_RANDOM, NUM_SHUFFLED
 from probes.fit.recipe import LeaveOut, read_recipe
-from probes.fit.report import development, leave_one_out
+from probes.fit.report import development, training_rows
 from probes.fit.search import Candidate, Choice, Features, choose
 from probes.fit.serving_aggregate import choose_served
 from probes.fit.session import FitSession, statistics_of
@@ -39,8 +41,6 @@ __all__ = ["train"]
 
 _SERVED_DTYPE = "float32"
 _NORM_TEST_ROWS = 32
-_NUM_SHUFFLED = 5
-_NUM_RANDOM = 200
 _TABLE_ROWS = 10
 
 
@@ -100,14 +100,16 @@ def train(
     progress("measuring on the development rows, beside the baselines")
     generator = np.random.default_rng(recipe.seed)
     shuffled = shuffled_probes(
-        features, labels, fitter=choice.candidate.fitter, count=_NUM_SHUFFLED, generator=generator
+        features, labels, fitter=choice.candidate.fitter, count=NUM_SHUFFLED, generator=generator
     )
-    controls = {"shuffled": shuffled, "random": random_probes(probe, count=_NUM_RANDOM, generator=generator)}
-    evaluation: dict[str, Any] = {
-        "leave_one_source_out": leave_one_out(session, choice, folds, recipe.training.formats)
+    controls = {
+        Control.SHUFFLED_LABELS: shuffled,
+        Control.RANDOM_DIRECTION: random_probes(probe, count=NUM_RANDOM, generator=generator),
     }
+    trained = training_rows(session, choice, folds, recipe.training.formats)
+    evaluation: dict[str, Any] = {"leave_one_source_out": trained.report}
     for calibration in calibrations:
-        measured = development(session, probe, choice.candidate, calibration, controls)
+        measured = development(session, probe, choice.candidate, calibration, controls=controls, trained=trained)
         evaluation[calibration.format.value] = measured | measure_apart(session, probe, calibration)
     card = Card(
         name=recipe.name,
@@ -208,10 +210,23 @@ def _training_record(session: FitSession, model: ModelRef, choice: Choice) -> di
             "fitter": choice.candidate.fitter.config(),
             "depth": round((choice.candidate.layer + 1) / model.num_layers, 3),
         },
-        "search": [[c.layer, str(c.aggregate), str(c.fitter), round(choice.table[c], 4)] for c in best],
+        "search": [_setting(c, choice) for c in best],
+        "layers": [_setting(c, choice) for c in _best_of_layers(choice)],
         "served": [[str(aggregate), round(score, 4)] for aggregate, score in choice.served.items()],
         "libraries": {name: metadata.version(name) for name in ("numpy", "scikit-learn", "torch", "transformers")},
     }
+
+
+def _best_of_layers(choice: Choice) -> list[Candidate]:
+    best: dict[int, Candidate] = {}
+    for candidate, value in choice.table.items():
+        if candidate.layer not in best or value > choice.table[best[candidate.layer]]:
+            best[candidate.layer] = candidate
+    return [best[layer] for layer in sorted(best)]
+
+
+def _setting(candidate: Candidate, choice: Choice) -> list[Any]:
+    return [candidate.layer, str(candidate.aggregate), str(candidate.fitter), round(choice.table[candidate], 4)]
 
 
 def _created_by() -> str:

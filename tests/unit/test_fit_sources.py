@@ -214,7 +214,7 @@ def test_own_rows_that_are_wrong(tmp_path: Path, line: str, message: str) -> Non
 
 def test_a_missing_file_and_an_unknown_kind(tmp_path: Path) -> None:
     store = WheelStore(folder=tmp_path, progress=lambda _: None)
-    with pytest.raises(SourceError, match="correct 'path'"):
+    with pytest.raises(SourceError, match="correct the path"):
         parse_source({"kind": "jsonl", "path": "none"}).load(SourceContext(wheels=store, folder=tmp_path, seed=0))
     with pytest.raises(SourceError, match="Did you mean 'adv_bench'"):
         parse_source({"kind": "advbench"})
