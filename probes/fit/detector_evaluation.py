@@ -246,7 +246,7 @@ class DetectorEvaluation:
                 bias=0.0,
             )
         features = refit.features(self._reader, self._measured, text_format, label="measured rows")
-        mean, scale = standard_units(features.values)
+        mean, scale = standard_units(features.means)
         return LinearProbe(np.zeros_like(mean), mean, scale, 0.0)
 
     def _delay(self, calibration: Calibration, scores: Sequence[RequestScores]) -> Delay:

@@ -74,7 +74,7 @@ class Refit:
     def fit(self, features: Features, examples: Sequence[Example], rows: Sequence[int] | None = None) -> LinearProbe:
         """A probe on all rows, or on some."""
         chosen = np.arange(len(examples)) if rows is None else np.asarray(rows)
-        return self.fitter.fit(features.values[chosen], labels_of(examples)[chosen])
+        return self.fitter.fit(features.means[chosen], labels_of(examples)[chosen])
 
     def statistics(
         self,
@@ -111,7 +111,7 @@ class Refit:
         probes = [self.fit(features, examples, fold.train) for fold in folds]
         if self.is_linear:
             return [
-                np.where(features.defined[list(fold.test)], probe.score(features.values[list(fold.test)]), -np.inf)
+                np.where(features.defined[list(fold.test)], probe.score(features.means[list(fold.test)]), -np.inf)
                 for probe, fold in zip(probes, folds, strict=True)
             ]
         found = self.statistics(probes, reader, examples, text_format, label=label)
