@@ -26,6 +26,8 @@ class Example:
         group: examples of one group never stand on two sides of a split.
         turns: (role, text) of every message where there is more than one user message; else empty.
         response: the assistant's reply, where it is what is judged; not one of ``turns``.
+        language: of the text, as its source says; empty where it does not.
+        onset: character of the response from which on it is what the label says; None where nobody has marked it.
     """
 
     text: str
@@ -34,6 +36,8 @@ class Example:
     group: str
     turns: tuple[tuple[str, str], ...] = ()
     response: str = ""
+    language: str = ""
+    onset: int | None = None
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -42,9 +46,16 @@ class Example:
         return [{"role": role, "content": text} for role, text in turns]
 
     @property
+    def judged(self) -> str:
+        """The text that the label is about: the response where there is one."""
+        return self.response or self.text
+
+    @property
     def digest(self) -> str:
-        """What makes two examples the same: their texts, and where there is one, the response."""
+        """What makes two examples the same: the texts of all turns, and where there is one, the response."""
         prompt = text_digest(self.text)
+        if len(self.turns) > 1:
+            prompt = hashlib.sha256(" ".join(text_digest(text) for _, text in self.turns).encode()).hexdigest()
         if not self.response:
             return prompt
         return hashlib.sha256(f"{prompt} {text_digest(self.response)}".encode()).hexdigest()

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from probes.card import Calibration, Format
-from probes.fit.evaluate import ControlProbes, TestSet, at_threshold, compare, labels_of, text_baseline_scores, verdict
-from probes.fit.linear_probe import LinearProbe
-from probes.fit.measure import measure
+from probes.fit.baselines import TfIdfPeer
+from probes.fit.controls import Control
+from probes.fit.cross_source import FoldScores, in_distribution, leave_one_out, peer_scores, random_folds
+from probes.fit.evaluate import ScoredRows, at_threshold, compare, labels_of, trivial_in
+from probes.fit.evaluation import SplitPolicy
+from probes.fit.linear_probe import Float64, LinearProbe
 from probes.fit.search import Candidate, Choice
 from probes.fit.session import FitSession, statistics_of
 from probes.fit.split import Fold, length_matched_pairs
+from probes.fit.weigh import Home, weigh
 
-__all__ = ["development", "leave_one_out"]
+__all__ = ["Trained", "development", "training_rows"]
 
 
-def leave_one_out(
-    session: FitSession, choice: Choice, folds: Sequence[Fold], formats: Sequence[Format]
-) -> dict[str, Any]:
-    """Each source of positives held out in turn; layer, aggregate and C were chosen on these same folds.
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What the training rows tell of a fit, in each format that was trained on.
+
+    Attributes:
+        report: for the card: the figures of every fold, by format and source.
+        home: for the verdict, by format.
+    """
+
+    report: Mapping[str, Any]
+    home: Mapping[Format, Home]
+
+
+def training_rows(session: FitSession, choice: Choice, folds: Sequence[Fold], formats: Sequence[Format]) -> Trained:
+    """Each source of positives held out in turn; layer, aggregate and fitter were chosen on these same folds.
+
+    Beside it stands the same fit on a careless split: the distance between the two is what tells a shortcut.
 
     Args:
         session: rows.
@@ -29,22 +47,34 @@ def leave_one_out(
         folds: splits of the training rows.
         formats: that were trained on.
     """
-    rows = session.data.train
-    tested = [[rows[i] for i in fold.test] for fold in folds]
-    text_scores = [
-        text_baseline_scores([rows[i] for i in fold.train], test) for fold, test in zip(folds, tested, strict=True)
-    ]
+    rows, seed = session.data.train, session.recipe.seed
+    texts = peer_scores([TfIdfPeer()], rows, folds)
+    careless = random_folds(rows, seed=seed)
     report: dict[str, Any] = {}
+    homes = {}
     for copy, text_format in enumerate(formats):
         scores = choice.fold_scores[copy * len(folds) : (copy + 1) * len(folds)]
+        found = [
+            FoldScores(fold=fold, detector=statistics, peers=peers)
+            for fold, statistics, peers in zip(folds, scores, texts, strict=True)
+        ]
         report[text_format.value] = {
-            fold.name: compare(
-                TestSet(examples=test, scores=found, text_scores=text, controls=ControlProbes()),
-                seed=session.recipe.seed,
-            )
-            for fold, test, found, text in zip(folds, tested, scores, text_scores, strict=True)
+            each.fold.name: compare(
+                ScoredRows(examples=[rows[i] for i in each.fold.test], scores=each.detector, peers=each.peers),
+                seed=seed,
+            ).card()
+            for each in found
         }
-    return report
+        at_random = [
+            FoldScores(fold=fold, detector=statistics, peers={})
+            for fold, statistics in zip(careless, _fold_scores(session, choice, careless, text_format), strict=True)
+        ]
+        homes[text_format] = Home(
+            leave_one_out=leave_one_out(rows, found, seed=seed),
+            in_distribution=in_distribution(rows, at_random, seed=seed),
+            trivial=trivial_in(rows),
+        )
+    return Trained(report, homes)
 
 
 def development(
@@ -52,26 +82,33 @@ def development(
     probe: LinearProbe,
     candidate: Candidate,
     calibration: Calibration,
-    controls: dict[str, list[LinearProbe]],
+    *,
+    controls: Mapping[Control, Sequence[LinearProbe]],
+    trained: Trained,
 ) -> dict[str, Any]:
     """The finished detector on rows of other sources, in the format of one calibration.
 
     Args:
         session: rows and reader.
         probe: the detector.
-        candidate: layer, aggregate and penalty it was fitted with.
+        candidate: layer, aggregate and fitter it was made with.
         calibration: its threshold.
-        controls: probes that cannot know anything, by name: ``shuffled`` and ``random``.
+        controls: probes that cannot know anything.
+        trained: what the training rows tell.
     """
     recipe, data = session.recipe, session.data
+    home = trained.home.get(calibration.format, Home())
+    report: dict[str, Any] = {}
+    if home.in_distribution is not None:
+        report["in_distribution"] = {"auroc": home.in_distribution.rounded()}
     rows = [*data.pairs, *data.hard_benign]
     if not rows:
-        return {}
+        return report
     read = session.read(rows, calibration.format, "development rows")
     statistics = statistics_of(probe, read, candidate)
-    text_scores = text_baseline_scores(data.train, rows)
+    texts = TfIdfPeer().scores(data.train, rows)
     place = {id(example): i for i, example in enumerate(rows)}
-    drawn = {name: [statistics_of(p, read, candidate) for p in probes] for name, probes in controls.items()}
+    drawn = {name: [statistics_of(each, read, candidate) for each in probes] for name, probes in controls.items()}
     tolerance = recipe.development.length_tolerance
     harmful = [example for example in data.pairs if example.label]
     sets = {
@@ -79,27 +116,25 @@ def development(
         "pairs_length_matched": length_matched_pairs(data.pairs, tolerance),
         "against_hard_benign_length_matched": length_matched_pairs([*harmful, *data.hard_benign], tolerance),
     }
-    report: dict[str, Any] = {}
     for name, examples in sets.items():
         labels = labels_of(examples)
         if labels.size == 0 or labels.min() == labels.max():
             continue
         index = [place[id(example)] for example in examples]
-        chosen = ControlProbes(
-            shuffled=[scores[index] for scores in drawn["shuffled"]],
-            random=[scores[index] for scores in drawn["random"]],
-        )
-        report[name] = compare(
-            TestSet(examples=examples, scores=statistics[index], text_scores=text_scores[index], controls=chosen),
+        table = compare(
+            ScoredRows(
+                examples=examples,
+                scores=statistics[index],
+                peers={Control.TF_IDF: texts[index]},
+                bands={control: [scores[index] for scores in some] for control, some in drawn.items()},
+            ),
             seed=recipe.seed,
         )
-    matched = [place[id(example)] for example in sets["pairs_length_matched"]]
-    if matched:
-        labels = labels_of(sets["pairs_length_matched"])
-        report["verdict"] = verdict(
-            measure(statistics[matched], labels, seed=recipe.seed),
-            measure(text_scores[matched], labels, seed=recipe.seed),
-        )
+        report[name] = table.card()
+        if name == "pairs_length_matched":
+            found = weigh(table, SplitPolicy.HELD_OUT_SOURCES, home)
+            report["verdict"] = found.grade.value
+            report["verdict_reasons"] = list(found.reasons)
     named = {"pairs": len(data.pairs), "hard_benign": len(data.hard_benign)}
     ends = np.cumsum([0, *named.values()])
     labels = labels_of(rows)
@@ -112,3 +147,17 @@ def development(
         },
     )
     return report
+
+
+def _fold_scores(session: FitSession, choice: Choice, folds: Sequence[Fold], text_format: Format) -> list[Float64]:
+    """For each fold, its test rows by the chosen fit on its training rows, on the means that it is fitted on."""
+    rows, aggregate = session.data.train, choice.fitted_on or choice.candidate.aggregate
+    read = session.read_means(rows, text_format, "training rows")
+    features, defined = read.at(choice.candidate.layer, aggregate), read.is_defined(aggregate)
+    labels = labels_of(rows)
+    found = []
+    for fold in folds:
+        train, test = list(fold.train), list(fold.test)
+        probe = choice.candidate.fitter.fit(features[train], labels[train])
+        found.append(np.where(defined[test], probe.score(features[test]), -np.inf))
+    return found

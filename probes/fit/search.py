@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -50,11 +50,23 @@ class Choice:
         candidate: the winner.
         fold_scores: held-out scores of the winner, one array per fold, in the order of its test rows.
         table: mean AUROC over the folds of every setting that was tried.
+        fitted_on: the aggregate whose means it was fitted on, where another one is served.
+        served: mean AUROC over the folds of every aggregate that was tried on the winner's token scores.
     """
 
     candidate: Candidate
     fold_scores: tuple[Float64, ...]
     table: dict[Candidate, float]
+    fitted_on: Aggregator | None = None
+    served: dict[Aggregator, float] = field(default_factory=dict)
+
+    def served_as(
+        self, aggregate: Aggregator, fold_scores: tuple[Float64, ...], served: dict[Aggregator, float]
+    ) -> Choice:
+        """The same probe under another aggregate, with its scores on the folds."""
+        place = self.candidate
+        candidate = Candidate(place.layer, aggregate, place.fitter)
+        return Choice(candidate, fold_scores, self.table, place.aggregate, served)
 
 
 def choose(

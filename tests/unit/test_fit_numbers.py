@@ -6,10 +6,10 @@ from scipy.stats import binom
 from probes.aggregate import parse_aggregator
 from probes.card import Calibration, Format, Stage
 from probes.fit.calibrate import CalibrationError, calibrate, shortfall
-from probes.fit.evaluate import at_threshold, verdict
+from probes.fit.evaluate import at_threshold
 from probes.fit.example import Example
 from probes.fit.fitters.logistic import Logistic
-from probes.fit.measure import Estimate, Quality, auroc, measure, positive_value, tpr_at_fpr
+from probes.fit.measure import auroc, measure, positive_value, tpr_at_fpr
 from probes.fit.search import Features, choose
 from probes.fit.split import Fold, hold_out, length_matched_pairs, make_folds, match_negatives, vary_form
 from probes.threshold import allowed_exceedances, benign_needed, threshold_for
@@ -122,13 +122,7 @@ def test_auroc_and_tpr_by_hand() -> None:
     assert positive_value(0.9, 0.01, 0.001) == pytest.approx(0.0826, abs=1e-4)
 
 
-def test_verdict_and_report_at_the_threshold() -> None:
-    def quality(value: float, low: float) -> Quality:
-        return Quality(Estimate(value, low, 1.0), Estimate(0.0, 0.0, 0.0))
-
-    assert verdict(quality(0.9, 0.85), quality(0.8, 0.7)) == "ship"
-    assert verdict(quality(0.8, 0.75), quality(0.8, 0.7)) == "assist"
-    assert verdict(quality(0.55, 0.45), quality(0.5, 0.4)) == "reject"
+def test_report_at_the_threshold() -> None:
     found = at_threshold(calibrated(np.arange(400.0)), {"set": (np.array([400.0, 1.0, 1.0]), np.array([1, 1, 0]))})
     assert found["set"]["fired_positive"] == [1, 2]
     assert found["set"]["fired_negative"] == [0, 1]

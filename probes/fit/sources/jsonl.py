@@ -29,6 +29,8 @@ class _Row(BaseModel):
     label: Literal[0, 1] | None = None
     source: str | None = None
     group: str | None = None
+    lang: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{0,35}$")] = ""
+    onset: Annotated[int | None, Field(ge=0)] = None
 
     @model_validator(mode="after")
     def _one_prompt_and_one_response(self) -> _Row:
@@ -39,6 +41,8 @@ class _Row(BaseModel):
                 raise ValueError("the messages end with the assistant's, which is the response: leave 'response' out")
             if len(self.messages) == 1:
                 raise ValueError("a message of the assistant answers nothing: begin with what it answers")
+        elif self.onset is not None and self.response is None:
+            raise ValueError("'onset' counts the characters of a response, and there is none")
         return self
 
 
@@ -46,7 +50,8 @@ class Jsonl(Source):
     """``{"text": ..., "label": 0|1, "source": ..., "group": ...}``, a line each.
 
     In the place of ``text`` there may be ``prompt``, which is the same, or ``messages``. A ``response`` beside them, or
-    a last message of the assistant, is the reply that is judged.
+    a last message of the assistant, is the reply that is judged. ``lang`` (such as ``en``) and ``onset``, the character
+    of the reply from which on it is what the label says, are for evaluations.
     """
 
     kind = "jsonl"
@@ -92,7 +97,8 @@ def _example(line: str, where: str, default: int | None, name: str) -> Example:
         field = ".".join(str(part) for part in first["loc"]) or "the row"
         raise SourceError(
             f"{where}: {field}: {first['msg']}. A row is {json.dumps({'text': '...', 'label': 0})} or has "
-            "'messages' in the place of 'text'; 'response', 'source' and 'group' are optional. Correct this line."
+            "'messages' in the place of 'text'; 'response', 'source', 'group', 'lang' and 'onset' are optional. "
+            "Correct this line."
         ) from error
     label = default if row.label is None else row.label
     if label is None:
@@ -106,4 +112,13 @@ def _example(line: str, where: str, default: int | None, name: str) -> Example:
     text = turns[-1][1] if turns else row.text or row.prompt or ""
     source = row.source or name
     group = row.group or f"{source}/{text_digest(text)[:12]}"
-    return Example(text=text, label=label, source=source, group=group, turns=turns, response=response)
+    return Example(
+        text=text,
+        label=label,
+        source=source,
+        group=group,
+        turns=turns,
+        response=response,
+        language=row.lang,
+        onset=row.onset,
+    )

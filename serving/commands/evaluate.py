@@ -1,0 +1,142 @@
+"""``telltale eval`` and ``telltale report``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeVar
+
+import serving
+from probes.artifact import Artifact
+from probes.card import Format, Stage
+from probes.errors import TelltaleError, did_you_mean
+from probes.modelref import read_model_ref
+from serving.builtin import DEFAULT_MODEL
+from serving.commands.model import embedded_folder, say
+
+Word = TypeVar("Word", bound=StrEnum)
+
+
+class EvaluateError(TelltaleError, ValueError):
+    """An option of the command cannot be used."""
+
+
+class Encoder(StrEnum):
+    """What the text-only peer with embeddings reads."""
+
+    MINILM = "minilm"
+    """A sentence embedding, all-MiniLM-L6-v2, fetched once from the package index."""
+    INPUT = "input"
+    """The served model's own input embeddings, averaged: needs nothing else."""
+
+
+def evaluate(
+    path: Path,
+    *,
+    data: Path,
+    train: Path | None,
+    formats: Sequence[str],
+    stage: str | None,
+    encoder: str,
+    model: str | None,
+    seed: int,
+    out: Path,
+    card: bool,
+) -> None:
+    """Measure a detector beside its controls, and write the report.
+
+    Raises:
+        probes.errors.TelltaleError: an option, a file or the model is not usable.
+    """
+    artifact = Artifact.load(path)
+    chosen_encoder = _word(Encoder, encoder, "--encoder")
+    chosen_stage = _stage_of(artifact, stage)
+    calibrated = [item.format for item in artifact.card.calibrations if item.stage is chosen_stage]
+    chosen_formats = [_word(Format, word, "--format") for word in formats] or calibrated or artifact.card.formats
+
+    from probes.cachedir import user_cache_dir
+    from probes.fit.baselines import TextEncoder
+    from probes.fit.detector_evaluation import DetectorEvaluation
+    from probes.fit.evaluation_card import write_on_card
+    from probes.fit.evaluation_rows import Rows
+    from probes.fit.example import without_duplicates
+    from probes.fit.lint import lint
+    from probes.fit.sources.jsonl import read_jsonl
+    from probes.fit.text_encoder import InputEmbeddings, MiniLm
+
+    name = model or DEFAULT_MODEL
+    folder = embedded_folder(name) or Path(name)
+    cache = user_cache_dir()
+
+    def encode() -> TextEncoder:
+        return MiniLm(cache, progress=say) if chosen_encoder is Encoder.MINILM else InputEmbeddings(folder)
+
+    evaluation = DetectorEvaluation(
+        artifact,
+        Rows(
+            measured=without_duplicates(read_jsonl(data), seen=set()),
+            file=data.name,
+            train=None if train is None else without_duplicates(read_jsonl(train), seen=set()),
+            train_file="" if train is None else train.name,
+        ),
+        model_dir=folder,
+        model=read_model_ref(folder, model_id=name, dtype=artifact.card.model.dtype, cache_dir=cache),
+        encoder=encode,
+        cache_dir=cache,
+        seed=seed,
+        progress=say,
+    )
+    found = evaluation.report(
+        chosen_stage, list(dict.fromkeys(chosen_formats)), created_by=f"telltale {serving.__version__}"
+    )
+    target = out / f"{artifact.card.name}.{chosen_stage.value}.json"
+    found.write(target)
+    if card:
+        write_on_card(artifact, found)
+    say(f"wrote {target}")
+    verdict = found.verdict
+    say(f"{verdict.grade.value}{f' ({verdict.shortcut})' if verdict.shortcut else ''}: rests on {verdict.rests_on}")
+    for line in (*verdict.reasons, *found.notes):
+        say(line)
+    for finding in lint(found):
+        say(f"`telltale report` will refuse it: {finding}")
+
+
+def report(path: Path, html: Path | None) -> None:
+    """Check that a report lacks nothing, and render it as a page.
+
+    Raises:
+        probes.errors.TelltaleError: it is no report, it lacks something, or the page cannot be written.
+    """
+    from probes.fit.lint import read_report
+
+    if html is not None and (missing := [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]):
+        raise EvaluateError(f"--html needs {' and '.join(missing)}, not installed here. Install the extra 'train'.")
+    found = read_report(path)
+    say(f"{path}: complete. Verdict: {found.verdict.grade.value}")
+    if html is not None:
+        from probes.fit.html_report import render_page
+
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(render_page(found), encoding="utf-8")
+        say(f"wrote {html}")
+
+
+def _stage_of(artifact: Artifact, word: str | None) -> Stage:
+    if word is not None:
+        return _word(Stage, word, "--stage")
+    if not artifact.card.calibrations:
+        raise EvaluateError(
+            f"{artifact.path}: the card has no calibration, so nobody has said what the statistic is. Calibrate it "
+            "first (telltale calibrate)."
+        )
+    return artifact.card.calibrations[0].stage
+
+
+def _word(kind: type[Word], word: str, option: str) -> Word:
+    known = [member.value for member in kind]
+    if word not in known:
+        raise EvaluateError(f"{option} is {word!r}. {did_you_mean(word, known)}")
+    return kind(word)
