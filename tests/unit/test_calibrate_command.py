@@ -25,6 +25,7 @@ from probes.fit.sources.jsonl import read_jsonl
 from probes.modelref import read_model_ref
 from probes.threshold import allowed_exceedances, benign_needed
 from serving.cli import app
+from tests.support.kinds import AGGREGATE, LAYERS, MAKE
 from tests.support.words import D_MODEL, NUM_LAYERS, WORDS, make_word_model
 from tests.unit.artifacts import calibration, linear_tensors, make_card, policy_text, rule
 
@@ -148,6 +149,27 @@ def test_lengths_and_replies_and_probabilities(model_dir: Path, benign: Path, tm
     assert found.platt is not None
     assert (found.platt.num_positive, found.platt.num_negative) == (50, 50)
     assert "calibration error" in done.output
+
+
+@pytest.mark.parametrize("kind", sorted(MAKE))
+def test_every_kind_is_calibrated(model_dir: Path, benign: Path, tmp_path: Path, kind: str) -> None:
+    model = read_model_ref(model_dir, model_id="words", dtype="float32")
+    tensors = MAKE[kind](np.random.default_rng(0), D_MODEL)
+    path = tmp_path / f"{kind}.safetensors"
+    save_artifact(path, make_card(kind, kind=kind, layers=LAYERS.get(kind, (1,)), model=model), tensors)
+    aggregate = AGGREGATE.get(kind, Max())
+    words = ",".join(
+        [aggregate.kind, *(f"{key}={json.dumps(value)}" for key, value in aggregate.config().items() if key != "kind")]
+    )
+    done = run(model_dir, benign, [path], "--aggregate", words, "--stage", "response", "--target-fpr", "0.05")
+    assert done.exit_code == 0, done.output
+    card = Artifact.load(path).card
+    assert {item.format: item.aggregate for item in card.calibrations} == dict.fromkeys(Format, aggregate)
+    for item in card.calibrations:
+        found = statistics(path, model_dir, benign, item, tmp_path)
+        allowed = allowed_exceedances(BENIGN, 0.05)
+        assert allowed is not None
+        assert np.sum(found > item.threshold) <= allowed < np.sum(found >= item.threshold)  # some requests are the same
 
 
 def test_a_total_is_divided(model_dir: Path, benign: Path, tmp_path: Path) -> None:
