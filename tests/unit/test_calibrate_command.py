@@ -159,7 +159,7 @@ def test_every_kind_is_calibrated(model_dir: Path, benign: Path, tmp_path: Path,
     save_artifact(path, make_card(kind, kind=kind, layers=LAYERS.get(kind, (1,)), model=model), tensors)
     aggregate = AGGREGATE.get(kind, Max())
     words = ",".join(
-        [aggregate.kind, *(f"{key}={json.dumps(value)}" for key, value in aggregate.config().items() if key != "kind")]
+        [aggregate.kind, *(f"{key}={value}" for key, value in aggregate.config().items() if key != "kind")]
     )
     done = run(model_dir, benign, [path], "--aggregate", words, "--stage", "response", "--target-fpr", "0.05")
     assert done.exit_code == 0, done.output
@@ -187,7 +187,8 @@ def test_a_total_is_divided(model_dir: Path, benign: Path, tmp_path: Path) -> No
     [
         ((), "never been calibrated.*--aggregate"),
         (("--aggregate", "emma"), "not known. Did you mean 'ema'"),
-        (("--aggregate", "ema,alpha"), "no NAME=NUMBER"),
+        (("--aggregate", "ema,alpha"), "no NAME=VALUE"),
+        (("--aggregate", "ema,alpha=much"), "alpha: .*valid number"),
         (("--aggregate", "ema,alpha=2"), "alpha: .*less than or equal to 1"),
         (("--aggregate", "attention,heads=2"), "does not take the one number"),
         (("--stage", "promt"), "Did you mean 'prompt'"),
@@ -224,11 +225,11 @@ def test_rows_that_cannot_be_used(
         assert isinstance(done.exception, TelltaleError), done.output
         return str(done.exception)
 
-    assert "there are no benign requests" in failure("")
+    assert "benign.jsonl: there are no requests in it" in failure("")
     assert "1 of the 2 benign requests are labelled 1" in failure('{"text": "a"}\n{"text": "b", "label": 1}')
     assert "benign.jsonl:2" in failure('{"text": "a"}\n{"txt": "b"}')
     assert "no response" in failure('{"text": "a"}', "--stage", "response")
     from probes.fit import example as example_module
 
     monkeypatch.setattr(example_module, "drop_list", lambda: frozenset({text_digest("plan")}))
-    assert "there are no benign requests" in failure('{"text": "plan"}')
+    assert "there are no requests in it that may be used" in failure('{"text": "plan"}')
