@@ -41,7 +41,7 @@ from probes.fit.linear_probe import LinearProbe, standard_units
 from probes.fit.model_controls import knowing_nothing, on_random_weights
 from probes.fit.refit import Refit, fitter_of
 from probes.fit.resampling import RESAMPLES
-from probes.fit.scores import RequestScores, read_scores, statistics_of_requests
+from probes.fit.scores import RequestScores, read_scores, running_statistic, statistics_of_requests
 from probes.fit.verdict import least
 from probes.fit.weigh import Home, weigh
 from probes.taps import Tap
@@ -254,9 +254,7 @@ class DetectorEvaluation:
         for example, request in zip(self._measured, scores, strict=True):
             if not example.label:
                 continue
-            aggregate = calibration.aggregate
-            values = request.scores.reshape(len(request.scores), 1, -1)
-            running = aggregate.update(aggregate.new_state(1, 1), values)[:, 0, 0] if len(values) else np.empty(0)
+            running = running_statistic(calibration.aggregate, request.scores, before=request.before)
             crossings.append(first_crossing(running, calibration.threshold))
             onsets.append(self._onset(example, request, calibration.format))
         return detection_delay(crossings, onsets)
