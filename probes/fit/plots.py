@@ -23,7 +23,6 @@ __all__ = ["Plot", "draw_format", "draw_sweep"]
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 _STYLES = ((_BLUE, "-"), (_ORANGE, "--"), (_GREEN, "-."), (_RED, ":"))
 _LEAST_FPR = 1e-3
-_SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "telltale", "font.size": 9.0, "axes.grid": True, "grid.alpha": 0.3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +181,9 @@ def _label(row: Row) -> str:
 def _svg(draw: Callable[[Figure], None], name: str, caption: str, size: tuple[float, float]) -> str:
     """The drawing as one element, its ids prefixed so that several may stand in one page."""
     written = io.StringIO()
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "telltale", "font.size": 9.0, "axes.grid": True, "grid.alpha": 0.3}
+    ):
         # Not pyplot: it keeps figures in a global list, and would look for a screen.
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
