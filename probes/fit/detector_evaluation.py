@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from probes.aggregate.mean import Mean
 from probes.artifact import Artifact
 from probes.card import Calibration, Format, ModelRef, Stage
 from probes.fit.activations import ActivationReader
@@ -22,7 +22,6 @@ from probes.fit.cross_source import (
     random_folds,
     source_folds,
 )
-from probes.fit.delay import Delay, detection_delay, first_crossing
 from probes.fit.evaluate import (
     ScoredRows,
     compare,
@@ -36,12 +35,12 @@ from probes.fit.evaluate import (
 )
 from probes.fit.evaluation import Absent, DetectorRef, FormatReport, Report, SweepPoint
 from probes.fit.evaluation_rows import EvaluationError, Rows, data_ref
-from probes.fit.example import Example
 from probes.fit.linear_probe import LinearProbe, standard_units
 from probes.fit.model_controls import knowing_nothing, on_random_weights
 from probes.fit.refit import Refit, fitter_of
 from probes.fit.resampling import RESAMPLES
-from probes.fit.scores import RequestScores, read_scores, statistics_of_requests
+from probes.fit.scores import read_scores, statistics_of_requests
+from probes.fit.stream_delay import stream_delay
 from probes.fit.verdict import least
 from probes.fit.weigh import Home, weigh
 from probes.taps import Tap
@@ -157,10 +156,12 @@ class DetectorEvaluation:
             label="measured rows",
         )[0]
         statistics = statistics_of_requests(calibration.aggregate, stage, scores)
+        several_numbers = any(request.scores.ndim > 1 for request in scores)
         refit = Refit(
             fitter=fitter_of(self._artifact)[0],
             tap=self._tap,
-            aggregate=calibration.aggregate,
+            # An aggregate of several numbers a token has nothing to take from one direction.
+            aggregate=Mean() if several_numbers else calibration.aggregate,
             stage=stage,
             skip_first=self._artifact.card.skip_first,
         )
@@ -205,7 +206,7 @@ class DetectorEvaluation:
             reliability=None
             if calibration.platt is None
             else report_reliability(calibration.platt, statistics, self._measured, seed=self._seed),
-            delay=self._delay(calibration, scores) if stage is Stage.STREAM else None,
+            delay=stream_delay(calibration, self._measured, scores, self._reader) if stage is Stage.STREAM else None,
             leave_one_out=home.leave_one_out,
             in_distribution=home.in_distribution,
             trivial_in_training=dict(home.trivial),
@@ -248,27 +249,6 @@ class DetectorEvaluation:
         features = refit.features(self._reader, self._measured, text_format, label="measured rows")
         mean, scale = standard_units(features.values)
         return LinearProbe(np.zeros_like(mean), mean, scale, 0.0)
-
-    def _delay(self, calibration: Calibration, scores: Sequence[RequestScores]) -> Delay:
-        crossings, onsets = [], []
-        for example, request in zip(self._measured, scores, strict=True):
-            if not example.label:
-                continue
-            aggregate = calibration.aggregate
-            values = request.scores.reshape(len(request.scores), 1, -1)
-            running = aggregate.update(aggregate.new_state(1, 1), values)[:, 0, 0] if len(values) else np.empty(0)
-            crossings.append(first_crossing(running, calibration.threshold))
-            onsets.append(self._onset(example, request, calibration.format))
-        return detection_delay(crossings, onsets)
-
-    def _onset(self, example: Example, request: RequestScores, text_format: Format) -> int:
-        """Index, in the read sequence, of the token at which the reply becomes what its label says."""
-        if example.onset is None:
-            return 0
-        stage = Stage.STREAM if example.onset else Stage.PROMPT
-        before = replace(example, response=example.response[: example.onset])
-        (rendered,) = self._reader.render([before], text_format=text_format, stage=stage)
-        return max(0, len(rendered.tokens) - request.first)
 
     def _calibration(self, stage: Stage, text_format: Format) -> Calibration:
         card = self._artifact.card
@@ -334,6 +314,6 @@ def _sweep(training: Mapping[str, object]) -> tuple[SweepPoint, ...]:
     if not isinstance(listed, Sequence):
         return ()
     return tuple(
-        SweepPoint(layer=layer, aggregate=aggregate, fitter=fitter, auroc=value)
+        SweepPoint(layer=layer, aggregate=str(aggregate), fitter=str(fitter), auroc=value)
         for layer, aggregate, fitter, value in listed
     )
