@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import serving
+from serving.commands.detector import detector_app
 from serving.commands.steer_cli import steer_app
 from serving.packages import shadowed_packages
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(steer_app, name="steer")
+app.add_typer(detector_app, name="detector")
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 
 

@@ -78,8 +78,8 @@ def match_negatives(
 ) -> list[Example]:
     """Negatives with the positives' distribution over form and length, their sources taking turns.
 
-    In each cell (question or not, length in steps of 12 characters, of about a tenth in long texts) at most ``ratio`` times as many negatives as
-    positives are taken, from the same cell; where it has too few, there are fewer.
+    In each cell (question or not, length in steps of 12 characters, of about a tenth in long texts) at most ``ratio``
+    times as many negatives as positives are taken, from the same cell; where it has too few, there are fewer.
     """
     wanted: dict[tuple[bool, int], int] = defaultdict(int)
     for example in positives:

