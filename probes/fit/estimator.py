@@ -21,7 +21,7 @@ from probes.detectors import load_detector
 from probes.errors import TelltaleError
 from probes.fit.activations import ActivationReader
 from probes.fit.calibrate import calibrate
-from probes.fit.ensemble import EnsembleProbe, fit_ensemble
+from probes.fit.ensemble import SideBySide, ensemble_tensors
 from probes.fit.example import Example, data_digest
 from probes.fit.fitters import Fitter
 from probes.fit.fitters.logistic import Logistic
@@ -30,7 +30,7 @@ from probes.fit.rendered import Rendered
 from probes.fit.scores import score_requests, statistics_of_requests
 from probes.fit.sequences import Sequences
 from probes.fit.token_fitters import TokenFitter, TokenProbe
-from probes.fit.weights import WeightsError, score_weights
+from probes.fit.weights import is_linear, score_weights
 from probes.modelref import read_model_ref
 from probes.taps import Site, Tap
 
@@ -40,7 +40,6 @@ Float64 = npt.NDArray[np.float64]
 Request = str | Sequence[Mapping[str, str]] | Example
 """A text, a conversation as the chat API takes it, or a row of a data set."""
 _NORM_TEST_ROWS = 32
-_TRIED = 2
 
 
 class EstimatorError(TelltaleError, ValueError):
@@ -74,7 +73,7 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     """
 
     classes_: npt.NDArray[np.int64]
-    probe_: LinearProbe | EnsembleProbe | TokenProbe
+    probe_: LinearProbe | TokenProbe
     skip_first_: int
     calibrations_: tuple[Calibration, ...]
 
@@ -143,11 +142,9 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
                 raise EstimatorError(f"{fitter.kind!r} reads one layer; {len(self.layers)} were named. Name one.")
             self.probe_ = fitter.fit(self._sequences(rendered), truth)
         else:
-            features = self._means(rendered)
-            if len(features) == 1:
-                self.probe_ = fitter.fit(next(iter(features.values())), truth)
-            else:
-                self.probe_ = fit_ensemble(features, truth, fitter)
+            taps = len(self.layers)
+            whole = fitter if taps == 1 else SideBySide(member=fitter, taps=taps)
+            self.probe_ = whole.fit(self._means(rendered), truth)
         self.classes_ = np.array([0, 1])
         self.calibrations_ = ()
         return self
@@ -194,7 +191,7 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             description: what it finds.
         """
         check_is_fitted(self, "probe_")
-        return Artifact(Path(f"{name}.safetensors"), self._card(name, description), self.probe_.tensors())
+        return Artifact(Path(f"{name}.safetensors"), self._card(name, description), self._tensors())
 
     @property
     def _taps(self) -> tuple[Tap, ...]:
@@ -220,16 +217,25 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             parts[number] = found[self._taps[0]][self._first(requests[number]) :].copy()
         return Sequences.of(parts)
 
-    def _means(self, requests: Sequence[Rendered]) -> dict[Tap, npt.NDArray[np.float64]]:
-        """Weighted as the aggregate weighs the scores: then the statistic of the scores is the score of the mean."""
-        aggregate = _linear(self.aggregate or Mean())
-        means = {tap: np.empty((len(requests), self._model.d_model)) for tap in self._taps}
+    def _tensors(self) -> dict[str, npt.NDArray[np.float32]]:
+        if isinstance(self.probe_, TokenProbe) or len(self.layers) == 1:
+            return self.probe_.tensors()
+        return ensemble_tensors(self.probe_, len(self.layers))
+
+    def _means(self, requests: Sequence[Rendered]) -> npt.NDArray[np.float64]:
+        """(n, taps * d_model), weighted as the aggregate weighs the scores.
+
+        The statistic of the scores is then the score of the mean.
+        """
+        wanted = self.aggregate or Mean()
+        aggregate = wanted if is_linear(wanted) else Mean()
+        means = np.empty((len(requests), len(self._taps), self._model.d_model))
         for number, found in self._reader.sweep(requests, self._taps, label="requests"):
             first = self._first(requests[number])
             weights = score_weights((aggregate,), len(requests[number].tokens) - first).values[0]
-            for tap, rows in found.items():
-                means[tap][number] = weights @ rows[first:].astype(np.float64)
-        return means
+            for place, tap in enumerate(self._taps):
+                means[number, place] = weights @ found[tap][first:].astype(np.float64)
+        return means.reshape(len(requests), -1)
 
     def _first(self, request: Rendered) -> int:
         """Position of the first row that is read; the last one where nothing is left, so that every request has one."""
@@ -237,11 +243,11 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
     def _card(self, name: str, description: str) -> Card:
         probe = self.probe_
-        kinds = {LinearProbe: "linear", EnsembleProbe: "ensemble"}
+        linear = "linear" if len(self.layers) == 1 else "ensemble"
         fitter = self.fitter or Logistic(inverse_penalty=0.01)
         return Card(
             name=name,
-            kind=probe.kind if isinstance(probe, TokenProbe) else kinds[type(probe)],
+            kind=probe.kind if isinstance(probe, TokenProbe) else linear,
             description=description,
             model=self._model,
             taps=tuple(str(tap) for tap in self._taps),
@@ -252,14 +258,6 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             training={"fitter": fitter.config(), "data_digest": self._trained_on, "stage": self.stage.value},
             created_by=f"telltale {metadata.version('telltale')}",
         )
-
-
-def _linear(aggregate: Aggregator) -> Aggregator:
-    try:
-        score_weights((aggregate,), _TRIED)
-    except WeightsError:
-        return Mean()
-    return aggregate
 
 
 def _example(request: Request, label: int) -> Example:

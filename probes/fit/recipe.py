@@ -76,6 +76,10 @@ class Search(_Strict):
         tuple[AnyFitter, ...],
         Field(min_length=1, description="how the direction is found, those that are preferred among equals first"),
     ]
+    ensembles: Annotated[
+        tuple[Annotated[int, Field(ge=2, le=64)], ...],
+        Field(description="how many of the best layers are averaged, tried after single ones; none: one layer"),
+    ] = ()
     leave_out: LeaveOut = LeaveOut.GROUP
 
 

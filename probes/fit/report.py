@@ -153,11 +153,11 @@ def _fold_scores(session: FitSession, choice: Choice, folds: Sequence[Fold], tex
     """For each fold, its test rows by the chosen fit on its training rows, on the means that it is fitted on."""
     rows, aggregate = session.data.train, choice.fitted_on or choice.candidate.aggregate
     read = session.read_means(rows, text_format, "training rows")
-    features, defined = read.at(choice.candidate.layer, aggregate), read.is_defined(aggregate)
+    features, defined = read.side_by_side(choice.candidate.layers, aggregate), read.is_defined(aggregate)
     labels = labels_of(rows)
     found = []
     for fold in folds:
         train, test = list(fold.train), list(fold.test)
-        probe = choice.candidate.fitter.fit(features[train], labels[train])
+        probe = choice.candidate.whole_fitter.fit(features[train], labels[train])
         found.append(np.where(defined[test], probe.score(features[test]), -np.inf))
     return found

@@ -44,7 +44,8 @@ def choose_served(
     probes = _probes_of_folds(choice, read, labels, folds)
     found: dict[Aggregator, list[Float64]] = {aggregate: [] for aggregate in aggregates}
     for text_format in read:
-        tokens = session.read_tokens(session.data.train, text_format, choice.candidate.layer, "tokens of training rows")
+        layers = choice.candidate.layers
+        tokens = session.read_tokens(session.data.train, text_format, layers, "tokens of training rows")
         scores = tokens.token_scores(probes)
         for place, fold in enumerate(folds):
             for aggregate in aggregates:
@@ -66,10 +67,10 @@ def _probes_of_folds(
 ) -> list[LinearProbe]:
     fitted: dict[tuple[int, ...], LinearProbe] = {}
     place = choice.candidate
-    features = [activations.at(place.layer, place.aggregate) for activations in read.values()]
+    features = [activations.side_by_side(place.layers, place.aggregate) for activations in read.values()]
     for fold in folds:
         if fold.train not in fitted:
             rows = list(fold.train)
             stacked = np.concatenate([part[rows] for part in features])
-            fitted[fold.train] = place.fitter.fit(stacked, np.tile(labels[rows], len(features)))
+            fitted[fold.train] = place.whole_fitter.fit(stacked, np.tile(labels[rows], len(features)))
     return [fitted[fold.train] for fold in folds]

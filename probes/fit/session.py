@@ -28,10 +28,10 @@ Float64 = npt.NDArray[np.float64]
 class TokenActivations:
     """Activations of every token that is read, where their means do not suffice.
 
-    They stay in memory: 4 x d_model bytes for each token.
+    They stay in memory: 4 x d_model bytes for each token and layer.
 
     Attributes:
-        rows: (T, d_model) float32 of each request; T may be 0.
+        rows: (T, layers * d_model) float32 of each request, side by side; T may be 0.
         stage: when the statistic is judged.
     """
 
@@ -73,7 +73,7 @@ class FitSession:
         """What the statistic needs of some rows: means where it is linear in the token scores, else all tokens."""
         chosen = self.finished
         if chosen and (self.recipe.stage is Stage.STREAM or not is_linear(chosen.aggregate)):
-            return self.read_tokens(examples, text_format, chosen.layer, label)
+            return self.read_tokens(examples, text_format, chosen.layers, label)
         return self.read_means(examples, text_format, label)
 
     def read_means(self, examples: Sequence[Example], text_format: Format, label: str) -> Activations:
@@ -87,14 +87,17 @@ class FitSession:
             stage=self.recipe.stage,
         )
 
-    def read_tokens(self, examples: Sequence[Example], text_format: Format, layer: int, label: str) -> TokenActivations:
-        """Every token that is read, after one layer."""
-        tap = Tap(layer, self.recipe.search.site)
+    def read_tokens(
+        self, examples: Sequence[Example], text_format: Format, layers: Sequence[int], label: str
+    ) -> TokenActivations:
+        """Every token that is read, at some layers."""
+        taps = [Tap(layer, self.recipe.search.site) for layer in layers]
         requests = self.reader.render(examples, text_format=text_format, stage=self.recipe.stage)
         rows: list[npt.NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(requests)
-        for i, found in self.reader.sweep(requests, [tap], label=f"{label} ({text_format.value})"):
-            # A copy: the slice would keep the other positions of the batch in memory.
-            rows[i] = found[tap][requests[i].positions(self.skip_first)].copy()
+        for i, found in self.reader.sweep(requests, taps, label=f"{label} ({text_format.value})"):
+            # A copy: a slice would keep the other positions of the batch in memory.
+            read = requests[i].positions(self.skip_first)
+            rows[i] = np.concatenate([found[tap][read] for tap in taps], axis=1)
         return TokenActivations(rows, self.recipe.stage)
 
 
@@ -103,6 +106,6 @@ def statistics_of(probe: LinearProbe, read: Activations | TokenActivations, cand
     if isinstance(read, TokenActivations):
         scores = read.token_scores([probe])
         return np.array([statistic_of(candidate.aggregate, read.stage, row) for row in scores])
-    found = probe.score(read.at(candidate.layer, candidate.aggregate))
+    found = probe.score(read.side_by_side(candidate.layers, candidate.aggregate))
     statistics: Float64 = np.where(read.is_defined(candidate.aggregate), found, -np.inf)
     return statistics

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from probes.artifact import Artifact
 from probes.detectors import load_detector
 from probes.fit.drift import fit_drift
-from probes.fit.ensemble import fit_ensemble
+from probes.fit.ensemble import SideBySide, ensemble_tensors
 from probes.fit.fitters.logistic import Logistic
 from probes.fit.lens import LensError, lens_tensors
 from probes.fit.measure import auroc
@@ -29,31 +29,32 @@ def detector_of(kind: str, tensors: dict[str, np.ndarray], *, layers: tuple[int,
     return load_detector(Artifact(Path("d.safetensors"), card, tensors))
 
 
-def layers_of(rng: np.random.Generator, labels: np.ndarray) -> dict[Tap, np.ndarray]:
-    """Each layer sees the same thing weakly, with noise of its own, and each in its own units."""
-    found = {}
+def layers_of(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+    """(n, 4, WIDTH): each layer sees the same thing weakly, with noise of its own, and each in its own units."""
+    found = []
     for layer in range(4):
         direction = np.random.default_rng(layer).standard_normal(WIDTH)
         rows = rng.standard_normal((len(labels), WIDTH)) + 0.22 * labels[:, None] * direction
-        found[Tap(layer)] = (rows * 10.0**layer + layer).astype(np.float32)
-    return found
+        found.append((rows * 10.0**layer + layer).astype(np.float32))
+    return np.stack(found, axis=1)
 
 
 def test_an_ensemble_beats_its_members_and_is_served_as_fitted() -> None:
     rng = np.random.default_rng(0)
     labels, truth = (np.arange(count) % 2 for count in (3000, 2000))
-    probe = fit_ensemble(layers_of(rng, labels), labels, Logistic(inverse_penalty=0.01))
-    features = layers_of(rng, truth)
-    alone = [auroc(member.score(features[tap]), truth) for tap, member in probe.members.items()]
-    assert auroc(probe.score(features), truth) > max(alone) + 0.03
-    detector = detector_of("ensemble", probe.tensors(), layers=tuple(tap.layer for tap in probe.members))
-    found = detector.score(detector.read(features))
-    assert np.abs(found - probe.score(features)).max() <= 1e-6 * max(1.0, float(found.std()))
+    member = Logistic(inverse_penalty=0.01)
+    known, tried = layers_of(rng, labels), layers_of(rng, truth)
+    probe = SideBySide(member=member, taps=4).fit(known.reshape(len(labels), -1), labels)
+    found = probe.score(tried.reshape(len(truth), -1))
+    alone = [auroc(member.fit(known[:, i], labels).score(tried[:, i]), truth) for i in range(4)]
+    assert auroc(found, truth) > max(alone) + 0.03
+    detector = detector_of("ensemble", ensemble_tensors(probe, 4), layers=(0, 1, 2, 3))
+    readouts = detector.read({Tap(layer): tried[:, layer] for layer in range(4)})
+    served = detector.score(readouts)
+    assert np.abs(served - found).max() <= 1e-6 * max(1.0, float(found.std()))
     # One layer more or less changes little: none of them decides alone.
-    for tap in probe.members:
-        rest = {other: features[other] for other in probe.members if other != tap}
-        left = sum(probe.share[other] * probe.members[other].score(rows) for other, rows in rest.items())
-        assert abs(auroc(np.asarray(left), truth) - auroc(found, truth)) < 0.1
+    for tap, readout in readouts.items():
+        assert abs(auroc(served - readout[:, 0], truth) - auroc(served, truth)) < 0.1, tap
 
 
 def test_novelty_scores_one_on_its_own_kind_and_more_on_another() -> None:
