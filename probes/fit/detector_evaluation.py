@@ -49,8 +49,8 @@ __all__ = ["DetectorEvaluation"]
 
 Float64 = npt.NDArray[np.float64]
 
-_REFITTED = "linear"
-"""The kind whose fit can be repeated."""
+_REFITTED = frozenset({"linear", "ensemble"})
+"""The kinds whose fit can be repeated: one linear probe, or one on several layers side by side."""
 _NO_TRAINING_ROWS = "it needs the training rows (--train)"
 
 
@@ -88,17 +88,16 @@ class DetectorEvaluation:
         self._model_dir, self._model, self._cache_dir = model_dir, model, cache_dir
         self._progress = progress
         self._measured, self._split = rows.apart()
-        taps = [Tap.parse(tap) for tap in artifact.card.taps]
-        self._tap = taps[0]
+        self._taps = tuple(Tap.parse(tap) for tap in artifact.card.taps)
         self._reader = ActivationReader(
             model_dir,
             model=model,
-            layers=sorted({tap.layer for tap in taps}),
-            site=self._tap.site,
+            layers=sorted({tap.layer for tap in self._taps}),
+            site=self._taps[0].site,
             cache_dir=cache_dir,
             progress=progress,
         )
-        self._refits = rows.train is not None and artifact.card.kind == _REFITTED
+        self._refits = rows.train is not None and artifact.card.kind in _REFITTED
         self._folds = source_folds(rows.train, seed=seed) if rows.train is not None and self._refits else []
         self._peers: Mapping[Control, Float64] = {}
         self._peer_folds: Sequence[Mapping[Control, Float64]] = []
@@ -156,12 +155,11 @@ class DetectorEvaluation:
             label="measured rows",
         )[0]
         statistics = statistics_of_requests(calibration.aggregate, stage, scores)
-        several_numbers = any(request.scores.ndim > 1 for request in scores)
         refit = Refit(
             fitter=fitter_of(self._artifact)[0],
-            tap=self._tap,
+            taps=self._taps if self._artifact.card.kind in _REFITTED else self._taps[:1],
             # An aggregate of several numbers a token has nothing to take from one direction.
-            aggregate=Mean() if several_numbers else calibration.aggregate,
+            aggregate=calibration.aggregate if calibration.aggregate.channels == 1 else Mean(),
             stage=stage,
             skip_first=self._artifact.card.skip_first,
         )
@@ -238,14 +236,9 @@ class DetectorEvaluation:
 
     def _units(self, refit: Refit, text_format: Format) -> LinearProbe:
         """The units of each dimension, in which random directions are drawn."""
-        artifact = self._artifact
-        if artifact.card.kind == _REFITTED:
-            return LinearProbe(
-                direction=artifact.vector("direction", self._model.d_model).astype(np.float32),
-                mean=artifact.vector("mean", self._model.d_model).astype(np.float32),
-                scale=artifact.vector("scale", self._model.d_model).astype(np.float32),
-                bias=0.0,
-            )
+        if self._artifact.card.kind in _REFITTED:
+            tensors = {name: np.asarray(tensor, np.float32).ravel() for name, tensor in self._artifact.tensors.items()}
+            return LinearProbe(tensors["direction"], tensors["mean"], tensors["scale"], 0.0)
         features = refit.features(self._reader, self._measured, text_format, label="measured rows")
         mean, scale = standard_units(features.values)
         return LinearProbe(np.zeros_like(mean), mean, scale, 0.0)
@@ -316,4 +309,5 @@ def _sweep(training: Mapping[str, object]) -> tuple[SweepPoint, ...]:
     return tuple(
         SweepPoint(layer=layer, aggregate=str(aggregate), fitter=str(fitter), auroc=value)
         for layer, aggregate, fitter, value in listed
+        if isinstance(layer, int)
     )

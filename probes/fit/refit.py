@@ -1,4 +1,4 @@
-"""The fit of a linear detector, to be repeated: on other rows, on permuted labels, on another model."""
+"""The fit of a linear detector or an ensemble, to be repeated: on other rows, permuted labels, another model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from probes.artifact import Artifact
 from probes.card import Format, Stage
 from probes.fit.activations import ActivationReader
 from probes.fit.baselines import labels_of
+from probes.fit.ensemble import SideBySide
 from probes.fit.example import Example
 from probes.fit.fitters import Fitter, parse_fitter
 from probes.fit.fitters.logistic import Logistic
@@ -38,15 +39,15 @@ class Refit:
     A probe is fitted on what the aggregate gives, where that is linear in the scores, else on the mean over tokens.
 
     Attributes:
-        fitter: of the direction.
-        tap: where is read.
+        fitter: of the direction at each tap.
+        taps: where is read, all at one site; several are an ensemble's.
         aggregate: how token scores become the statistic.
         stage: when it is judged.
         skip_first: leading positions that are never read.
     """
 
     fitter: Fitter
-    tap: Tap
+    taps: tuple[Tap, ...]
     aggregate: Aggregator
     stage: Stage
     skip_first: int
@@ -55,6 +56,12 @@ class Refit:
     def is_linear(self) -> bool:
         """Whether the statistic is linear in the activations, so that what is fitted on says all about it."""
         return self.stage is not Stage.STREAM and is_linear(self.aggregate)
+
+    @property
+    def whole_fitter(self) -> Fitter:
+        """Of the probe on all taps side by side."""
+        count = len(self.taps)
+        return self.fitter if count == 1 else SideBySide(member=self.fitter, taps=count)
 
     def features(
         self, reader: ActivationReader, examples: Sequence[Example], text_format: Format, *, label: str
@@ -69,12 +76,13 @@ class Refit:
             label=label,
             stage=self.stage,
         )
-        return Features(read.at(self.tap.layer, aggregate), read.is_defined(aggregate))
+        layers = [tap.layer for tap in self.taps]
+        return Features(read.side_by_side(layers, aggregate), read.is_defined(aggregate))
 
     def fit(self, features: Features, examples: Sequence[Example], rows: Sequence[int] | None = None) -> LinearProbe:
         """A probe on all rows, or on some."""
         chosen = np.arange(len(examples)) if rows is None else np.asarray(rows)
-        return self.fitter.fit(features.values[chosen], labels_of(examples)[chosen])
+        return self.whole_fitter.fit(features.values[chosen], labels_of(examples)[chosen])
 
     def statistics(
         self,
@@ -90,7 +98,7 @@ class Refit:
             probes,
             reader.render(examples, text_format=text_format, stage=self.stage),
             reader,
-            tap=self.tap,
+            taps=self.taps,
             aggregate=self.aggregate,
             stage=self.stage,
             skip_first=self.skip_first,

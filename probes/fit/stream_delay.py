@@ -35,9 +35,14 @@ def stream_delay(
     for example, request in zip(examples, scores, strict=True):
         if not example.label:
             continue
-        values = request.scores.reshape(len(request.scores), 1, -1)
-        running = aggregate.update(aggregate.new_state(1, 1), values)[:, 0, 0] if len(values) else np.empty(0)
-        crossings.append(first_crossing(running, calibration.threshold))
+        before = request.before if aggregate.reads_before and len(request.before) else request.scores[:0]
+        values = np.concatenate([before, request.scores])
+        running = (
+            aggregate.update(aggregate.new_state(1, 1), values.reshape(len(values), 1, -1))[:, 0, 0]
+            if len(values)
+            else np.empty(0)
+        )
+        crossings.append(first_crossing(running[len(before) :], calibration.threshold))
         onsets.append(_onset(example, request, reader, calibration.format))
     return detection_delay(crossings, onsets)
 

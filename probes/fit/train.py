@@ -22,8 +22,8 @@ from probes.fit.calibrate import calibrate, shortfall
 from probes.fit.canary import make_canary
 from probes.fit.controls import Control
 from probes.fit.dataset import build_dataset, count_sources
-from probes.fit.evaluate import labels_of
 from probes.fit.ensemble import ensemble_tensors
+from probes.fit.evaluate import labels_of
 from probes.fit.example import Example, data_digest
 from probes.fit.linear_probe import LinearProbe
 from probes.fit.model_controls import NUM_RANDOM, NUM_SHUFFLED

@@ -120,7 +120,7 @@ def _statistics(
         [probe],
         reader.render(examples, text_format=Format.CHAT, stage=stage),
         reader,
-        tap=TAP,
+        taps=[TAP],
         aggregate=aggregate,
         stage=stage,
         skip_first=1,
