@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from typer.testing import CliRunner
 
+from probes.aggregate.attention import Attention
 from probes.aggregate.max import Max
 from probes.aggregate.mean import Mean
 from probes.artifact import Artifact
@@ -26,6 +27,7 @@ from probes.fit.lint import ReportError, read_report
 from probes.fit.scores import open_reader, read_scores, statistics_of_requests
 from probes.fit.sources.jsonl import read_jsonl
 from probes.fit.verdict import Grade
+from probes.taps import Tap
 from serving.cli import app
 from tests.support.word_detector import WordDetector, make_word_detector
 from tests.support.words import make_word_model
@@ -179,6 +181,32 @@ def test_a_reply_is_judged_token_by_token_and_its_delay_is_counted(
     assert any("onset is marked in 50 of 50" in note for note in report.notes)
     assert found.leave_one_out is not None, "the folds' probes are judged by the maximum over their tokens too"
     assert found.leave_one_out.detector.value > 0.85
+
+
+def test_an_ensemble_is_fitted_again_like_a_single_layer(model_dir: Path, tmp_path: Path) -> None:
+    made = make_word_detector(model_dir, tmp_path, Stage.PROMPT, Mean(), taps=(Tap(0), Tap(1), Tap(2)))
+    assert made.artifact.card.kind == "ensemble"
+    report = read_report(evaluated(made, model_dir, tmp_path / "a", "--train", str(made.train)))
+    found = report.formats[Format.CHAT]
+    assert found.table.detector.auroc.value > 0.9
+    assert found.table.absent == ()
+    assert found.leave_one_out is not None
+    assert found.leave_one_out.detector.value > 0.85
+    assert [point.layer for point in report.layer_sweep] == [0, 1]
+
+
+def test_a_kind_that_is_not_fitted_again_says_so(model_dir: Path, tmp_path: Path) -> None:
+    made = make_word_detector(model_dir, tmp_path, Stage.PROMPT, Attention(heads=1))
+    assert made.artifact.card.kind == "attention"
+    report = read_report(evaluated(made, model_dir, tmp_path / "a", "--train", str(made.train)))
+    found = report.formats[Format.CHAT]
+    assert found.table.detector.auroc.value > 0.9
+    assert {absent.name for absent in found.table.absent} == {Control.SHUFFLED_LABELS, Control.RANDOM_INIT}
+    assert "'attention' is not fitted again" in report.refit
+    assert found.leave_one_out is None
+    (band,) = found.table.bands
+    assert band.low < 0.5 < band.high
+    assert report.verdict.grade is Grade.ASSIST
 
 
 def test_rows_that_were_trained_on_are_taken_out(at_prompt: WordDetector, model_dir: Path, tmp_path: Path) -> None:
