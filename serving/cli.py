@@ -141,7 +141,7 @@ def calibrate(
         list[str] | None, typer.Option("--format", help="chat or raw, once or twice; the card's if left out.")
     ] = None,
     stage: Annotated[str, typer.Option(help="prompt, stream or response.")] = "prompt",
-    aggregate: Annotated[str | None, typer.Option(help="KIND,NAME=NUMBER,...; the card's if left out.")] = None,
+    aggregate: Annotated[str | None, typer.Option(help="KIND,NAME=VALUE,...; the card's if left out.")] = None,
     target_fpr: Annotated[
         float | None, typer.Option(min=1e-6, max=0.5, help="Share of benign requests that may fire; 0.01 if left out.")
     ] = None,

@@ -240,7 +240,7 @@ class DetectorEvaluation:
             tensors = {name: np.asarray(tensor, np.float32).ravel() for name, tensor in self._artifact.tensors.items()}
             return LinearProbe(tensors["direction"], tensors["mean"], tensors["scale"], 0.0)
         features = refit.features(self._reader, self._measured, text_format, label="measured rows")
-        mean, scale = standard_units(features.values)
+        mean, scale = standard_units(features.means)
         return LinearProbe(np.zeros_like(mean), mean, scale, 0.0)
 
     def _calibration(self, stage: Stage, text_format: Format) -> Calibration:

@@ -55,7 +55,7 @@ def knowing_nothing(
     if train is not None:
         features = refit.features(reader, train, text_format, label="training rows")
         drawn[Control.SHUFFLED_LABELS] = shuffled_probes(
-            features.values, labels_of(train), fitter=refit.whole_fitter, count=NUM_SHUFFLED, generator=generator
+            features.means, labels_of(train), fitter=refit.whole_fitter, count=NUM_SHUFFLED, generator=generator
         )
     probes = [each for some in drawn.values() for each in some]
     found = refit.statistics(probes, reader, measured, text_format, label="measured rows, controls")

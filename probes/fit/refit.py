@@ -82,7 +82,7 @@ class Refit:
     def fit(self, features: Features, examples: Sequence[Example], rows: Sequence[int] | None = None) -> LinearProbe:
         """A probe on all rows, or on some."""
         chosen = np.arange(len(examples)) if rows is None else np.asarray(rows)
-        return self.whole_fitter.fit(features.values[chosen], labels_of(examples)[chosen])
+        return self.whole_fitter.fit(features.means[chosen], labels_of(examples)[chosen])
 
     def statistics(
         self,
@@ -119,7 +119,7 @@ class Refit:
         probes = [self.fit(features, examples, fold.train) for fold in folds]
         if self.is_linear:
             return [
-                np.where(features.defined[list(fold.test)], probe.score(features.values[list(fold.test)]), -np.inf)
+                np.where(features.defined[list(fold.test)], probe.score(features.means[list(fold.test)]), -np.inf)
                 for probe, fold in zip(probes, folds, strict=True)
             ]
         found = self.statistics(probes, reader, examples, text_format, label=label)

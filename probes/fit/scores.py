@@ -29,6 +29,7 @@ __all__ = [
     "ScoreError",
     "open_reader",
     "read_scores",
+    "running_statistic",
     "score_requests",
     "statistic_of",
     "statistics_of_requests",
@@ -196,12 +197,20 @@ def statistic_of(aggregate: Aggregator, stage: Stage, scores: Float64, *, before
         scores: (T,) or (T, channels) float64.
         before: (0 or 1,), or with channels, the score of the row before; used by aggregates that compare with it.
     """
-    if before is not None and len(before) and aggregate.reads_before:
-        scores = np.concatenate([before, scores])
-    if len(scores) == 0:
+    running = running_statistic(aggregate, scores, before=before)
+    if len(running) == 0:
         return -np.inf
-    running = aggregate.update(aggregate.new_state(1, 1), scores.reshape(len(scores), 1, -1))[:, 0, 0]
     return float(running.max() if stage is Stage.STREAM else running[-1])
+
+
+def running_statistic(aggregate: Aggregator, scores: Float64, *, before: Float64 | None = None) -> Float64:
+    """(T,) the aggregate's value after each score, from a fresh state; see ``statistic_of``."""
+    number = len(before) if before is not None and aggregate.reads_before else 0
+    values = np.concatenate([before, scores]) if before is not None and number else scores
+    if len(scores) == 0:
+        return np.empty(0)
+    running: Float64 = aggregate.update(aggregate.new_state(1, 1), values.reshape(len(values), 1, -1))[number:, 0, 0]
+    return running
 
 
 def statistics_of_requests(aggregate: Aggregator, stage: Stage, requests: Sequence[RequestScores]) -> Float64:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from probes.card import Calibration, Format, Stage
 from probes.fit.activations import ActivationReader
 from probes.fit.delay import Delay, detection_delay, first_crossing
 from probes.fit.example import Example
-from probes.fit.scores import RequestScores
+from probes.fit.scores import RequestScores, running_statistic
 
 __all__ = ["stream_delay"]
 
@@ -30,19 +28,12 @@ def stream_delay(
         scores: of their tokens.
         reader: of the model: its tokenizer says which token an onset is.
     """
-    aggregate = calibration.aggregate
     crossings, onsets = [], []
     for example, request in zip(examples, scores, strict=True):
         if not example.label:
             continue
-        before = request.before if aggregate.reads_before and len(request.before) else request.scores[:0]
-        values = np.concatenate([before, request.scores])
-        running = (
-            aggregate.update(aggregate.new_state(1, 1), values.reshape(len(values), 1, -1))[:, 0, 0]
-            if len(values)
-            else np.empty(0)
-        )
-        crossings.append(first_crossing(running[len(before) :], calibration.threshold))
+        running = running_statistic(calibration.aggregate, request.scores, before=request.before)
+        crossings.append(first_crossing(running, calibration.threshold))
         onsets.append(_onset(example, request, reader, calibration.format))
     return detection_delay(crossings, onsets)
 

@@ -103,6 +103,10 @@ def _rows(path: Path, *, label: int | None = None) -> list[Example]:
 
     rows = read_jsonl(path, label=label)
     kept = without_dropped(rows)
+    if not kept:
+        raise CalibrateError(
+            f"{path}: there are no requests in it that may be used. Give a file with some, one a line."
+        )
     if len(kept) < len(rows):
         say(f"{path}: {len(rows) - len(kept)} of {len(rows)} rows stand in public test sets and are left out")
     return kept
@@ -141,13 +145,15 @@ def _aggregate(text: str | None) -> Aggregator | None:
     kind, *parameters = text.split(",")
     fields: dict[str, object] = {"kind": kind}
     for parameter in parameters:
-        key, _, value = parameter.partition("=")
+        key, equals, value = parameter.partition("=")
+        if not equals:
+            raise CalibrateError(
+                f"--aggregate is {text!r}: {parameter!r} is no NAME=VALUE. Write it as in ema,alpha=0.12."
+            )
         try:
             fields[key] = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise CalibrateError(
-                f"--aggregate is {text!r}: {parameter!r} is no NAME=NUMBER. Write it as in ema,alpha=0.12."
-            ) from error
+        except json.JSONDecodeError:  # a word, such as the one in delta,of=last
+            fields[key] = value
     try:
         return parse_aggregator(fields)
     except ValidationError as error:
