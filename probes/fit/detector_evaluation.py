@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from probes.aggregate.mean import Mean
 from probes.artifact import Artifact
 from probes.card import Calibration, Format, ModelRef, Stage
 from probes.fit.activations import ActivationReader
@@ -155,14 +154,7 @@ class DetectorEvaluation:
             label="measured rows",
         )[0]
         statistics = statistics_of_requests(calibration.aggregate, stage, scores)
-        refit = Refit(
-            fitter=fitter_of(self._artifact)[0],
-            taps=self._taps if self._artifact.card.kind in _REFITTED else self._taps[:1],
-            # An aggregate of several numbers a token has nothing to take from one direction.
-            aggregate=calibration.aggregate if calibration.aggregate.channels == 1 else Mean(),
-            stage=stage,
-            skip_first=self._artifact.card.skip_first,
-        )
+        refit = Refit.of(self._artifact, calibration, kinds=_REFITTED)
         peers = dict(self._peers)
         if self._refits and self._rows.train is not None:
             peers[Control.RANDOM_INIT] = on_random_weights(
