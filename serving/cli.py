@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import serving
+from serving.commands.gate import gate_app
 from serving.packages import shadowed_packages
 
 EXIT_FAILED = 1
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 steer_app = typer.Typer(help="Judge a steering direction, or a detector's own, offline.", no_args_is_help=True)
 app.add_typer(steer_app, name="steer")
+app.add_typer(gate_app, name="gate")
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 
 
