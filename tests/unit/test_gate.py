@@ -28,8 +28,9 @@ from probes.fit.staleness.check import CheckReport
 from probes.fit.staleness.decision import Verdict
 from probes.fit.staleness.reference import Reference
 from probes.modelref import read_model_ref
+from serving.bench.rebuilds import Change, rebuild, rotated, rounded
 from serving.cli import app
-from tests.support.rebuilt import Change, rebuilt, retemplated, rotated, rounded, shifted
+from tests.support.rebuilt import retemplated, shifted
 from tests.support.words import WORDS, make_word_model
 from tests.unit.artifacts import make_card
 
@@ -156,7 +157,7 @@ def checked(folder: Path, model: Path, known: Known, code: int) -> CheckReport:
 
 
 def build(folder: Path, model_dir: Path, change: Change) -> Path:
-    return rebuilt(model_dir, folder / "new", change)
+    return rebuild(model_dir, folder / "new", change)
 
 
 def changed_words(report: CheckReport) -> set[str]:
@@ -206,7 +207,7 @@ def test_a_shift_along_the_direction_is_stale(tmp_path: Path, known: Known) -> N
 
 @pytest.fixture(scope="module")
 def turned(home: Path, model_dir: Path) -> Path:
-    return rebuilt(model_dir, home / "turned", rotated())
+    return rebuild(model_dir, home / "turned", rotated(0))
 
 
 def test_the_turned_build_computes_what_the_old_one_did(model_dir: Path, turned: Path) -> None:

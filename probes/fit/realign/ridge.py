@@ -16,7 +16,7 @@ from probes.fit.realign.moments import Float64, Moments
 
 __all__ = ["PENALTIES", "LinearMap", "RealignError", "activations_r2", "fit_map"]
 
-PENALTIES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+PENALTIES = (1e-12, 1e-10, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Added to the variances along the principal axes of standardised activations, whose mean is 1."""
 _SMALLEST = 1e-12
 """Below this share of the largest variance a dimension counts as constant."""
