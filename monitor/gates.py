@@ -85,7 +85,7 @@ def gate_of_rule(
         PolicyError: its rows are computed before anybody can know that they are to be written to.
     """
     steer, gate = steers[number], rule.do.gate
-    detector = bank.detectors[bank.index[check.detector]]
+    detector = bank.detector(check.detector)
     why = _why_not_one_row(detector, check, steer)
     in_prompt = steer.positions is not Positions.GENERATED
     if check.stage is Stage.PROMPT and gate is Gate.TOKEN and not in_prompt:
@@ -127,6 +127,8 @@ def _why_not_one_row(detector: Detector, check: Check, steer: Steer) -> str | No
         return f"the scores of {detector.name!r} are computed behind the pass"
     if not check.aggregate.one_score_decides:
         return f"aggregate {check.aggregate} rests on several rows"
+    if check.by_length:
+        return "its threshold depends on the request's length (state above: {value: NUMBER} to have one for all)"
     if check.segments is not None:
         return "whose tokens a row belongs to ('segments') is not known in the pass"
     if _tap_of(detector).layer > steer.tap.layer:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from monitor.check import Check, LengthLimits
 from monitor.policy import CompiledPolicy, Plan
 from monitor.request import Float64, Index, Request
 from monitor.state import StateTable
@@ -35,6 +36,12 @@ class Judge:
         self._limits = {
             (number, fmt): self._limit_row(policy, fmt) for number, policy in enumerate(plan.policies) for fmt in Format
         }
+        self._lengths = {
+            (number, fmt): found
+            for number, policy in enumerate(plan.policies)
+            for fmt in Format
+            if (found := self._length_limits(policy, fmt))
+        }
         self._uncalibrated = {
             (number, fmt)
             for number, policy in enumerate(plan.policies)
@@ -47,8 +54,21 @@ class Judge:
         return (policy, fmt) in self._uncalibrated
 
     def limits(self, policy: int, fmt: Format) -> Float64:
-        """(checks,) in the order of the table's columns: above which a check fires while a request runs."""
+        """(checks,) in the order of the table's columns: above which a check fires while a request runs.
+
+        Of a check whose threshold depends on the prompt's length, ``set_by_length`` has to follow.
+        """
         return self._limits[policy, fmt][0]
+
+    def set_by_length(self, request: Request) -> None:
+        """Set the limits of a new request that depend on the length of its prompt.
+
+        With ``segments`` too, the length is that of the whole prompt: thresholds were calibrated on whole prompts.
+        """
+        for column, check, limits in self._lengths.get((request.policy, request.fmt), ()):
+            if check.stage is Stage.PROMPT:
+                length = max(0, request.num_prompt - check.skip_first)
+                self._table.limits[request.slot, column] = limits.at(length)
 
     def judge(self, live: Mapping[str, Request], request_ids: Sequence[str], numbers: Index, slots: Index) -> None:
         """Let fire what lies above its limit.
@@ -130,6 +150,13 @@ class Judge:
     def _above_at_end(self, request: Request) -> npt.NDArray[np.bool_]:
         """(checks,) in the order of the table: those at the stage response that fire if the reply ends here."""
         _, at_end = self._limits[request.policy, request.fmt]
+        if by_length := self._lengths.get((request.policy, request.fmt)):
+            at_end = at_end.copy()
+            read_to = int(self._table.next_position[request.slot])
+            for column, check, limits in by_length:
+                if check.stage is Stage.RESPONSE:
+                    length = max(0, read_to - max(request.stream_from, check.skip_first))
+                    at_end[column] = limits.at(length)
         return np.asarray(self._table.statistics[request.slot] > at_end)
 
     def _policy_of(self, request: Request) -> CompiledPolicy:
@@ -144,3 +171,9 @@ class Judge:
         at_end = np.array([check.stage is Stage.RESPONSE for check in self.plan.checks], dtype=bool)
         order = self._table.order
         return np.where(at_end, np.nan, row)[order], np.where(at_end, row, np.nan)[order]
+
+    def _length_limits(self, policy: CompiledPolicy, fmt: Format) -> list[tuple[int, Check, LengthLimits]]:
+        """Columns of the policy's checks whose limits depend on the length of what is read."""
+        columns = {int(check): column for column, check in enumerate(self._table.order)}
+        checks = ((number, self.plan.checks[number]) for number in policy.checks)
+        return [(columns[number], check, check.by_length[fmt]) for number, check in checks if fmt in check.by_length]

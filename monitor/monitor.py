@@ -100,6 +100,7 @@ class Monitor:
         self.tally.events.update(request.events)
         self._live[request_id] = request
         self._slots[request_id] = slot
+        self._judge.set_by_length(request)
         if self._judge.is_uncalibrated(number, fmt):
             self._judge.act(request, ON_UNCALIBRATED, compiled.on_uncalibrated, Mode.ENFORCE, compiled.text)
         return request

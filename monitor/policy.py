@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from monitor.check import Check
+from monitor.check import Check, LengthLimits
 from monitor.config import Config, Policy, Rule
 from monitor.gates import SteerGate, gate_of_rule
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
-from monitor.thresholds import RuleSite, calibrated_aggregate, thresholds_of
+from monitor.thresholds import RuleSite, calibrated_aggregate, own_limits, require_fitting, thresholds_of
 from monitor.types import Action, Expose, Mode, Role
 from monitor.yaml_file import Place, PolicyFile
 from probes.aggregate import Aggregator
@@ -190,9 +190,9 @@ def _compile_rule(
         raise file.error((*where, "when", "detector"), f"is {name!r}. {did_you_mean(name, cards)}")
     site = RuleSite(file, where, rule, cards[name])
     aggregate = rule.when.aggregate or calibrated_aggregate(site)
-    thresholds = MappingProxyType(dict(thresholds_of(site, aggregate)))
-    segments = _segments(rule)
-    check = Check(name, rule.when.stage, aggregate, site.card.skip_first, thresholds, segments)
+    require_fitting(site, bank.detector(name), aggregate)
+    limits, skip_first = thresholds_of(site, aggregate), site.card.skip_first
+    check = Check.of(name, rule.when.stage, aggregate, skip_first=skip_first, limits=limits, segments=_segments(rule))
     steer, opened = steer_of_rule(file, where, rule, steering), None
     if steer is not None:
         found = gate_of_rule(file, where, rule, number=steer, steers=steering.steers, check=check, bank=bank)
@@ -212,12 +212,13 @@ def _segments(rule: Rule) -> tuple[Role, ...] | None:
 
 def _default_checks(name: str, card: Card) -> list[Check]:
     """What is kept of a detector that no rule reads: its calibrated statistics, so that they can be watched."""
-    grouped: dict[tuple[Stage, Aggregator], dict[Format, float]] = {}
+    grouped: dict[tuple[Stage, Aggregator], dict[Format, float | LengthLimits]] = {}
     for calibration in card.calibrations:
-        grouped.setdefault((calibration.stage, calibration.aggregate), {})[calibration.format] = calibration.threshold
+        known = grouped.setdefault((calibration.stage, calibration.aggregate), {})
+        known[calibration.format] = own_limits(calibration)
     return [
-        Check(name, stage, aggregate, card.skip_first, MappingProxyType(thresholds))
-        for (stage, aggregate), thresholds in grouped.items()
+        Check.of(name, stage, aggregate, skip_first=card.skip_first, limits=limits)
+        for (stage, aggregate), limits in grouped.items()
     ]
 
 
@@ -231,6 +232,7 @@ def _digest(config: Config, bank: Bank, checks: Sequence[Check], steering: Steer
             check.skip_first,
             dict(check.thresholds),
             check.segments,
+            {fmt: [limits.ends, limits.values] for fmt, limits in check.by_length.items()},
         ]
         for check in checks
     ]

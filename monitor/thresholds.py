@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from monitor.check import LengthLimits, Limits
 from monitor.config import Rule
 from monitor.types import Action
 from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.aggregate import Aggregator
-from probes.card import Calibration, Card, Format
-from probes.threshold import allowed_exceedances, benign_needed, threshold_for
+from probes.card import Calibration, Card, Stage
+from probes.detectors import Detector, unfit_aggregate
+from probes.threshold import ThresholdMethod, allowed_exceedances, benign_needed, threshold_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,28 @@ def calibrated_aggregate(site: RuleSite) -> Aggregator:
         ("when", "stage"),
         f"detector {card.name!r} is not calibrated for the stage {stage.value!r} (calibrated: {stages or 'none'}). "
         "Say which aggregate and threshold to use, e.g. aggregate: {kind: ema, alpha: 0.12}, above: {value: 2.0}, or "
-        "calibrate it for this stage (telltale train).",
+        f"calibrate it for this stage ({_command(card, stage)}).",
     )
 
 
-def thresholds_of(site: RuleSite, aggregate: Aggregator) -> Mapping[Format, float]:
+def require_fitting(site: RuleSite, detector: Detector, aggregate: Aggregator) -> None:
+    """Refuse an aggregate that does not go with a detector, and an action that may not rest on it.
+
+    Raises:
+        PolicyError: the one or the other.
+    """
+    if problem := unfit_aggregate(detector, aggregate):
+        raise site.error(("when", "aggregate"), f"{problem} Leave 'aggregate' out, or name that one.")
+    action = site.rule.do.action
+    if action.severity > Action.STEER.severity and not detector.may_block_alone:
+        raise site.error(
+            ("do", "action"),
+            f"is {action.value!r}: {detector.name!r} is of the kind {detector.kind!r}, which finds what is unusual and "
+            "not what is harmful. No request is stopped by it alone. Let the rule flag.",
+        )
+
+
+def thresholds_of(site: RuleSite, aggregate: Aggregator) -> Limits:
     """Above which the rule fires, for each format that it can judge.
 
     Raises:
@@ -61,7 +80,8 @@ def thresholds_of(site: RuleSite, aggregate: Aggregator) -> Mapping[Format, floa
         raise site.error(
             ("when",),
             f"detector {card.name!r} has no threshold for {aggregate} at the stage {stage.value!r} (calibrated: "
-            f"{', '.join(known) or 'none'}). Add above: {{value: NUMBER}}, or calibrate it (telltale train).",
+            f"{', '.join(known) or 'none'}). Add above: {{value: NUMBER}}, or calibrate it "
+            f"({_command(card, stage, aggregate)}).",
         )
     if above is None:
         return {calibration.format: _own_threshold(site, calibration) for calibration in fitting}
@@ -71,22 +91,67 @@ def thresholds_of(site: RuleSite, aggregate: Aggregator) -> Mapping[Format, floa
     return {calibration.format: _certified(site, calibration, target) for calibration in fitting}
 
 
-def _own_threshold(site: RuleSite, calibration: Calibration) -> float:
-    """The card's threshold; one whose rate is not proved may only flag."""
-    if calibration.certified or site.rule.do.action is Action.FLAG:
+def own_limits(calibration: Calibration) -> float | LengthLimits:
+    """The card's own threshold, or thresholds by length."""
+    if not calibration.buckets:
         return calibration.threshold
-    needed = benign_needed(calibration.target_fpr, confidence=calibration.confidence)
+    return _by_length(calibration, [bucket.threshold for bucket in calibration.buckets])
+
+
+def _by_length(calibration: Calibration, values: Sequence[float]) -> LengthLimits:
+    ends = (bucket.max_tokens for bucket in calibration.buckets)
+    return LengthLimits(tuple(end for end in ends if end is not None), tuple(values))
+
+
+def _own_threshold(site: RuleSite, calibration: Calibration) -> float | LengthLimits:
+    """The card's threshold; one whose rate is not proved may only flag."""
+    if calibration.buckets:
+        certified = all(bucket.certified for bucket in calibration.buckets)
+    else:
+        certified = calibration.certified
+    if certified or site.rule.do.action is Action.FLAG:
+        return own_limits(calibration)
+    if calibration.method is ThresholdMethod.CONFORMAL:
+        why = (
+            f"It is conformal: right in the mean over calibrations, without a confidence for this one. Let the rule "
+            f"flag, state above: {{target_fpr: {calibration.target_fpr:g}}}, which is read with a confidence, or "
+            "calibrate with --method pac."
+        )
+    else:
+        needed = benign_needed(calibration.target_fpr, confidence=calibration.confidence)
+        why = (
+            f"Its {calibration.num_benign} benign requests do not prove a rate of {calibration.target_fpr} at "
+            f"{calibration.confidence:.0%} confidence, {needed} would. Let the rule flag, calibrate on more requests "
+            f"({_command(site.card, calibration.stage, calibration.aggregate)}), or state above: {{value: NUMBER}}."
+        )
     raise site.error(
         ("do", "action"),
         f"is {site.rule.do.action.value!r}: the threshold of {site.card.name!r} for {calibration.format.value} at the "
-        f"stage {calibration.stage.value!r} is not certified. Its {calibration.num_benign} benign requests do not "
-        f"prove a rate of {calibration.target_fpr} at {calibration.confidence:.0%} confidence, {needed} would. Let the "
-        "rule flag, calibrate on more requests, or state above: {value: NUMBER}.",
+        f"stage {calibration.stage.value!r} is not certified. {why}",
     )
 
 
-def _certified(site: RuleSite, calibration: Calibration, target: float) -> float:
-    threshold = threshold_for(calibration.top_scores, calibration.num_benign, target, confidence=calibration.confidence)
+def _command(card: Card, stage: Stage, aggregate: Aggregator | None = None) -> str:
+    """How the card's artifact is calibrated for a statistic."""
+    command = f"telltale calibrate {card.name}.safetensors --benign FILE.jsonl --stage {stage.value}"
+    if aggregate is None:
+        return command
+    fields = aggregate.config()
+    parameters = "".join(f",{key}={value}" for key, value in fields.items() if key != "kind")
+    return f"{command} --aggregate {aggregate.kind}{parameters}"
+
+
+def _certified(site: RuleSite, calibration: Calibration, target: float) -> float | LengthLimits:
+    """The threshold for a rate that the rule asks for: by length, if all lengths can prove it."""
+    confidence = calibration.confidence
+    found = [
+        threshold_for(bucket.top_scores, bucket.num_benign, target, confidence=confidence)
+        for bucket in calibration.buckets
+    ]
+    proved = [value for value in found if value is not None]
+    if proved and len(proved) == len(found):
+        return _by_length(calibration, proved)
+    threshold = threshold_for(calibration.top_scores, calibration.num_benign, target, confidence=confidence)
     if threshold is not None:
         return threshold
     place = ("when", "above", "target_fpr")

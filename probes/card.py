@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from probes.aggregate import AnyAggregator
+from probes.threshold import ThresholdMethod
 
 FORMAT_VERSION: Literal[1] = 1
 
@@ -40,6 +43,19 @@ class _Strict(BaseModel):
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, hexadecimal")]
 
 
+def _largest_first(scores: tuple[float, ...]) -> tuple[float, ...]:
+    if any(left < right for left, right in pairwise(scores)):
+        raise ValueError("must stand largest first: a threshold is read from it by rank")
+    return scores
+
+
+TopScores = Annotated[
+    tuple[float, ...],
+    Field(min_length=1, description="the largest benign statistics, largest first"),
+    AfterValidator(_largest_first),
+]
+
+
 class ModelRef(_Strict):
     """The model that a detector was trained and calibrated on. It is served with exactly this one."""
 
@@ -50,6 +66,30 @@ class ModelRef(_Strict):
     d_model: int = Field(gt=0, description="width of the residual stream")
     num_layers: int = Field(gt=0)
     dtype: str = Field(description="dtype of the weights as served, e.g. float32")
+
+
+class LengthBucket(_Strict):
+    """The threshold for requests up to a length, and the benign requests of such lengths that it rests on."""
+
+    max_tokens: int | None = Field(
+        ge=1, description="longest read sequence that it is for, in tokens; None: longer than all others"
+    )
+    threshold: float = Field(description="fires above it, strictly")
+    num_benign: int = Field(gt=0, description="benign requests of these lengths that were scored")
+    certified: bool = Field(description="whether num_benign suffices for the calibration's target_fpr")
+    top_scores: TopScores
+
+
+class Platt(_Strict):
+    """The probability that a request is positive: 1 / (1 + exp(-(slope * statistic + intercept))) (Platt, 1999)."""
+
+    slope: float
+    intercept: float
+    num_positive: int = Field(gt=0, description="labelled requests that it was fitted on")
+    num_negative: int = Field(gt=0)
+    ece_before: float = Field(ge=0, le=1, description="calibration error of the statistic taken as a logit")
+    ece_after: float = Field(ge=0, le=1, description="of the probability, on rows that it was not fitted on")
+    data_digest: Digest
 
 
 class Calibration(_Strict):
@@ -64,17 +104,32 @@ class Calibration(_Strict):
     threshold: float = Field(description="the artifact's own threshold: fires above it, strictly")
     target_fpr: float = Field(gt=0, lt=1, description="share of benign requests that may fire")
     confidence: float = Field(default=0.95, gt=0, lt=1)
+    method: ThresholdMethod = Field(default=ThresholdMethod.PAC, description="what the threshold promises")
     num_benign: int = Field(gt=0, description="benign requests that were scored")
-    top_scores: tuple[float, ...] = Field(min_length=1, description="the largest benign statistics, largest first")
+    top_scores: TopScores
     data_digest: Digest
     certified: bool = Field(description="whether num_benign suffices for target_fpr at this confidence")
+    buckets: tuple[LengthBucket, ...] = Field(
+        default=(), description="thresholds by length, shortest first, in the place of the one for all lengths"
+    )
+    platt: Platt | None = Field(default=None, description="how the statistic becomes a probability")
 
-    @field_validator("top_scores")
-    @classmethod
-    def _largest_first(cls, scores: tuple[float, ...]) -> tuple[float, ...]:
-        if any(left < right for left, right in pairwise(scores)):
-            raise ValueError("must stand largest first: a threshold is read from it by rank")
-        return scores
+    @model_validator(mode="after")
+    def _certifies_what_it_can(self) -> Self:
+        if self.method is ThresholdMethod.CONFORMAL and (self.certified or any(b.certified for b in self.buckets)):
+            raise ValueError("a conformal threshold is not certified: it states no confidence")
+        return self
+
+    @model_validator(mode="after")
+    def _buckets_cover_all_lengths(self) -> Self:
+        if not self.buckets:
+            return self
+        if self.stage is Stage.STREAM:
+            raise ValueError("buckets at the stage stream: how long a reply will be is not known while it is judged")
+        ends = [math.inf if bucket.max_tokens is None else bucket.max_tokens for bucket in self.buckets]
+        if len(ends) == 1 or ends[-1] != math.inf or any(left >= right for left, right in pairwise(ends)):
+            raise ValueError("buckets: at least two, shortest first, the last one without max_tokens")
+        return self
 
 
 class Canary(_Strict):
@@ -84,7 +139,9 @@ class Canary(_Strict):
     """
 
     tokens: tuple[int, ...] = Field(min_length=8, max_length=64, description="the prompt, as token ids")
-    scores: tuple[float, ...] = Field(min_length=1, description="of the tokens after the leading skip_first ones")
+    scores: tuple[float, ...] = Field(
+        min_length=1, description="of the tokens after the leading skip_first ones; of each token all its numbers"
+    )
     tolerance: float = Field(gt=0, description="greatest difference that is still the same score, in the score's unit")
     reference: str = Field(description="what computed the scores, e.g. 'transformers 5.0.0, float32'")
 
@@ -114,6 +171,12 @@ class Card(ArtifactCard):
         default=None, description="None: only coverage can be proved, not that scores are right"
     )
 
+    def with_calibrations(self, found: Sequence[Calibration]) -> Self:
+        """The card with further calibrations, each in the place of the one for the same statistic; formats grow."""
+        kept = {(item.stage, item.format, item.aggregate): item for item in (*self.calibrations, *found)}
+        formats = dict.fromkeys([*self.formats, *(item.format for item in found)])
+        return self.model_copy(update={"calibrations": tuple(kept.values()), "formats": tuple(formats)})
+
     @model_validator(mode="after")
     def _one_calibration_each(self) -> Self:
         keys = [(item.stage, item.format, item.aggregate) for item in self.calibrations]
@@ -123,9 +186,12 @@ class Card(ArtifactCard):
         return self
 
     @model_validator(mode="after")
-    def _one_score_a_token(self) -> Self:
+    def _as_many_scores_a_token(self) -> Self:
         canary = self.canary
-        if canary is not None and len(canary.scores) != len(canary.tokens) - self.skip_first:
+        if canary is None:
+            return self
+        scored = len(canary.tokens) - self.skip_first
+        if scored < 1 or len(canary.scores) % scored:
             raise ValueError(
                 f"the canary has {len(canary.scores)} scores for {len(canary.tokens)} tokens, of which the first "
                 f"{self.skip_first} are not scored"

@@ -1,11 +1,42 @@
-"""Thresholds that state a false-positive rate with a confidence. Arithmetic on counts and sorted scores."""
+"""Thresholds that state a false-positive rate. Arithmetic on counts and sorted scores."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import StrEnum
+from fractions import Fraction
 
-from scipy.special import bdtr
+from scipy.special import bdtr, betaincinv
+
+
+class ThresholdMethod(StrEnum):
+    """What is promised of the rate of benign requests above a threshold."""
+
+    PAC = "pac"
+    """It is at most the target, and this calibration is wrong about that only as often as the confidence allows."""
+    CONFORMAL = "conformal"
+    """It is at most the target in the mean over calibrations; of this one, nothing is promised."""
+
+
+def exceedances(
+    num_benign: int,
+    target_fpr: float,
+    *,
+    confidence: float = 0.95,
+    method: ThresholdMethod = ThresholdMethod.PAC,
+) -> int | None:
+    """How many benign statistics may lie above a threshold, by the method; None if too few were scored."""
+    if method is ThresholdMethod.CONFORMAL:
+        return conformal_exceedances(num_benign, target_fpr)
+    return allowed_exceedances(num_benign, target_fpr, confidence=confidence)
+
+
+def needed(target_fpr: float, *, confidence: float = 0.95, method: ThresholdMethod = ThresholdMethod.PAC) -> int:
+    """The fewest benign requests that the method can work with."""
+    if method is ThresholdMethod.CONFORMAL:
+        return conformal_needed(target_fpr)
+    return benign_needed(target_fpr, confidence=confidence)
 
 
 def allowed_exceedances(num_benign: int, target_fpr: float, *, confidence: float = 0.95) -> int | None:
@@ -36,25 +67,66 @@ def benign_needed(target_fpr: float, *, confidence: float = 0.95) -> int:
     return math.ceil(math.log(1.0 - confidence) / math.log1p(-target_fpr))
 
 
+def conformal_exceedances(num_benign: int, target_fpr: float) -> int | None:
+    """How many benign statistics lie above the split-conformal threshold, at most.
+
+    The threshold is the ceil((n + 1)(1 - target_fpr))-th smallest of n (Vovk, Gammerman & Shafer, 2005).
+
+    Returns: n minus that rank, or None if the rank is n + 1 (see ``conformal_needed``).
+    """
+    rank = math.ceil((num_benign + 1) * (1 - _exact(target_fpr)))
+    return num_benign - rank if rank <= num_benign else None
+
+
+def conformal_needed(target_fpr: float) -> int:
+    """The fewest benign requests that a conformal threshold exists for: 99 for 1 %."""
+    return math.ceil(1 / _exact(target_fpr)) - 1
+
+
+def rate_bound(above: int, num_benign: int, *, confidence: float = 0.95) -> float:
+    """The upper Clopper-Pearson bound (1934), one-sided: no larger rate is compatible with what was seen.
+
+    Args:
+        above: benign statistics above the threshold; where the threshold is an order statistic, its rank, ties or not.
+        num_benign: how many were scored.
+        confidence: of the statement.
+    """
+    if above >= num_benign:
+        return 1.0
+    return float(betaincinv(above + 1, num_benign - above, confidence))
+
+
 def threshold_for(
-    top_scores: Sequence[float], num_benign: int, target_fpr: float, *, confidence: float = 0.95
+    top_scores: Sequence[float],
+    num_benign: int,
+    target_fpr: float,
+    *,
+    confidence: float = 0.95,
+    method: ThresholdMethod = ThresholdMethod.PAC,
 ) -> float | None:
     """The lowest threshold that promises ``target_fpr``, from the largest benign statistics.
 
     Args:
-        top_scores: the largest statistics, largest first; at least k + 1 of them are needed.
+        top_scores: the largest statistics, largest first; one more of them is needed than may lie above.
         num_benign: how many benign requests were scored in all.
         target_fpr: share of benign requests that may fire.
-        confidence: of the statement.
+        confidence: of the statement; a conformal threshold makes none.
+        method: what is promised.
     Returns: the threshold (fire above it, strictly), or None if not certifiable or ``top_scores`` is too short.
     """
-    allowed = allowed_exceedances(num_benign, target_fpr, confidence=confidence)
+    allowed = exceedances(num_benign, target_fpr, confidence=confidence, method=method)
     if allowed is None or allowed >= len(top_scores):
         return None
     return float(top_scores[allowed])
 
 
-def _check(target_fpr: float, confidence: float) -> None:
+def _exact(target_fpr: float) -> Fraction:
+    """The decimal number that was written, so that 0.01 of 100 is 1."""
+    _check(target_fpr)
+    return Fraction(str(float(target_fpr)))
+
+
+def _check(target_fpr: float, confidence: float = 0.95) -> None:
     if not 0.0 < target_fpr < 1.0:
         raise ValueError(f"target_fpr is {target_fpr}; it must lie between 0 and 1, e.g. 0.01 for 1 %")
     if not 0.0 < confidence < 1.0:

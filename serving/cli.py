@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 import serving
+from serving.commands.detector import detector_app
 from serving.commands.gate import gate_app
+from serving.commands.steer_cli import steer_app
 from serving.packages import shadowed_packages
 
 EXIT_FAILED = 1
@@ -23,8 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-steer_app = typer.Typer(help="Judge a steering direction, or a detector's own, offline.", no_args_is_help=True)
 app.add_typer(steer_app, name="steer")
+app.add_typer(detector_app, name="detector")
 app.add_typer(gate_app, name="gate")
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 
@@ -69,14 +71,118 @@ def doctor(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe: data, settings, name.", show_default=False)],
+    recipes: Annotated[list[Path], typer.Argument(help="Recipes: data, settings, name.", show_default=False)],
     model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the artifact and its card.")] = Path("detectors"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the artifacts and their cards.")] = Path("detectors"),
 ) -> None:
-    """Train, calibrate and evaluate a detector from a recipe."""
+    """Train, calibrate and evaluate detectors, one from each recipe."""
     from serving.commands.train import train as run
 
-    run(recipe, model, out)
+    run(recipes, model, out)
+
+
+@app.command("eval")
+def evaluate(
+    artifact: Annotated[Path, typer.Argument(help="The .safetensors file of a detector.", show_default=False)],
+    *,
+    data: Annotated[Path, typer.Option(help="Rows to measure on, JSONL, both labels.", show_default=False)],
+    train_rows: Annotated[
+        Path | None,
+        typer.Option("--train", help="The rows that it was trained on: most controls need them.", show_default=False),
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="chat or raw, may be repeated; what the card is calibrated for."),
+    ] = None,
+    stage: Annotated[str | None, typer.Option(help="prompt, stream or response; the card's first.")] = None,
+    encoder: Annotated[
+        str, typer.Option(help="Text-only peer: minilm (a sentence embedding) or input (the model's own embeddings).")
+    ] = "minilm",
+    model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the report.")] = Path("evaluations"),
+    card: Annotated[bool, typer.Option("--card/--no-card", help="Write the figures onto the card too.")] = False,
+) -> None:
+    """Measure a detector on rows that it was not trained on, beside every control, and give a verdict by rule."""
+    from serving.commands.evaluate import evaluate as run
+
+    run(
+        artifact,
+        data=data,
+        train=train_rows,
+        formats=formats or [],
+        stage=stage,
+        encoder=encoder,
+        model=model,
+        seed=seed,
+        out=out,
+        card=card,
+    )
+
+
+@app.command()
+def report(
+    file: Annotated[Path, typer.Argument(help="What `telltale eval` wrote.", show_default=False)],
+    html: Annotated[Path | None, typer.Option(help="Render it as one self-contained page.")] = None,
+) -> None:
+    """Refuse a report that lacks n, intervals, controls or its split policy; render one that does not."""
+    from serving.commands.evaluate import report as run
+
+    run(file, html)
+
+
+@app.command()
+def calibrate(
+    artifacts: Annotated[list[Path], typer.Argument(help="The .safetensors files of detectors.", show_default=False)],
+    *,
+    benign: Annotated[
+        Path, typer.Option(help='Requests that must not fire: {"prompt": "..."} a line.', show_default=False)
+    ],
+    labelled: Annotated[Path | None, typer.Option(help="Labelled requests, to state probabilities too.")] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="chat or raw, once or twice; the card's if left out.")
+    ] = None,
+    stage: Annotated[str, typer.Option(help="prompt, stream or response.")] = "prompt",
+    aggregate: Annotated[str | None, typer.Option(help="KIND,NAME=NUMBER,...; the card's if left out.")] = None,
+    target_fpr: Annotated[
+        float | None, typer.Option(min=1e-6, max=0.5, help="Share of benign requests that may fire; 0.01 if left out.")
+    ] = None,
+    total_fpr: Annotated[
+        float | None, typer.Option(min=1e-6, max=0.5, help="Share that may fire any of the detectors; it is divided.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="How --total-fpr is divided: 2,1; evenly if left out.")] = None,
+    share: Annotated[float, typer.Option(min=1e-6, max=1, help="Of --target-fpr, for each detector.")] = 1.0,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Of the statement.")] = 0.95,
+    method: Annotated[str, typer.Option(help="pac or conformal.")] = "pac",
+    buckets: Annotated[
+        str, typer.Option(help="Thresholds by length: auto (where it grows with length), off, or lengths: 64,256.")
+    ] = "auto",
+    model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for copies; in place if left out.")] = None,
+) -> None:
+    """Set a detector's threshold by your own benign requests, with a stated rate of false alarms."""
+    from serving.commands.calibrate import CalibrateOptions
+    from serving.commands.calibrate import calibrate as run
+
+    run(
+        artifacts,
+        CalibrateOptions(
+            benign=benign,
+            labelled=labelled,
+            formats=formats or [],
+            stage=stage,
+            aggregate=aggregate,
+            target_fpr=target_fpr,
+            total_fpr=total_fpr,
+            weights=weights,
+            share=share,
+            confidence=confidence,
+            method=method,
+            buckets=buckets,
+            model=model,
+            out=out,
+        ),
+    )
 
 
 @app.command()
@@ -116,83 +222,6 @@ def vector(
         read=read,
         tensor=tensor,
         out=out,
-    )
-
-
-@steer_app.command("eval")
-def steer_eval(
-    artifact: Annotated[Path, typer.Argument(help="The .safetensors file of a direction.", show_default=False)],
-    *,
-    prompts: Annotated[Path, typer.Option(help='Chat prompts: {"prompt": "..."} a line.', show_default=False)],
-    examples: Annotated[
-        Path, typer.Option(help="What the judge learns from: contrast pairs, or labelled texts.", show_default=False)
-    ],
-    instruction: Annotated[
-        str, typer.Option(help="System message of the prompt-only baseline: asks for the same.", show_default=False)
-    ],
-    op: Annotated[str, typer.Option(help="Operator: add, ablate or cap.")] = "add",
-    strengths: Annotated[
-        str | None,
-        typer.Option(help="At least five, with commas; 0.05,0.1,0.2,0.3,0.5 for add, 0.2,0.4,...,1 for others."),
-    ] = None,
-    positions: Annotated[str, typer.Option(help="Rows that are written to: generated, prompt or all.")] = "generated",
-    max_dose: Annotated[float, typer.Option(min=0, help="Largest change of a row, in median norms.")] = 0.5,
-    model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=4, help="Of a reply.")] = 40,
-    seeds: Annotated[int, typer.Option(min=1, help="Random directions at each strength.")] = 3,
-    neutral_lines: Annotated[int, typer.Option(min=1, max=64, help="Lines of ordinary text for KL.")] = 64,
-    report: Annotated[Path | None, typer.Option(help="Folder for report, plot and figures.")] = None,
-) -> None:
-    """Measure a steer at several strengths, beside random directions and a prompt; the verdict goes onto its card."""
-    from serving.commands.steer import EvalOptions
-    from serving.commands.steer import evaluate as run
-
-    run(
-        artifact,
-        EvalOptions(
-            op=op,
-            strengths=strengths,
-            positions=positions,
-            max_dose=max_dose,
-            prompts=prompts,
-            examples=examples,
-            instruction=instruction,
-            model=model,
-            max_tokens=max_tokens,
-            seeds=seeds,
-            neutral_lines=neutral_lines,
-            report=report,
-        ),
-    )
-
-
-@steer_app.command("causal")
-def steer_causal(
-    detector: Annotated[Path, typer.Argument(help="The .safetensors file of a linear detector.", show_default=False)],
-    *,
-    pairs: Annotated[
-        Path,
-        typer.Option(help='{"prompt", "target", "other", "label"} a line: two replies to each.', show_default=False),
-    ],
-    model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
-    strength: Annotated[float, typer.Option(min=0.001, max=2, help="Of the addition, in median norms.")] = 0.1,
-    directions: Annotated[int, typer.Option(min=99, help="Random directions.")] = 100,
-    neutral_lines: Annotated[int, typer.Option(min=1, max=64, help="Lines of ordinary text for KL.")] = 32,
-    out: Annotated[Path | None, typer.Option(help="A JSON file for the figures too.")] = None,
-    card: Annotated[bool, typer.Option("--card/--no-card", help="Write the level onto the detector's card.")] = True,
-) -> None:
-    """Measure whether the model uses what a detector reads: ablate its direction, add it, and random ones beside it."""
-    from serving.commands.steer import causal as run
-
-    run(
-        detector,
-        pairs=pairs,
-        model=model,
-        strength=strength,
-        directions=directions,
-        neutral_lines=neutral_lines,
-        out=out,
-        card=card,
     )
 
 

@@ -57,6 +57,10 @@ class Activations:
         view: Float32 = self.means[self.layers.index(layer), self.aggregates.index(aggregate)]
         return view
 
+    def side_by_side(self, layers: Sequence[int], aggregate: Aggregator) -> Float32:
+        """(requests, layers * d_model)."""
+        return np.concatenate([self.at(layer, aggregate) for layer in layers], axis=1)
+
     def is_defined(self, aggregate: Aggregator) -> npt.NDArray[np.bool_]:
         """(requests,)."""
         mask: npt.NDArray[np.bool_] = self.defined[self.aggregates.index(aggregate)]
@@ -129,7 +133,7 @@ class ActivationReader:
         """
         if beyond := [str(tap) for tap in taps if tap.layer > max(self.layers)]:
             raise ActivationError(
-                f"taps {beyond}: this reader computes the model up to layer {max(self.layers)}. Open one for these layers."
+                f"taps {beyond}: this reader computes layers up to {max(self.layers)}. Open one for these layers."
             )
         rows = [request.tokens for request in requests]
         for done, (i, found) in enumerate(self._network.sweep(rows, taps), 1):

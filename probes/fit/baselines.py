@@ -23,7 +23,6 @@ __all__ = [
     "TextEncoder",
     "TextPeer",
     "TfIdfPeer",
-    "judged_text",
     "labels_of",
     "length_score",
     "question_mark_score",
@@ -145,11 +144,6 @@ def whole_text(example: Example) -> str:
     """Everything that a reader of the request sees: all messages, and the reply if there is one."""
     parts = [message["content"] for message in example.messages]
     return "\n".join([*parts, example.response] if example.response else parts)
-
-
-def judged_text(example: Example) -> str:
-    """What the label is about: the reply if there is one, else the newest message."""
-    return example.response or example.text
 
 
 def length_score(texts: Sequence[str]) -> Float64:

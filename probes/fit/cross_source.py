@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,12 @@ from probes.fit.controls import Control
 from probes.fit.evaluation import FoldReport, LeaveOneOut
 from probes.fit.example import Example
 from probes.fit.measure import Estimate, Measurer, auroc
-from probes.fit.split import Fold
+from probes.fit.split import Fold, make_folds, make_source_folds
 
 __all__ = ["FoldScores", "in_distribution", "leave_one_out", "peer_scores", "random_folds", "source_folds"]
 
 Float64 = npt.NDArray[np.float64]
 
-_MOST_FOLDS = 8
 _RANDOM_FOLDS = 5
 _FEWEST = 10
 """Rows of a label below which a fold tells nothing."""
@@ -43,22 +42,28 @@ class FoldScores:
     peers: Mapping[Control, Float64]
 
 
-def source_folds(examples: Sequence[Example]) -> list[Fold]:
-    """Leave each source of positives out, with all of its rows.
+def source_folds(examples: Sequence[Example], *, seed: int) -> list[Fold]:
+    """Leave sources out, and with them every row of their groups.
 
-    A source without enough negatives of its own is tested against negatives of other sources, which are held out by
-    group. No group stands on two sides. With more than eight sources of positives the smaller ones are held out
-    together.
+    Sources that hold both labels are held out whole, one at a time; where none does, each source of positives is, with
+    negatives that are held out by group. What is tested on is matched in form and length.
 
     Returns: empty where positives have one source alone, or too few rows are left on a side.
     """
-    counts = Counter(example.source for example in examples if example.label)
-    names = [source for source, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    if len(names) < 2:  # noqa: PLR2004 - one must be left
+    if len({example.source for example in examples if example.label}) < 2:  # noqa: PLR2004 - one must be left
         return []
-    parts = [names[place::_MOST_FOLDS] for place in range(min(_MOST_FOLDS, len(names)))]
-    folds = (_fold(examples, part, place, len(parts)) for place, part in enumerate(parts))
-    return [fold for fold in folds if fold is not None]
+    rng = random.Random(f"{seed}/source folds")  # noqa: S311 - a draw of examples, no secret
+    folds = make_source_folds(examples, rng)
+    if not folds:
+        by_source = [replace(row, group=row.source) if row.label else row for row in examples]
+        folds = make_folds(by_source, rng)
+    apart = []
+    for fold in folds:
+        groups = {examples[i].group for i in fold.test}
+        train = tuple(i for i in fold.train if examples[i].group not in groups)
+        if all(_fewest(examples, side) >= _FEWEST for side in (train, fold.test)):
+            apart.append(Fold(fold.name, train, fold.test))
+    return apart
 
 
 def random_folds(examples: Sequence[Example], *, seed: int) -> list[Fold]:
@@ -133,21 +138,6 @@ def in_distribution(examples: Sequence[Example], found: Sequence[FoldScores], *,
     return None if report is None else report.detector
 
 
-def _fold(examples: Sequence[Example], sources: Sequence[str], place: int, count: int) -> Fold | None:
-    test = {i for i, example in enumerate(examples) if example.source in sources}
-    own = sum(examples[i].label == 0 for i in test)
-    if own < _FEWEST:
-        test |= {
-            i for i, example in enumerate(examples) if not example.label and _share(example.group, count) == place
-        }
-    groups = {examples[i].group for i in test}
-    train = [i for i, example in enumerate(examples) if i not in test and example.group not in groups]
-    for side in (test, train):
-        positives = sum(examples[i].label for i in side)
-        if min(positives, len(side) - positives) < _FEWEST:
-            return None
-    return Fold(" + ".join(sources), tuple(train), tuple(sorted(test)))
-
-
-def _share(group: str, count: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"held out/{group}".encode()).digest()[:8], "big") % count
+def _fewest(examples: Sequence[Example], rows: Sequence[int]) -> int:
+    positives = sum(examples[i].label for i in rows)
+    return min(positives, len(rows) - positives)

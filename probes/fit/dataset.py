@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from probes.errors import TelltaleError
 from probes.fit.example import Example, without_dropped, without_duplicates
 from probes.fit.recipe import Recipe
+from probes.fit.small_talk import add_small_talk
 from probes.fit.sources import Source, SourceContext
 from probes.fit.split import hold_out, match_negatives, vary_form
 
 __all__ = ["Dataset", "DatasetError", "build_dataset", "count_sources"]
 
 _MIN_PER_CLASS = 20
+_UNSEEN_GROUPS = "unseen_groups"
 
 
 class DatasetError(TelltaleError, ValueError):
@@ -30,12 +32,15 @@ class Dataset:
         calibration: benign, drawn at random from what was held out.
         pairs: development rows of other sources, both labels.
         hard_benign: development rows, benign.
+        apart: further sets with both labels that are measured on, by name; among them ``unseen_groups``, the
+            positives and negatives of the groups that were held out for calibration, where both labels share groups.
     """
 
     train: list[Example]
     calibration: list[Example]
     pairs: list[Example]
     hard_benign: list[Example]
+    apart: Mapping[str, list[Example]]
 
 
 def build_dataset(recipe: Recipe, context: SourceContext) -> Dataset:
@@ -54,13 +59,22 @@ def build_dataset(recipe: Recipe, context: SourceContext) -> Dataset:
 
     pairs = rows_of(recipe.development.pairs, {0, 1})
     hard_benign = rows_of(recipe.development.hard_benign, {0})
+    apart = {name: rows_of(sources, {0, 1}) for name, sources in recipe.development.apart.items()}
     own_benign = rows_of(recipe.calibration.benign, {0})
     positives = rows_of(recipe.training.positives, {1})
     kept, held = hold_out(rows_of(recipe.training.negatives, {0}), recipe.calibration.held_out, salt=str(recipe.seed))
+    positives, unseen = _without_groups(positives, {example.group for example in held})
+    if unseen:
+        groups = {example.group for example in unseen}
+        apart[_UNSEEN_GROUPS] = [*unseen, *(example for example in held if example.group in groups)]
     rng = context.rng("training rows")
     share = recipe.training.vary_form
     positives = vary_form(positives, share, rng)
     varied = vary_form(kept, share, rng)
+    talk = context.rng("small talk")
+    positives, varied, own_benign, held = (
+        add_small_talk(rows, recipe.training.small_talk, talk) for rows in (positives, varied, own_benign, held)
+    )
     negatives = match_negatives(positives, varied, recipe.training.negatives_per_positive, rng)
     taken = {id(example) for example in negatives}
     rest = [example for example in varied if id(example) not in taken]
@@ -80,7 +94,14 @@ def build_dataset(recipe: Recipe, context: SourceContext) -> Dataset:
             f"recipe {recipe.name!r}: no benign rows are left for calibration. Raise 'calibration.held_out' or add a "
             "'calibration.benign' set."
         )
-    return Dataset(train=[*positives, *negatives], calibration=calibration, pairs=pairs, hard_benign=hard_benign)
+    return Dataset(
+        train=[*positives, *negatives], calibration=calibration, pairs=pairs, hard_benign=hard_benign, apart=apart
+    )
+
+
+def _without_groups(examples: Sequence[Example], groups: set[str]) -> tuple[list[Example], list[Example]]:
+    """(those of other groups, those of these groups)."""
+    return [e for e in examples if e.group not in groups], [e for e in examples if e.group in groups]
 
 
 def count_sources(examples: Sequence[Example]) -> dict[str, int]:

@@ -23,7 +23,17 @@ from probes.fit.cross_source import (
     source_folds,
 )
 from probes.fit.delay import Delay, detection_delay, first_crossing
-from probes.fit.evaluate import TestSet, compare, histogram, labels_of, report_slices, report_threshold, trivial_in
+from probes.fit.evaluate import (
+    ScoredRows,
+    compare,
+    histogram,
+    labels_of,
+    limits_of,
+    report_reliability,
+    report_slices,
+    report_threshold,
+    trivial_in,
+)
 from probes.fit.evaluation import Absent, DetectorRef, FormatReport, Report, SweepPoint
 from probes.fit.evaluation_rows import EvaluationError, Rows, data_ref
 from probes.fit.example import Example
@@ -90,7 +100,7 @@ class DetectorEvaluation:
             progress=progress,
         )
         self._refits = rows.train is not None and artifact.card.kind == _REFITTED
-        self._folds = source_folds(rows.train) if rows.train is not None and self._refits else []
+        self._folds = source_folds(rows.train, seed=seed) if rows.train is not None and self._refits else []
         self._peers: Mapping[Control, Float64] = {}
         self._peer_folds: Sequence[Mapping[Control, Float64]] = []
         if rows.train is not None:
@@ -167,7 +177,7 @@ class DetectorEvaluation:
                 seed=self._seed,
                 progress=self._progress,
             )
-        tested = TestSet(
+        tested = ScoredRows(
             examples=self._measured,
             scores=statistics,
             peers=peers,
@@ -189,10 +199,12 @@ class DetectorEvaluation:
         return FormatReport(
             aggregate=calibration.aggregate,
             table=table,
-            threshold=report_threshold(calibration, statistics, labels),
-            slices=report_slices(tested, lengths, threshold=calibration.threshold, seed=self._seed),
+            threshold=report_threshold(calibration, statistics, labels, lengths),
+            slices=report_slices(tested, lengths, limits=limits_of(calibration, lengths), seed=self._seed),
             histogram=histogram(statistics, labels),
-            reliability=None,
+            reliability=None
+            if calibration.platt is None
+            else report_reliability(calibration.platt, statistics, self._measured, seed=self._seed),
             delay=self._delay(calibration, scores) if stage is Stage.STREAM else None,
             leave_one_out=home.leave_one_out,
             in_distribution=home.in_distribution,
@@ -208,14 +220,10 @@ class DetectorEvaluation:
         if not self._refits:
             return Home(trivial=trivial_in(train))
         careless = random_folds(train, seed=self._seed)
-        found = refit.fold_scores(
-            self._reader, train, [*self._folds, *careless], text_format, label="training rows"
-        )
+        found = refit.fold_scores(self._reader, train, [*self._folds, *careless], text_format, label="training rows")
         left_out = [
             FoldScores(fold=fold, detector=scores, peers=peers)
-            for fold, scores, peers in zip(
-                self._folds, found[: len(self._folds)], self._peer_folds, strict=True
-            )
+            for fold, scores, peers in zip(self._folds, found[: len(self._folds)], self._peer_folds, strict=True)
         ]
         at_random = [
             FoldScores(fold=fold, detector=scores, peers={})

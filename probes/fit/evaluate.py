@@ -14,16 +14,18 @@ import numpy.typing as npt
 from scipy.stats import binomtest, rankdata
 from sklearn.metrics import roc_curve
 
-from probes.card import Calibration
-from probes.fit.baselines import judged_text, labels_of, length_score, question_mark_score
+from probes.card import Calibration, Platt
+from probes.fit.baselines import labels_of, length_score, question_mark_score
 from probes.fit.controls import Control
 from probes.fit.evaluation import (
     DETECTOR,
     Absent,
     Band,
     BaseRate,
+    Bin,
     Curve,
     Histogram,
+    ReliabilityReport,
     Row,
     Share,
     SliceReport,
@@ -33,15 +35,19 @@ from probes.fit.evaluation import (
 from probes.fit.example import Example
 from probes.fit.linear_probe import Labels
 from probes.fit.measure import Estimate, Measurer, Quality, auroc, positive_value
+from probes.fit.platt import Sigmoid
+from probes.fit.reliability import reliability
 from probes.fit.slices import slices
 
 __all__ = [
-    "TestSet",
+    "ScoredRows",
     "at_threshold",
     "base_rates",
     "compare",
     "histogram",
     "labels_of",
+    "limits_of",
+    "report_reliability",
     "report_slices",
     "report_threshold",
     "trivial_in",
@@ -59,7 +65,7 @@ _FEWEST = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TestSet:
+class ScoredRows:
     """Rows with the statistics of the detector and of what stands beside it.
 
     Attributes:
@@ -77,7 +83,7 @@ class TestSet:
     absent: Sequence[Absent] = ()
 
 
-def compare(tested: TestSet, *, seed: int) -> Table:
+def compare(tested: ScoredRows, *, seed: int) -> Table:
     """All figures of the detector and of every control, on the same resamples of whole groups.
 
     Length and question mark are reported in the direction that suits them better on these very rows.
@@ -120,14 +126,37 @@ def trivial_in(examples: Sequence[Example]) -> dict[Control, float]:
     return {control: auroc(scores, labels) for control, scores in _trivial(examples).items()}
 
 
-def report_threshold(calibration: Calibration, scores: Float64, labels: Labels) -> ThresholdReport:
-    """What a calibrated threshold does on rows of both labels."""
-    fired = scores > calibration.threshold
+def limits_of(calibration: Calibration, lengths: Sequence[int]) -> Float64:
+    """(n,) the calibrated threshold for requests of these lengths, in tokens that are read."""
+    if not calibration.buckets:
+        return np.full(len(lengths), calibration.threshold)
+    ends = [bucket.max_tokens for bucket in calibration.buckets if bucket.max_tokens is not None]
+    values = np.array([bucket.threshold for bucket in calibration.buckets])
+    limits: Float64 = values[np.searchsorted(ends, lengths)]
+    return limits
+
+
+def report_threshold(
+    calibration: Calibration, scores: Float64, labels: Labels, lengths: Sequence[int]
+) -> ThresholdReport:
+    """What the calibrated threshold does on rows of both labels.
+
+    Args:
+        calibration: with one threshold, or with several by length.
+        scores: (n,).
+        labels: (n,).
+        lengths: tokens of each row that are read.
+    """
+    fired = scores > limits_of(calibration, lengths)
+    certified = (
+        all(bucket.certified for bucket in calibration.buckets) if calibration.buckets else calibration.certified
+    )
     caught = _share(fired[labels == 1])
     return ThresholdReport(
         threshold=calibration.threshold,
+        by_length=bool(calibration.buckets),
         target_fpr=calibration.target_fpr,
-        certified=calibration.certified,
+        certified=certified,
         num_benign=calibration.num_benign,
         caught=caught,
         false_alarms=_share(fired[labels == 0]),
@@ -147,15 +176,13 @@ def base_rates(tpr: float, fpr: float) -> tuple[BaseRate, ...]:
     )
 
 
-def report_slices(
-    tested: TestSet, lengths: Sequence[int], *, threshold: float | None, seed: int
-) -> tuple[SliceReport, ...]:
+def report_slices(tested: ScoredRows, lengths: Sequence[int], *, limits: Float64, seed: int) -> tuple[SliceReport, ...]:
     """Figures by source, role, language and length; see ``SliceReport`` for slices with one label alone.
 
     Args:
         tested: rows and scores.
         lengths: tokens of each row that are read.
-        threshold: shares of rows above it are reported; None: none are.
+        limits: (n,) threshold for each row.
         seed: of the resamples.
     """
     labels = labels_of(tested.examples)
@@ -171,7 +198,7 @@ def report_slices(
             measurer = Measurer(labels[rows], [groups[i] for i in rows], seed=seed)
             area = auroc(tested.scores[rows], labels[rows])
             estimate = Estimate.of(area, measurer.areas(tested.scores[rows]))
-        fired = None if threshold is None else tested.scores[part.rows] > threshold
+        fired = tested.scores[part.rows] > limits[part.rows]
         found.append(
             SliceReport(
                 key=part.key,
@@ -179,8 +206,8 @@ def report_slices(
                 num_positive=int(own.sum()),
                 num_negative=int(own.size - own.sum()),
                 auroc=estimate,
-                caught=_share(fired[own == 1]) if fired is not None and (own == 1).any() else None,
-                false_alarms=_share(fired[own == 0]) if fired is not None and (own == 0).any() else None,
+                caught=_share(fired[own == 1]) if (own == 1).any() else None,
+                false_alarms=_share(fired[own == 0]) if (own == 0).any() else None,
             )
         )
     return tuple(found)
@@ -194,6 +221,27 @@ def histogram(scores: Float64, labels: Labels) -> Histogram:
     counts = [np.histogram(np.maximum(scores[labels == label], edges[0]), edges)[0] for label in (1, 0)]
     return Histogram(
         edges=tuple(edges.tolist()), positives=tuple(counts[0].tolist()), negatives=tuple(counts[1].tolist())
+    )
+
+
+def report_reliability(platt: Platt, scores: Float64, examples: Sequence[Example], *, seed: int) -> ReliabilityReport:
+    """Whether the card's probabilities hold on other rows; their share of positives counts.
+
+    Args:
+        platt: from the statistic to a probability.
+        scores: (n,), the detector's.
+        examples: the n rows, both labels.
+        seed: of the resamples.
+    """
+    labels = labels_of(examples)
+    said = Sigmoid(platt.slope, platt.intercept).probability(scores)
+    found = reliability(said, labels)
+    measurer = Measurer(labels, [example.group for example in examples], seed=seed)
+    bins = zip(found.mean_probability, found.share_positive, found.rows, strict=True)
+    return ReliabilityReport(
+        error=found.error,
+        brier=measurer.mean((said - labels) ** 2),
+        bins=tuple(Bin(mean_probability=mean, share_positive=share, rows=rows) for mean, share, rows in bins),
     )
 
 
@@ -218,7 +266,7 @@ def at_threshold(calibration: Calibration, sets: Mapping[str, tuple[Float64, Lab
 
 def _trivial(examples: Sequence[Example]) -> dict[Control, Float64]:
     labels = labels_of(examples)
-    texts = [judged_text(example) for example in examples]
+    texts = [example.judged for example in examples]
     scores = {
         Control.LENGTH_ONLY: length_score(texts),
         Control.QUESTION_MARK_ONLY: question_mark_score(texts),

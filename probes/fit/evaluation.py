@@ -155,6 +155,7 @@ class ThresholdReport(_Strict):
     """What the calibrated threshold does on these rows."""
 
     threshold: float
+    by_length: bool = Field(description="whether the card has other thresholds by length, which are used here")
     target_fpr: float
     certified: bool
     num_benign: int = Field(description="benign requests that it rests on")
@@ -222,7 +223,7 @@ class FormatReport(_Strict):
 
     aggregate: AnyAggregator
     table: Table
-    threshold: ThresholdReport | None
+    threshold: ThresholdReport
     slices: tuple[SliceReport, ...]
     histogram: Histogram
     reliability: ReliabilityReport | None = Field(description="None: the card holds no Platt scaling")

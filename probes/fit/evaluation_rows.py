@@ -10,7 +10,7 @@ from probes.fit.dataset import count_sources
 from probes.fit.evaluation import DataRef, Split, SplitPolicy
 from probes.fit.example import Example, data_digest
 
-__all__ = ["EvaluationError", "Rows"]
+__all__ = ["EvaluationError", "Rows", "data_ref"]
 
 
 class EvaluationError(TelltaleError, ValueError):
@@ -25,7 +25,7 @@ class Rows:
         measured: both labels.
         file: where they come from, for the report.
         train: what the detector was fitted on; None: not given.
-        train_file: where these come from.
+        train_file: where these come from; rows without a source of their own have a file's name as theirs.
     """
 
     measured: Sequence[Example]
@@ -48,8 +48,10 @@ class Rows:
         if self.train is None:
             return kept, Split(policy=SplitPolicy.UNCHECKED, removed=removed)
         _require_both(train, f"{self.train_file}: ", "are there")
-        shared = {row.source for row in kept} & {row.source for row in train}
-        policy = SplitPolicy.GROUPED if shared else SplitPolicy.HELD_OUT_SOURCES
+        sources, known = {row.source for row in kept}, {row.source for row in train}
+        # A file's name says nothing of where its rows come from.
+        unseen = not sources & known and self.file not in sources and self.train_file not in known
+        policy = SplitPolicy.HELD_OUT_SOURCES if unseen else SplitPolicy.GROUPED
         return kept, Split(policy=policy, removed=removed)
 
 

@@ -46,9 +46,16 @@ class Example:
         return [{"role": role, "content": text} for role, text in turns]
 
     @property
+    def judged(self) -> str:
+        """The text that the label is about: the response where there is one."""
+        return self.response or self.text
+
+    @property
     def digest(self) -> str:
-        """What makes two examples the same: their texts, and where there is one, the response."""
+        """What makes two examples the same: the texts of all turns, and where there is one, the response."""
         prompt = text_digest(self.text)
+        if len(self.turns) > 1:
+            prompt = hashlib.sha256(" ".join(text_digest(text) for _, text in self.turns).encode()).hexdigest()
         if not self.response:
             return prompt
         return hashlib.sha256(f"{prompt} {text_digest(self.response)}".encode()).hexdigest()

@@ -41,7 +41,9 @@ def render_page(report: Report) -> str:
     sweep = draw_sweep(report.layer_sweep)
     page: str = environment.get_template(_TEMPLATE).render(
         report=report,
-        plots={text_format: draw_format(found, name=text_format.value) for text_format, found in report.formats.items()},
+        plots={
+            text_format: draw_format(found, name=text_format.value) for text_format, found in report.formats.items()
+        },
         sweep=sweep,
         keys=list(SliceKey),
         told={control.value: _TOLD[control] for control in Control},

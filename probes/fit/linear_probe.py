@@ -41,11 +41,20 @@ class LinearProbe:
             "bias": np.array([self.bias], dtype=np.float32),
         }
 
+    @property
+    def weight(self) -> Float64:
+        """(d_model,), the standardisation folded into it."""
+        folded: Float64 = self.direction.astype(np.float64) / self.scale.astype(np.float64)
+        return folded
+
+    @property
+    def constant(self) -> float:
+        """What is added: the bias, and the mean's own part."""
+        return float(np.float32(self.bias)) - float(self.mean.astype(np.float64) @ self.weight)
+
     def score(self, features: Floats) -> Float64:
         """Map (n, d_model) to (n,), as the served detector does: constants folded in float64."""
-        weight = self.direction.astype(np.float64) / self.scale.astype(np.float64)
-        bias = float(np.float32(self.bias)) - float(self.mean.astype(np.float64) @ weight)
-        scores: Float64 = features.astype(np.float64) @ weight + bias
+        scores: Float64 = features.astype(np.float64) @ self.weight + self.constant
         return scores
 
 

@@ -252,4 +252,3 @@ class _Ranked:
             (positives * precision).sum(axis=1) / all_positives,
             rates,
         )
-

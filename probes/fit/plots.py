@@ -109,18 +109,19 @@ def _histogram(found: FormatReport, name: str) -> Plot:
             (counts.positives, _BLUE, "positive"),
         ):
             total = max(1, sum(values))
-            axes.stairs([value / total for value in values], counts.edges, fill=True, alpha=0.5, color=color, label=label)
-        if threshold is not None:
+            axes.stairs(
+                [value / total for value in values], counts.edges, fill=True, alpha=0.5, color=color, label=label
+            )
+        if not threshold.by_length:
             axes.axvline(threshold.threshold, color=_RED, linestyle="--", label="threshold")
         axes.set(xlabel="statistic", ylabel="share of the label's rows")
         axes.legend(fontsize="small")
 
-    caption = f"Statistics of {sum(counts.positives)} positive and {sum(counts.negatives)} negative rows."
-    if threshold is not None:
-        caption += (
-            f" Above the threshold of {threshold.threshold:.3g}: {threshold.caught.count} positive and "
-            f"{threshold.false_alarms.count} negative ones."
-        )
+    place = "their thresholds, which depend on length" if threshold.by_length else f"{threshold.threshold:.3g}"
+    caption = (
+        f"Statistics of {sum(counts.positives)} positive and {sum(counts.negatives)} negative rows. Above {place}: "
+        f"{threshold.caught.count} positive and {threshold.false_alarms.count} negative ones."
+    )
     return Plot("Statistics by label", _svg(draw, name, caption, (6.0, 3.0)), caption)
 
 
@@ -131,7 +132,7 @@ def _false_alarms(found: FormatReport, name: str) -> Plot | None:
         if part.key is SliceKey.LENGTH and part.false_alarms is not None
     ]
     threshold = found.threshold
-    if threshold is None or not parts:
+    if not parts:
         return None
     rates = [share.count / share.of for _, share in parts]
 

@@ -43,9 +43,8 @@ def probe_statistics(
         label: what the requests are, for progress.
     Returns: (K, n); minus infinity where the statistic is not defined.
     """
-    weights = np.stack([probe.direction.astype(np.float64) / probe.scale for probe in probes], axis=1)
-    means = np.stack([probe.mean.astype(np.float64) for probe in probes], axis=1)
-    biases = np.array([float(np.float32(probe.bias)) for probe in probes]) - (means * weights).sum(axis=0)
+    weights = np.stack([probe.weight for probe in probes], axis=1)
+    biases = np.array([probe.constant for probe in probes])
     found = np.full((len(probes), len(requests)), -np.inf)
     for number, activations in source.sweep(requests, [tap], label=label):
         positions = requests[number].positions(skip_first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,13 +11,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from probes.aggregate import AnyAggregator
-from probes.card import Format
+from probes.card import Format, Stage
 from probes.errors import TelltaleError, did_you_mean
 from probes.fit.fitters import AnyFitter
 from probes.fit.sources import AnySource, source_kinds
 from probes.taps import Site
 
-__all__ = ["Calibrate", "Development", "Recipe", "RecipeError", "Search", "Training", "read_recipe"]
+__all__ = ["Calibrate", "Development", "LeaveOut", "Recipe", "RecipeError", "Search", "Training", "read_recipe"]
 
 
 class RecipeError(TelltaleError, ValueError):
@@ -39,9 +40,21 @@ class Training(_Strict):
         float, Field(ge=0, le=20, description="further negatives per positive, drawn whatever their form and length")
     ] = 0.5
     vary_form: Annotated[float, Field(ge=0, le=1, description="share of rows whose surface is rewritten")] = 0.4
+    small_talk: Annotated[
+        float, Field(ge=0, le=1, description="share of rows that get friendly words before or behind them")
+    ] = 0.0
     formats: Annotated[tuple[Format, ...], Field(min_length=1, description="how the rows are presented")] = (
         Format.CHAT,
     )
+
+
+class LeaveOut(StrEnum):
+    """What the folds of the search hold out in turn."""
+
+    GROUP = "group"
+    """A group of positives, or a fifth of the groups where they are many; negatives by their groups."""
+    SOURCE = "source"
+    """A whole set, with its positives and its negatives."""
 
 
 class Search(_Strict):
@@ -51,12 +64,23 @@ class Search(_Strict):
     layers: Annotated[tuple[int, ...], Field(min_length=1, description="0 = after the first decoder layer")]
     aggregates: Annotated[
         tuple[AnyAggregator, ...],
-        Field(min_length=1, description="how token scores become the statistic: last, mean, ema, rolling"),
+        Field(min_length=1, description="linear ones, whose means of the activations are fitted on"),
     ]
+    serve: Annotated[
+        tuple[AnyAggregator, ...],
+        Field(
+            description="any aggregates, tried on the token scores of the fitted probe; none: the one it was fitted on"
+        ),
+    ] = ()
     fitters: Annotated[
         tuple[AnyFitter, ...],
         Field(min_length=1, description="how the direction is found, those that are preferred among equals first"),
     ]
+    ensembles: Annotated[
+        tuple[Annotated[int, Field(ge=2, le=64)], ...],
+        Field(description="how many of the best layers are averaged, tried after single ones; none: one layer"),
+    ] = ()
+    leave_out: LeaveOut = LeaveOut.GROUP
 
 
 class Calibrate(_Strict):
@@ -75,6 +99,10 @@ class Development(_Strict):
 
     pairs: Annotated[tuple[AnySource, ...], Field(description="sets with both labels")] = ()
     hard_benign: Annotated[tuple[AnySource, ...], Field(description="harmless rows that look harmful")] = ()
+    apart: Annotated[
+        dict[str, Annotated[tuple[AnySource, ...], Field(min_length=1)]],
+        Field(description="further sets with both labels, by name, each reported by itself"),
+    ] = Field(default_factory=dict)
     length_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
 
@@ -85,6 +113,9 @@ class Recipe(_Strict):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
     description: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)] = 0
+    stage: Annotated[Stage, Field(description="when it is judged; stream and response need rows with responses")] = (
+        Stage.PROMPT
+    )
     training: Training
     search: Search
     calibration: Calibrate = Calibrate()

@@ -21,7 +21,7 @@ from probes.fit.linear_probe import LinearProbe
 from probes.fit.probe_bank import probe_statistics
 from probes.fit.search import Features
 from probes.fit.split import Fold
-from probes.fit.weights import WeightsError, score_weights
+from probes.fit.weights import is_linear
 from probes.taps import Tap
 
 __all__ = ["Refit", "fitter_of"]
@@ -54,13 +54,7 @@ class Refit:
     @property
     def is_linear(self) -> bool:
         """Whether the statistic is linear in the activations, so that what is fitted on says all about it."""
-        if self.stage is Stage.STREAM:
-            return False
-        try:
-            score_weights((self.aggregate,), 4)
-        except WeightsError:
-            return False
-        return True
+        return self.stage is not Stage.STREAM and is_linear(self.aggregate)
 
     def features(
         self, reader: ActivationReader, examples: Sequence[Example], text_format: Format, *, label: str

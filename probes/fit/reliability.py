@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BINS", "Reliability", "probabilities", "reliability"]
+__all__ = ["BINS", "Reliability", "reliability"]
 
 Float64 = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
 BINS = 15
-_LARGEST_LOGIT = 700.0
-"""exp of it is still a float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +38,6 @@ class Reliability:
         return float(gaps @ self.rows / self.rows.sum())
 
 
-def probabilities(scores: Float64, *, slope: float, intercept: float) -> Float64:
-    """1 / (1 + exp(-(slope * score + intercept))) of (n,) scores; a statistic of minus infinity gives 0 or 1."""
-    with np.errstate(invalid="ignore"):
-        logits = np.nan_to_num(slope * scores + intercept, nan=intercept)
-    found: Float64 = 1.0 / (1.0 + np.exp(-np.clip(logits, -_LARGEST_LOGIT, _LARGEST_LOGIT)))
-    return found
-
-
 def reliability(probability: Float64, labels: Labels, *, bins: int = BINS) -> Reliability:
     """Sort rows into bins of equal mass by their probability; equal probabilities stand in one bin.
 
@@ -56,7 +46,7 @@ def reliability(probability: Float64, labels: Labels, *, bins: int = BINS) -> Re
         labels: (n,), 0 or 1.
         bins: at most so many.
     """
-    edges = np.percentile(probability, np.linspace(0, 100, bins + 1))
+    edges = np.percentile(probability, 100 * np.linspace(0, 1, bins + 1))
     place = np.searchsorted(edges[1:-1], probability)
     rows = np.bincount(place, minlength=bins)
     filled = rows > 0

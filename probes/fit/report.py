@@ -12,7 +12,7 @@ from probes.card import Calibration, Format
 from probes.fit.baselines import TfIdfPeer
 from probes.fit.controls import Control
 from probes.fit.cross_source import FoldScores, in_distribution, leave_one_out, peer_scores, random_folds
-from probes.fit.evaluate import TestSet, at_threshold, compare, labels_of, trivial_in
+from probes.fit.evaluate import ScoredRows, at_threshold, compare, labels_of, trivial_in
 from probes.fit.evaluation import SplitPolicy
 from probes.fit.linear_probe import Float64, LinearProbe
 from probes.fit.search import Candidate, Choice
@@ -60,15 +60,14 @@ def training_rows(session: FitSession, choice: Choice, folds: Sequence[Fold], fo
         ]
         report[text_format.value] = {
             each.fold.name: compare(
-                TestSet(examples=[rows[i] for i in each.fold.test], scores=each.detector, peers=each.peers), seed=seed
+                ScoredRows(examples=[rows[i] for i in each.fold.test], scores=each.detector, peers=each.peers),
+                seed=seed,
             ).card()
             for each in found
         }
         at_random = [
             FoldScores(fold=fold, detector=statistics, peers={})
-            for fold, statistics in zip(
-                careless, _fold_scores(session, choice.candidate, careless, text_format), strict=True
-            )
+            for fold, statistics in zip(careless, _fold_scores(session, choice, careless, text_format), strict=True)
         ]
         homes[text_format] = Home(
             leave_one_out=leave_one_out(rows, found, seed=seed),
@@ -83,6 +82,7 @@ def development(
     probe: LinearProbe,
     candidate: Candidate,
     calibration: Calibration,
+    *,
     controls: Mapping[Control, Sequence[LinearProbe]],
     trained: Trained,
 ) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def development(
             continue
         index = [place[id(example)] for example in examples]
         table = compare(
-            TestSet(
+            ScoredRows(
                 examples=examples,
                 scores=statistics[index],
                 peers={Control.TF_IDF: texts[index]},
@@ -149,17 +149,15 @@ def development(
     return report
 
 
-def _fold_scores(
-    session: FitSession, candidate: Candidate, folds: Sequence[Fold], text_format: Format
-) -> list[Float64]:
-    """For each fold, its test rows by the chosen fit on its training rows."""
-    rows = session.data.train
-    read = session.read(rows, text_format, "training rows")
-    features, defined = read.at(candidate.layer, candidate.aggregate), read.is_defined(candidate.aggregate)
+def _fold_scores(session: FitSession, choice: Choice, folds: Sequence[Fold], text_format: Format) -> list[Float64]:
+    """For each fold, its test rows by the chosen fit on its training rows, on the means that it is fitted on."""
+    rows, aggregate = session.data.train, choice.fitted_on or choice.candidate.aggregate
+    read = session.read_means(rows, text_format, "training rows")
+    features, defined = read.side_by_side(choice.candidate.layers, aggregate), read.is_defined(aggregate)
     labels = labels_of(rows)
     found = []
     for fold in folds:
         train, test = list(fold.train), list(fold.test)
-        probe = candidate.fitter.fit(features[train], labels[train])
+        probe = choice.candidate.whole_fitter.fit(features[train], labels[train])
         found.append(np.where(defined[test], probe.score(features[test]), -np.inf))
     return found

@@ -165,7 +165,7 @@ def score_requests(
         for detector, skipped, row in zip(detectors, skip_first, found, strict=True):
             positions = requests[number].positions(skipped)
             first = len(requests[number].tokens) - len(positions)
-            scores = detector.score(_readouts(detector, activations, first))
+            scores = detector.score(detector.read({tap: rows[first:] for tap, rows in activations.items()}))
             if not np.isfinite(scores).all():
                 raise ScoreError(
                     f"detector {detector.name!r}: {int(np.sum(~np.isfinite(scores)))} scores of request {number} are "
@@ -198,15 +198,6 @@ def statistic_of(aggregate: Aggregator, stage: Stage, scores: Float64) -> float:
 def statistics_of_requests(aggregate: Aggregator, stage: Stage, requests: Sequence[RequestScores]) -> Float64:
     """(n,) statistic of each request; see ``statistic_of``."""
     return np.array([statistic_of(aggregate, stage, request.scores) for request in requests], dtype=np.float64)
-
-
-def _readouts(
-    detector: Detector, activations: Mapping[Tap, npt.NDArray[np.float32]], first: int
-) -> dict[Tap, Float64]:
-    return {
-        part.tap: activations[part.tap][first:].astype(np.float64) @ part.weight + part.bias
-        for part in detector.directions()
-    }
 
 
 def _key(artifact: Artifact, requests: Sequence[Rendered]) -> str:

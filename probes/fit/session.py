@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from probes.card import Format
+from probes.card import Format, Stage
 from probes.fit.activations import ActivationReader, Activations
 from probes.fit.dataset import Dataset
 from probes.fit.example import Example
 from probes.fit.linear_probe import LinearProbe
 from probes.fit.recipe import Recipe
+from probes.fit.scores import statistic_of
 from probes.fit.search import Candidate
+from probes.fit.weights import is_linear
+from probes.taps import Tap
 
-__all__ = ["FitSession", "statistics_of"]
+__all__ = ["FitSession", "TokenActivations", "statistics_of"]
 
 Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenActivations:
+    """Activations of every token that is read, where their means do not suffice.
+
+    They stay in memory: 4 x d_model bytes for each token and layer.
+
+    Attributes:
+        rows: (T, layers * d_model) float32 of each request, side by side; T may be 0.
+        stage: when the statistic is judged.
+    """
+
+    rows: Sequence[npt.NDArray[np.float32]]
+    stage: Stage
+
+    def token_scores(self, probes: Sequence[LinearProbe]) -> list[Float64]:
+        """(T, probes) of each request."""
+        weights = np.stack([probe.weight for probe in probes], axis=1)
+        biases = np.array([probe.constant for probe in probes])
+        return [row.astype(np.float64) @ weights + biases for row in self.rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +55,7 @@ class FitSession:
         reader: the model.
         skip_first: leading positions that are never scored.
         progress: told what is being done.
+        finished: the setting that was chosen, as it is served; None while it is searched for.
     """
 
     recipe: Recipe
@@ -38,20 +63,49 @@ class FitSession:
     reader: ActivationReader
     skip_first: int
     progress: Callable[[str], None]
+    finished: Candidate | None = None
 
-    def read(self, examples: Sequence[Example], text_format: Format, label: str) -> Activations:
-        """Activations of some rows, for every layer and aggregate of the search."""
+    def finish(self, candidate: Candidate) -> FitSession:
+        """The session from here on: what is read suffices for this setting's statistic."""
+        return replace(self, finished=candidate)
+
+    def read(self, examples: Sequence[Example], text_format: Format, label: str) -> Activations | TokenActivations:
+        """What the statistic needs of some rows: means where it is linear in the token scores, else all tokens."""
+        chosen = self.finished
+        if chosen and (self.recipe.stage is Stage.STREAM or not is_linear(chosen.aggregate)):
+            return self.read_tokens(examples, text_format, chosen.layers, label)
+        return self.read_means(examples, text_format, label)
+
+    def read_means(self, examples: Sequence[Example], text_format: Format, label: str) -> Activations:
+        """Means for every layer and aggregate of the search."""
         return self.reader.read(
             examples,
             text_format=text_format,
             aggregates=self.recipe.search.aggregates,
             skip_first=self.skip_first,
             label=label,
+            stage=self.recipe.stage,
         )
 
+    def read_tokens(
+        self, examples: Sequence[Example], text_format: Format, layers: Sequence[int], label: str
+    ) -> TokenActivations:
+        """Every token that is read, at some layers."""
+        taps = [Tap(layer, self.recipe.search.site) for layer in layers]
+        requests = self.reader.render(examples, text_format=text_format, stage=self.recipe.stage)
+        rows: list[npt.NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(requests)
+        for i, found in self.reader.sweep(requests, taps, label=f"{label} ({text_format.value})"):
+            # A copy: a slice would keep the other positions of the batch in memory.
+            read = requests[i].positions(self.skip_first)
+            rows[i] = np.concatenate([found[tap][read] for tap in taps], axis=1)
+        return TokenActivations(rows, self.recipe.stage)
 
-def statistics_of(probe: LinearProbe, read: Activations, candidate: Candidate) -> Float64:
-    """The served statistic; minus infinity where the request is too short for the aggregate, which never fires."""
-    scores = probe.score(read.at(candidate.layer, candidate.aggregate))
-    statistics: Float64 = np.where(read.is_defined(candidate.aggregate), scores, -np.inf)
+
+def statistics_of(probe: LinearProbe, read: Activations | TokenActivations, candidate: Candidate) -> Float64:
+    """(n,) served statistic; minus infinity where the request is too short for the aggregate, which never fires."""
+    if isinstance(read, TokenActivations):
+        scores = read.token_scores([probe])
+        return np.array([statistic_of(candidate.aggregate, read.stage, row) for row in scores])
+    found = probe.score(read.side_by_side(candidate.layers, candidate.aggregate))
+    statistics: Float64 = np.where(read.is_defined(candidate.aggregate), found, -np.inf)
     return statistics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,9 +12,20 @@ from itertools import zip_longest
 
 from probes.fit.example import Example
 
-__all__ = ["Fold", "hold_out", "length_matched_pairs", "make_folds", "match_negatives", "vary_form"]
+__all__ = [
+    "Fold",
+    "hold_out",
+    "length_matched_pairs",
+    "make_folds",
+    "make_source_folds",
+    "match_negatives",
+    "vary_form",
+]
 
 _LENGTH_STEP = 12
+_LONG = 240
+_STEPS_PER_OCTAVE = 6
+"""Of texts with more characters than that: steps of 12 % find few partners, of 12 characters none."""
 _MAX_POSITIVE_GROUPS = 8
 _HASHED_FOLDS = 5
 _IMPERATIVES = frozenset(
@@ -51,10 +63,12 @@ def vary_form(examples: Sequence[Example], share: float, rng: random.Random) -> 
     """Rewrite the surface of a share of the rows, by the same rules whatever their label.
 
     "Write X" may become "Can you write X?" or "Please write X."; a question may lose its mark. So neither mood nor
-    punctuation says anything about the label. Rows with several messages stay as they are.
+    punctuation says anything about the label. Rows with several messages or a response stay as they are.
     """
     return [
-        replace(example, text=_varied(example.text, rng)) if not example.turns and rng.random() < share else example
+        replace(example, text=_varied(example.text, rng))
+        if not example.turns and not example.response and rng.random() < share
+        else example
         for example in examples
     ]
 
@@ -64,15 +78,15 @@ def match_negatives(
 ) -> list[Example]:
     """Negatives with the positives' distribution over form and length, their sources taking turns.
 
-    In each cell (question or not, length in steps of 12 characters) at most ``ratio`` times as many negatives as
-    positives are taken, from the same cell; where it has too few, there are fewer.
+    In each cell (question or not, length in steps of 12 characters, of about a tenth in long texts) at most ``ratio``
+    times as many negatives as positives are taken, from the same cell; where it has too few, there are fewer.
     """
     wanted: dict[tuple[bool, int], int] = defaultdict(int)
     for example in positives:
-        wanted[_cell(example.text)] += 1
+        wanted[_cell(example.judged)] += 1
     pools: dict[tuple[bool, int], dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))
     for example in negatives:
-        pools[_cell(example.text)][example.source].append(example)
+        pools[_cell(example.judged)][example.source].append(example)
     chosen: list[Example] = []
     for cell in sorted(wanted):
         ordered = _in_turns(pools[cell], rng)
@@ -113,6 +127,29 @@ def make_folds(examples: Sequence[Example], rng: random.Random) -> list[Fold]:
     return folds
 
 
+def make_source_folds(examples: Sequence[Example], rng: random.Random) -> list[Fold]:
+    """Leave one whole set out, its positives and its negatives, and fit on all the others.
+
+    Sets with one label alone are always fitted on.
+    """
+    labels: dict[str, set[int]] = defaultdict(set)
+    for example in examples:
+        labels[example.source].add(example.label)
+    folds = []
+    for source in sorted(name for name, found in labels.items() if found == {0, 1}):
+        train = tuple(i for i, example in enumerate(examples) if example.source != source)
+        if len({examples[i].label for i in train}) < 2:  # noqa: PLR2004 - both labels
+            continue
+        positives, negatives = (
+            [i for i, example in enumerate(examples) if example.source == source and example.label == label]
+            for label in (1, 0)
+        )
+        index = {id(examples[i]): i for i in negatives}
+        matched = match_negatives([examples[i] for i in positives], [examples[i] for i in negatives], 2.0, rng)
+        folds.append(Fold(source, train, tuple(positives + [index[id(example)] for example in matched])))
+    return folds
+
+
 def length_matched_pairs(examples: Sequence[Example], tolerance: float) -> list[Example]:
     """The largest part of a set with one negative for each positive, their lengths within ``tolerance`` of each other.
 
@@ -120,23 +157,26 @@ def length_matched_pairs(examples: Sequence[Example], tolerance: float) -> list[
         examples: both labels.
         tolerance: greatest difference in characters, as a share of the longer text.
     """
-    positives = sorted((e for e in examples if e.label), key=lambda e: (len(e.text), e.text))
-    negatives = sorted((e for e in examples if not e.label), key=lambda e: (len(e.text), e.text))
+    positives = sorted((e for e in examples if e.label), key=lambda e: (len(e.judged), e.judged))
+    negatives = sorted((e for e in examples if not e.label), key=lambda e: (len(e.judged), e.judged))
     kept: list[Example] = []
     place = 0
     for positive in positives:
-        while place < len(negatives) and len(negatives[place].text) < len(positive.text) * (1 - tolerance):
+        while place < len(negatives) and len(negatives[place].judged) < len(positive.judged) * (1 - tolerance):
             place += 1
         if place == len(negatives):
             break
-        if len(negatives[place].text) * (1 - tolerance) <= len(positive.text):
+        if len(negatives[place].judged) * (1 - tolerance) <= len(positive.judged):
             kept += [positive, negatives[place]]
             place += 1
     return kept
 
 
 def _cell(text: str) -> tuple[bool, int]:
-    return text.endswith("?"), len(text) // _LENGTH_STEP
+    steps = len(text) // _LENGTH_STEP
+    if len(text) > _LONG:
+        steps = _LONG // _LENGTH_STEP + round(_STEPS_PER_OCTAVE * math.log2(len(text) / _LONG))
+    return text.endswith("?"), steps
 
 
 def _in_turns(by_source: Mapping[str, list[Example]], rng: random.Random) -> list[Example]:

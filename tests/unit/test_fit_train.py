@@ -142,7 +142,7 @@ def require_canary(artifact: Artifact, model_dir: Path) -> None:
     (directions,) = detector.directions()
     stream = activations_by_hooks(model_dir, list(canary.tokens))[directions.tap.layer]
     expected = stream.astype(np.float64) @ directions.weight + directions.bias
-    known = Expected("d", 0, artifact.card.skip_first, np.array(canary.scores), canary.tolerance)
+    known = Expected("d", 0, artifact.card.skip_first, np.array(canary.scores)[:, None], canary.tolerance)
     prompt, seen = CanaryPrompt(canary.tokens, (known,)), np.ones(len(canary.tokens), dtype=bool)
     assert prompt.compare(expected, seen) is None
     spread = float(expected[artifact.card.skip_first :].std())

@@ -38,9 +38,7 @@ def as_served(tokenizer: Any, messages: list[dict[str, str]], **settings: bool) 
     is_open = not settings.get("add_generation_prompt", False)
     found = attempt.read(marked, text)
     special = tokenizer.all_special_ids
-    mapped = prompt_map(
-        found, encoded["input_ids"], encoded["offset_mapping"], special=special, reply_is_open=is_open
-    )
+    mapped = prompt_map(found, encoded["input_ids"], encoded["offset_mapping"], special=special, reply_is_open=is_open)
     return encoded["input_ids"], mapped
 
 
@@ -81,7 +79,7 @@ def test_of_a_raw_prompt_everything_is_read(tokenizer: Any) -> None:
 
 def test_what_has_no_reply_to_read_is_refused(tokenizer: Any) -> None:
     bare = Example(text="Hi", label=0, source="mine", group="g")
-    with pytest.raises(RenderError, match="'mine'.*no response"):
+    with pytest.raises(RenderError, match=r"'mine'.*no response"):
         render(tokenizer, bare, text_format=Format.CHAT, stage=Stage.RESPONSE)
     turns = (("user", "Hi"), ("assistant", "Hello."))
     twice = Example(text="Hello.", label=0, source="mine", group="g", turns=turns, response="Bye.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,6 +56,15 @@ class Source(BaseModel, ABC):
             SourceError: a file is missing or cannot be read.
             probes.fit.wheels.WheelError: a package cannot be fetched.
         """
+
+    def drawn(self, examples: Sequence[Example], per_label: int, context: SourceContext) -> list[Example]:
+        """At most so many of each label, drawn with the recipe's seed; positives first."""
+        rng = context.rng(self.kind)
+        kept: list[Example] = []
+        for label in (1, 0):
+            rows = [example for example in examples if example.label == label]
+            kept += rng.sample(rows, min(per_label, len(rows)))
+        return kept
 
     def config(self) -> dict[str, Any]:
         """As it stands in a recipe."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -60,45 +61,64 @@ class Jsonl(Source):
 
     def load(self, context: SourceContext) -> list[Example]:
         """See ``Source.load``."""
-        path = context.folder / self.path
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise SourceError(
-                f"{path}: cannot be read ({error.strerror}). A JSONL file is needed here: correct 'path' in the recipe."
-            ) from error
-        except UnicodeDecodeError as error:
-            raise SourceError(f"{path}: not UTF-8 at byte {error.start}. Save it as UTF-8.") from error
-        return [self._example(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+        return read_jsonl(context.folder / self.path, label=self.label, name=self.path)
 
-    def _example(self, line: str, where: str) -> Example:
-        try:
-            row = _Row.model_validate_json(line)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "the row"
-            raise SourceError(
-                f"{where}: {field}: {first['msg']}. A row is {json.dumps({'text': '...', 'label': 0})} or has "
-                "'messages' in the place of 'text'; 'response', 'source', 'group', 'lang' and 'onset' are optional. "
-                "Correct this line."
-            ) from error
-        label = self.label if row.label is None else row.label
-        if label is None:
-            raise SourceError(f"{where}: no label. Give the row a 'label' of 0 or 1, or the source in the recipe one.")
-        turns = tuple((message.role, message.content) for message in row.messages or [])
-        response = row.response or ""
-        if turns and turns[-1][0] == "assistant":
-            turns, response = turns[:-1], turns[-1][1]
-        text = turns[-1][1] if turns else row.text or row.prompt or ""
-        source = row.source or self.path
-        group = row.group or f"{source}/{text_digest(text)[:12]}"
-        return Example(
-            text=text,
-            label=label,
-            source=source,
-            group=group,
-            turns=turns,
-            response=response,
-            language=row.lang,
-            onset=row.onset,
+
+def read_jsonl(path: Path, *, label: int | None = None, name: str | None = None) -> list[Example]:
+    """The rows of a file; see ``Jsonl``.
+
+    Args:
+        path: of the file.
+        label: of rows that have none of their own; None: they must have one.
+        name: source of rows that name none; the file's name if None.
+    Raises:
+        SourceError: the file cannot be read, or a row is wrong.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # other line ends may stand inside a text
+    except OSError as error:
+        raise SourceError(
+            f"{path}: cannot be read ({error.strerror}). A JSONL file is needed here: correct the path."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: not UTF-8 at byte {error.start}. Save it as UTF-8.") from error
+    return [
+        _example(line, f"{path}:{number}", label, name or path.name)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+
+
+def _example(line: str, where: str, default: int | None, name: str) -> Example:
+    try:
+        row = _Row.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the row"
+        raise SourceError(
+            f"{where}: {field}: {first['msg']}. A row is {json.dumps({'text': '...', 'label': 0})} or has "
+            "'messages' in the place of 'text'; 'response', 'source', 'group', 'lang' and 'onset' are optional. "
+            "Correct this line."
+        ) from error
+    label = default if row.label is None else row.label
+    if label is None:
+        raise SourceError(
+            f"{where}: no label. Give the row a 'label' of 0 or 1 (in a recipe, the source may have one for all rows)."
         )
+    turns = tuple((message.role, message.content) for message in row.messages or [])
+    response = row.response or ""
+    if turns and turns[-1][0] == "assistant":
+        turns, response = turns[:-1], turns[-1][1]
+    text = turns[-1][1] if turns else row.text or row.prompt or ""
+    source = row.source or name
+    group = row.group or f"{source}/{text_digest(text)[:12]}"
+    return Example(
+        text=text,
+        label=label,
+        source=source,
+        group=group,
+        turns=turns,
+        response=response,
+        language=row.lang,
+        onset=row.onset,
+    )

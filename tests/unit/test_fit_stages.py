@@ -1,0 +1,161 @@
+"""Detectors of replies, and of aggregates that no mean gives: what is calibrated is what is served."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from probes.artifact import Artifact
+from probes.card import Format, Stage
+from probes.fit.dataset import build_dataset
+from probes.fit.example import Example
+from probes.fit.recipe import read_recipe
+from probes.fit.scores import open_reader, read_scores, statistics_of_requests
+from probes.fit.sources import SourceContext, parse_source
+from probes.fit.split import make_source_folds
+from probes.fit.train import train
+from probes.fit.wheels import WheelStore
+from probes.modelref import read_model_ref
+from tests.support.words import WORDS, make_word_model
+
+RECIPE = """
+version: "1"
+name: stealing
+description: Mentions stealing.
+seed: 1
+stage: {stage}
+training:
+  positives: [{{kind: jsonl, path: rows.jsonl}}]
+  negatives: [{{kind: jsonl, path: rows.jsonl}}]
+  vary_form: 0.0
+  small_talk: 0.0
+  formats: [chat]
+search:
+  layers: [1]
+  aggregates: [{{kind: mean}}]
+  fitters: [{{kind: logistic, inverse_penalty: 0.1}}]
+  serve: {serve}
+calibration:
+  held_out: 0.0
+  benign: [{{kind: jsonl, path: benign.jsonl}}]
+  formats: [chat]
+  target_fpr: 0.05
+development:
+  apart:
+    others: [{{kind: jsonl, path: others.jsonl}}]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads cost more than they bring on matrices this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_word_model(tmp_path_factory.mktemp("model"))
+
+
+def write_rows(path: Path, count: int, seed: int, *, both: bool = True) -> None:
+    generator = np.random.default_rng(seed)
+    plain = [word for word in WORDS if word != "steal"]
+    lines = []
+    for i in range(count):
+        reply = list(generator.choice(plain, int(generator.integers(4, 12))))
+        label = int(both and i % 3 == 0)
+        if label:
+            reply[int(generator.integers(0, len(reply)))] = "steal"
+        prompt = " ".join(generator.choice(plain, 5))
+        lines.append(json.dumps({"prompt": prompt, "response": " ".join(reply), "label": label, "source": f"s{i % 2}"}))
+    path.write_text("\n".join(lines))
+
+
+def trained(folder: Path, model_dir: Path, stage: str, serve: str) -> Artifact:
+    for name, count, seed, both in (("rows", 240, 0, True), ("others", 60, 1, True), ("benign", 90, 2, False)):
+        write_rows(folder / f"{name}.jsonl", count, seed, both=both)
+    recipe = folder / "stealing.recipe.yaml"
+    recipe.write_text(RECIPE.format(stage=stage, serve=serve))
+    return train(
+        recipe, model_dir=model_dir, model_id="t", out=folder, progress=lambda _: None, cache_dir=folder / "cache"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "serve"),
+    [
+        ("response", "[]"),
+        ("response", "[{kind: max}, {kind: topk, k: 3}]"),
+        ("stream", "[]"),
+        ("stream", "[{kind: rolling, window: 2}]"),
+        ("prompt", "[{kind: logsumexp}]"),
+    ],
+)
+def test_the_calibrated_statistic_is_the_served_one(model_dir: Path, tmp_path: Path, stage: str, serve: str) -> None:
+    artifact = trained(tmp_path, model_dir, stage, serve)
+    (calibration,) = artifact.card.calibrations
+    assert calibration.stage == stage
+    assert (calibration.aggregate.kind == "mean") == (serve == "[]")
+    store = WheelStore(folder=tmp_path, progress=lambda _: None)
+    benign = parse_source({"kind": "jsonl", "path": "benign.jsonl"}).load(
+        SourceContext(wheels=store, folder=tmp_path, seed=0)
+    )
+    model = read_model_ref(model_dir, model_id="t", dtype="float32", cache_dir=tmp_path / "cache")
+    reader = open_reader([artifact], model_dir, model=model, cache_dir=tmp_path / "cache", progress=lambda _: None)
+    (scores,) = read_scores(
+        [artifact], benign, reader, text_format=Format.CHAT, stage=Stage(stage), cache_dir=tmp_path, label="benign"
+    )
+    served = np.sort(statistics_of_requests(calibration.aggregate, Stage(stage), scores))[::-1]
+    np.testing.assert_allclose(calibration.top_scores, served[: len(calibration.top_scores)], atol=2e-5)
+    assert calibration.num_benign == len(benign)
+    apart = artifact.card.evaluation["chat"]["apart"]["others"]
+    assert (apart["num_positive"], apart["num_negative"]) == (20, 40)
+    if stage != "prompt":  # the word stands in the replies alone
+        assert apart["probe"]["auroc"][0] > 0.8
+
+
+def test_sets_are_held_out_as_a_whole() -> None:
+    rows = [
+        Example(text=f"{'word ' * (i % 5)}{source} {i}", label=i % 2, source=source, group=f"{source}/{i}")
+        for source in ("a", "b")
+        for i in range(40)
+    ]
+    rows += [Example(text=f"only {i}", label=0, source="benign", group=f"benign/{i}") for i in range(20)]
+    folds = make_source_folds(rows, random.Random(0))  # noqa: S311 - seeded draws of examples
+    assert [fold.name for fold in folds] == ["a", "b"]
+    for fold in folds:
+        assert {rows[i].source for i in fold.test} == {fold.name}
+        assert fold.name not in {rows[i].source for i in fold.train}
+        assert {rows[i].label for i in fold.train} == {0, 1} == {rows[i].label for i in fold.test}
+
+
+def test_a_group_with_both_labels_stands_on_one_side(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"text": f"{word} number {i} {j}", "label": label, "group": str(i)})
+        for i in range(40)
+        for j in range(3)
+        for label, word in ((0, "bake"), (1, "steal"))
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    text = RECIPE.format(stage="prompt", serve="[]").replace("held_out: 0.0", "held_out: 0.3")
+    text = text.replace("  benign: [{kind: jsonl, path: benign.jsonl}]\n", "").replace("others.jsonl", "none.jsonl")
+    (tmp_path / "r.yaml").write_text(text.partition("development:")[0])
+    store = WheelStore(folder=tmp_path, progress=lambda _: None)
+    data = build_dataset(read_recipe(tmp_path / "r.yaml"), SourceContext(wheels=store, folder=tmp_path, seed=1))
+    held = {row.group for row in data.calibration}
+    assert held
+    assert not held & {row.group for row in data.train}
+    unseen = data.apart["unseen_groups"]
+    assert {row.group for row in unseen} == held
+    assert {row.label for row in unseen} == {0, 1}
