@@ -39,7 +39,6 @@ from probes.fit.staleness.reference import Reference
 from probes.fit.staleness.rows import Rows, read_build
 from probes.fit.wheels import WheelStore
 from probes.modelref import read_model_ref
-from probes.taps import Tap
 from serving.bench.rebuilds import Change, low_rank, rebuild, rotated, rounded
 from serving.builtin import DEFAULT_MODEL
 from serving.commands.model import embedded_folder, say
@@ -90,7 +89,7 @@ def main(
         created_by=f"telltale {serving.__version__}",
     )
     found = [{"name": "as it is", "what": "the recorded build itself", "nats": cross_entropy(subject.folder)}]
-    found[0] |= {"checked": _figures(reference.quality, decide(reference.quality, reference.promise, Margins()))}
+    found[0] |= {"checked": _figures(reference.quality, decide(reference.quality, reference.claim, Margins()))}
     with tempfile.TemporaryDirectory() as place:
         for case in _cases(subject):
             say(f"{case.name}: {case.what}")
@@ -106,7 +105,7 @@ def main(
         "rows": {"positive": int(np.sum(subject.rows.labels == 1)), "benign": int(np.sum(subject.rows.labels == 0))},
         "texts": len(subject.texts),
         "data_digest": subject.rows.digest(),
-        "promise": reference.promise.model_dump(),
+        "claim": reference.claim.model_dump(),
         "libraries": {name: metadata.version(name) for name in ("numpy", "torch", "transformers")},
         "minutes": round(minutes),
         "builds": found,
@@ -152,7 +151,7 @@ def _subject(benign: int, texts: int) -> Subject:
 
 
 def _cases(subject: Subject) -> list[Case]:
-    below = Tap.parse(subject.artifact.card.taps[0]).layer + 1
+    below = subject.artifact.taps[0].layer + 1
     layers = range(below - below // 3, below)
     return [
         Case("bfloat16", "all weights rounded to bfloat16", rounded),
@@ -204,10 +203,10 @@ def _try(case: Case, subject: Subject, reference: Reference, folder: Path, old: 
         return figures | {"refused": str(error).partition(": ")[2]}
     calibration = reference.require(subject.artifact, subject.rows)
     readings = read_build(repaired.artifact, subject.rows.examples, new, calibration, label="repaired")
-    promise = reference.promise
-    again = compare(reference.pairs(readings.statistics), promise.threshold, confidence=promise.confidence, seed=SEED)
+    claim = reference.claim
+    again = compare(reference.pairs(readings), confidence=claim.confidence, seed=SEED)
     told = {key: repaired.record[key] for key in ("tokens", "penalties", "r2_activations", "r2_score", "r2_statistics")}
-    return figures | {"repaired": _figures(again, decide(again, promise, Margins())), "repair": told}
+    return figures | {"repaired": _figures(again, decide(again, claim, Margins())), "repair": told}
 
 
 def _reader(subject: Subject, folder: Path) -> ActivationReader:
@@ -215,7 +214,7 @@ def _reader(subject: Subject, folder: Path) -> ActivationReader:
     return ActivationReader(
         folder,
         model=read_model_ref(folder, model_id=card.model.id, dtype=card.model.dtype),
-        layers=[Tap.parse(tap).layer for tap in card.taps],
+        layers=[tap.layer for tap in subject.artifact.taps],
         cache_dir=user_cache_dir(),
         progress=say,
     )
@@ -226,7 +225,7 @@ def _figures(found: Comparison, decision: Decision) -> dict[str, Any]:
 
 
 def _page(report: dict[str, Any]) -> str:
-    rows, promise = report["rows"], report["promise"]
+    rows, claim = report["rows"], report["claim"]
     libraries = ", ".join(f"{name} {version}" for name, version in report["libraries"].items())
     lines = [
         "# `telltale gate` on changed builds of the embedded model",
@@ -237,8 +236,8 @@ def _page(report: dict[str, Any]) -> str:
         "",
         f"({report['minutes']} minutes on two slow cores; {libraries}). Rows: the development pairs and hard benign",
         f"questions of the detector's recipe, and rows of its calibration set: {rows['positive']} positive,",
-        f"{rows['benign']} benign. The threshold {promise['threshold']:.4f} promises a false-alarm rate of",
-        f"{promise['target_fpr']:g} at {promise['confidence']:.0%} confidence. Repairs were fitted on",
+        f"{rows['benign']} benign. The threshold {claim['thresholds'][0]:.4f} promises a false-alarm rate of",
+        f"{claim['target_fpr']:g} at {claim['confidence']:.0%} confidence. Repairs were fitted on",
         f"{report['texts']} other benign texts without labels, in both formats, and are judged on the same rows with",
         "the old threshold.",
         "",

@@ -65,7 +65,7 @@ def record(
     )
     reference.write(out)
     say(f"wrote {out}: {len(reference.statistics)} requests")
-    unchanged = decide(reference.quality, reference.promise, Margins())
+    unchanged = decide(reference.quality, reference.claim, Margins())
     for line in unchanged.reasons:
         typer.echo(line)
     if not reference.certified:
@@ -187,7 +187,6 @@ def _reader(artifact: Artifact, name: str, dtype: str, *, same: bool = False) ->
     """A reader of a build as far up as the detector reads; ``same``: it must be the one on the card."""
     from probes.cachedir import user_cache_dir
     from probes.fit.activations import ActivationReader
-    from probes.taps import Tap
 
     build = _model(name, dtype)
     if same:
@@ -195,7 +194,7 @@ def _reader(artifact: Artifact, name: str, dtype: str, *, same: bool = False) ->
     return ActivationReader(
         embedded_folder(name) or Path(name),
         model=build,
-        layers=sorted({Tap.parse(tap).layer for tap in artifact.card.taps}),
+        layers=sorted({tap.layer for tap in artifact.taps}),
         cache_dir=user_cache_dir(),
         progress=say,
     )

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from probes.aggregate import Aggregator
 from probes.aggregate.ema import Ema
 from probes.artifact import Artifact, save_artifact, write_card
-from probes.card import Format, Stage
+from probes.card import Format, LengthBucket, Stage
 from probes.fit.activations import ActivationReader
 from probes.fit.calibrate import calibrate
 from probes.fit.canary import canary_of
@@ -303,6 +303,32 @@ def test_rows_without_labels_pass_where_requests_are_ordered_alike(tmp_path: Pat
     report = checked(tmp_path, build(tmp_path, known.model, rounded), mixed, 0)
     assert report.comparison.ranking is None
     assert report.format is Format.RAW
+
+
+def test_thresholds_by_length_are_those_that_act(tmp_path: Path, known: Known) -> None:
+    """Every request is longer than five tokens: the threshold of the second bucket counts."""
+    old = Artifact.load(known.detector)
+    calibration = old.card.calibrations[0]
+    alarms = []
+    for number, limits in enumerate([(1e9, calibration.threshold), (calibration.threshold, 1e9)]):
+        buckets = tuple(
+            LengthBucket(
+                max_tokens=end, threshold=limit, num_benign=1000, certified=True, top_scores=calibration.top_scores
+            )
+            for end, limit in zip((5, None), limits, strict=True)
+        )
+        card = old.card.model_copy(update={"calibrations": (calibration.model_copy(update={"buckets": buckets}),)})
+        path, out = tmp_path / f"steal{number}.safetensors", tmp_path / f"{number}.json"
+        save_artifact(path, card, old.tensors)
+        run("record", path, "--data", known.data, "--model", known.model, "--out", out)
+        found = Reference.read(out)
+        assert found.quality.positive is not None
+        alarms.append(found.quality.positive.caught_before)
+        assert sum(found.fired) == alarms[-1] + (found.quality.benign.alarms_before if found.quality.benign else 0)
+    plain = Reference.read(known.reference).quality.positive
+    assert plain is not None
+    assert alarms == [plain.caught_before, 0]
+    assert plain.caught_before > 0
 
 
 def refused(*words: object) -> str:

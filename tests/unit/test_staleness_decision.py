@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from scipy.stats import norm, spearmanr
 
 from probes.fit.staleness.comparison import UNLABELLED, Comparison, ComparisonError, Pairs, compare
-from probes.fit.staleness.decision import EXIT_CODES, Decision, Margins, Promise, Verdict, decide
+from probes.fit.staleness.decision import EXIT_CODES, Claim, Decision, Margins, Verdict, decide
 
 TARGET = 0.01
 CONFIDENCE = 0.95
@@ -28,7 +29,7 @@ def drawn(
     negatives: int = NEGATIVES,
     distance: float = 2.5,
     rate: float = 0.006,
-) -> tuple[Pairs, Promise]:
+) -> tuple[Pairs, Claim]:
     """Gaussian statistics of two classes, and those of a new build.
 
     Args:
@@ -45,13 +46,19 @@ def drawn(
     labels = np.repeat([1, 0], [positives, negatives])
     before = generator.standard_normal(labels.size) + distance * labels
     after = before + np.hypot(noise, blur) * generator.standard_normal(labels.size) + shift
-    promise = Promise(threshold=float(norm.isf(rate)), target_fpr=TARGET, confidence=CONFIDENCE)
-    return Pairs(before=before, after=after, labels=labels, groups=np.arange(labels.size)), promise
+    claim = Claim(thresholds=(float(norm.isf(rate)),), target_fpr=TARGET, confidence=CONFIDENCE)
+    return paired(claim, before, after, labels, np.arange(labels.size)), claim
+
+
+def paired(claim: Claim, before: Any, after: Any, labels: Any, groups: Any) -> Pairs:
+    """Statistics of requests that are all of one length."""
+    fired = [claim.fires(values, np.ones(len(values), dtype=np.int64)) for values in (before, after)]
+    return Pairs(before=before, after=after, labels=labels, groups=groups, fired_before=fired[0], fired_after=fired[1])
 
 
 def judged(seed: int = 0, margins: Margins | None = None, **settings: Any) -> Decision:
-    pairs, promise = drawn(seed, **settings)
-    return decide(compare(pairs, promise.threshold, confidence=CONFIDENCE, seed=seed), promise, margins or Margins())
+    pairs, claim = drawn(seed, **settings)
+    return decide(compare(pairs, confidence=CONFIDENCE, seed=seed), claim, margins or Margins())
 
 
 def share(verdict: Verdict, runs: int = FEW, **settings: Any) -> float:
@@ -134,23 +141,18 @@ def test_too_few_rows_are_inconclusive_and_it_says_how_many_are_needed() -> None
 
 
 def test_rows_of_one_group_count_once() -> None:
-    pairs, promise = drawn(0)
-    half = Pairs(before=pairs.before, after=pairs.after, labels=pairs.labels, groups=pairs.groups // 4)
-    found = compare(half, promise.threshold, confidence=CONFIDENCE, seed=0)
+    pairs, claim = drawn(0)
+    half = paired(claim, pairs.before, pairs.after, pairs.labels, pairs.groups // 4)
+    found = compare(half, confidence=CONFIDENCE, seed=0)
     assert found.positive is not None
     assert (found.positive.num, found.positive.groups) == (200, 50)
-    assert decide(found, promise, Margins()).verdict is Verdict.INCONCLUSIVE
+    assert decide(found, claim, Margins()).verdict is Verdict.INCONCLUSIVE
 
 
 def unlabelled(after: float, labels: int) -> Decision:
-    pairs, promise = drawn(0, noise=after)
-    blind = Pairs(
-        before=pairs.before,
-        after=pairs.after,
-        labels=np.where(pairs.labels == 1, labels, pairs.labels),
-        groups=pairs.groups,
-    )
-    return decide(compare(blind, promise.threshold, confidence=CONFIDENCE, seed=0), promise, Margins())
+    pairs, claim = drawn(0, noise=after)
+    blind = paired(claim, pairs.before, pairs.after, np.where(pairs.labels == 1, labels, pairs.labels), pairs.groups)
+    return decide(compare(blind, confidence=CONFIDENCE, seed=0), claim, Margins())
 
 
 def test_without_positive_rows_it_passes_only_if_requests_are_ordered_alike() -> None:
@@ -162,17 +164,17 @@ def test_without_positive_rows_it_passes_only_if_requests_are_ordered_alike() ->
 
 def test_scores_that_have_collapsed_below_the_threshold_never_pass() -> None:
     """No false alarms at all: the promise is kept, and the detector is dead."""
-    pairs, promise = drawn(0)
+    pairs, claim = drawn(0)
     benign = pairs.labels == 0
     for dead in (np.full(benign.sum(), -9.0), pairs.before[benign][::-1] / 10 - 9):
-        blind = Pairs(before=pairs.before[benign], after=dead, labels=pairs.labels[benign], groups=pairs.groups[benign])
-        found = compare(blind, promise.threshold, confidence=CONFIDENCE, seed=0)
-        assert decide(found, promise, Margins()).verdict is Verdict.INCONCLUSIVE
+        blind = paired(claim, pairs.before[benign], dead, pairs.labels[benign], pairs.groups[benign])
+        found = compare(blind, confidence=CONFIDENCE, seed=0)
+        assert decide(found, claim, Margins()).verdict is Verdict.INCONCLUSIVE
 
 
 def test_without_benign_rows_nothing_is_said_of_false_alarms() -> None:
-    pairs, promise = drawn(0, negatives=0)
-    decision = decide(compare(pairs, promise.threshold, confidence=CONFIDENCE, seed=0), promise, Margins())
+    pairs, claim = drawn(0, negatives=0)
+    decision = decide(compare(pairs, confidence=CONFIDENCE, seed=0), claim, Margins())
     assert decision.verdict is Verdict.INCONCLUSIVE
     assert "299 benign rows" in " ".join(decision.needs)
 
@@ -180,19 +182,19 @@ def test_without_benign_rows_nothing_is_said_of_false_alarms() -> None:
 def test_margins_move_the_verdict_one_way() -> None:
     """What passes with a margin passes with a wider one."""
     for seed in range(8):
-        pairs, promise = drawn(seed, blur=0.4)
-        found = compare(pairs, promise.threshold, confidence=CONFIDENCE, seed=seed)
+        pairs, claim = drawn(seed, blur=0.4)
+        found = compare(pairs, confidence=CONFIDENCE, seed=seed)
         passes = [
-            decide(found, promise, Margins(auroc=margin, tpr=margin)).verdict is Verdict.PASS
+            decide(found, claim, Margins(auroc=margin, tpr=margin)).verdict is Verdict.PASS
             for margin in (0.02, 0.05, 0.1, 0.3)
         ]
         assert passes == sorted(passes)
 
 
 def test_the_figures_are_those_of_plain_formulas() -> None:
-    pairs, promise = drawn(3, noise=0.3, shift=0.2)
-    found: Comparison = compare(pairs, promise.threshold, confidence=CONFIDENCE, seed=3)
-    before, after = pairs.before > promise.threshold, pairs.after > promise.threshold
+    pairs, claim = drawn(3, noise=0.3, shift=0.2)
+    found: Comparison = compare(pairs, confidence=CONFIDENCE, seed=3)
+    before, after = pairs.before > claim.thresholds[0], pairs.after > claim.thresholds[0]
     benign, positive = pairs.labels == 0, pairs.labels == 1
     assert found.benign is not None
     assert found.positive is not None
@@ -212,15 +214,12 @@ def test_the_figures_are_those_of_plain_formulas() -> None:
 
 
 def test_statistics_that_are_not_defined_are_counted_and_never_fire() -> None:
-    pairs, promise = drawn(0)
+    pairs, claim = drawn(0)
     after = pairs.after.copy()
     after[:100] = -np.inf  # positives that are too short under another template
-    found = compare(
-        Pairs(before=pairs.before, after=after, labels=pairs.labels, groups=pairs.groups),
-        promise.threshold, confidence=CONFIDENCE, seed=0,
-    )  # fmt: skip
+    found = compare(paired(claim, pairs.before, after, pairs.labels, pairs.groups), confidence=CONFIDENCE, seed=0)
     assert (found.agreement.undefined_before, found.agreement.undefined_after, found.agreement.num) == (0, 100, 500)
-    assert decide(found, promise, Margins()).verdict is Verdict.DEGRADED
+    assert decide(found, claim, Margins()).verdict is Verdict.DEGRADED
 
 
 @pytest.mark.parametrize("broken", ["nan", "short", "empty"])
@@ -230,4 +229,17 @@ def test_what_cannot_be_compared_is_refused(broken: str) -> None:
         values[1] = np.nan
     rows = values[:count] if broken == "empty" else values
     with pytest.raises(ComparisonError):
-        Pairs(before=rows, after=values[:count], labels=np.zeros(count, np.int64), groups=np.arange(count))
+        Pairs(
+            before=rows, after=values[:count], labels=np.zeros(count, np.int64), groups=np.arange(count),
+            fired_before=rows > 0, fired_after=values[:count] > 0,
+        )  # fmt: skip
+
+
+def test_requests_fire_above_the_threshold_for_their_length() -> None:
+    claim = Claim(thresholds=(1.0, 2.0, 3.0), max_tokens=(10, 20), target_fpr=TARGET, confidence=CONFIDENCE)
+    lengths = np.array([1, 10, 11, 20, 21, 500])
+    limits = np.array([1.0, 1.0, 2.0, 2.0, 3.0, 3.0])
+    assert not claim.fires(limits, lengths).any()
+    assert claim.fires(limits + 1e-9, lengths).all()
+    with pytest.raises(ValidationError, match="one threshold more"):
+        Claim(thresholds=(1.0,), max_tokens=(10,), target_fpr=TARGET, confidence=CONFIDENCE)

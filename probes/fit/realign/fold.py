@@ -62,7 +62,7 @@ def require_foldable(artifact: Artifact) -> None:
     kind = artifact.card.kind
     if kind in _LAYOUTS:
         return
-    if getattr(load_detector(artifact), "reads_norm", False):
+    if load_detector(artifact).reads_norm:
         reason = "reads the norm of the stream, and a linear map to the old stream does not keep norms"
     else:
         reason = f"is not one whose tensors can be rewritten (those are {', '.join(_LAYOUTS)})"
@@ -86,7 +86,7 @@ def fold(artifact: Artifact, maps: Mapping[Tap, LinearMap], card: Card) -> Artif
     """
     require_foldable(artifact)
     layout = _LAYOUTS[artifact.card.kind]
-    chosen = [maps[Tap.parse(tap)] for tap in artifact.card.taps]
+    chosen = [maps[tap] for tap in artifact.taps]
     tensors: Tensors = dict(artifact.tensors)
     for name, constants in layout.directions.items():
         tensors[name], added = _rewritten(artifact, chosen, layout, name)

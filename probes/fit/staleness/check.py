@@ -12,10 +12,9 @@ from probes.artifact import Artifact
 from probes.card import Digest, Format, ModelRef, Stage
 from probes.fit.staleness.changes import Change, installed_libraries, library_changes, model_changes
 from probes.fit.staleness.comparison import Comparison, compare
-from probes.fit.staleness.decision import Decision, Margins, Promise, decide
+from probes.fit.staleness.decision import Claim, Decision, Margins, decide
 from probes.fit.staleness.reference import Reference, calibration_of
 from probes.fit.staleness.rows import BuildReader, Rows, StalenessError, read_build
-from probes.taps import Tap
 
 __all__ = ["CheckReport", "check", "record", "require_readable"]
 
@@ -35,7 +34,7 @@ class CheckReport(BaseModel):
     stage: Stage
     format: Format
     aggregate: AnyAggregator
-    promise: Promise
+    claim: Claim
     margins: Margins
     model_before: ModelRef
     model_after: ModelRef
@@ -135,8 +134,8 @@ def check(
     calibration = reference.require(artifact, rows)
     require_readable(artifact, model)
     readings = read_build(artifact, rows.examples, reader, calibration, label="new build")
-    promise = reference.promise
-    found = compare(reference.pairs(readings.statistics), promise.threshold, confidence=promise.confidence, seed=_SEED)
+    claim = reference.claim
+    found = compare(reference.pairs(readings), confidence=claim.confidence, seed=_SEED)
     return CheckReport(
         detector=reference.detector,
         artifact_digest=reference.artifact_digest,
@@ -145,7 +144,7 @@ def check(
         stage=reference.stage,
         format=reference.format,
         aggregate=reference.aggregate,
-        promise=promise,
+        claim=claim,
         margins=margins,
         model_before=reference.model,
         model_after=model,
@@ -154,7 +153,7 @@ def check(
         read_by=read_by,
         tokens_changed=sum(old != new for old, new in zip(reference.tokens, readings.tokens, strict=True)),
         comparison=found,
-        decision=decide(found, promise, margins),
+        decision=decide(found, claim, margins),
         seed=_SEED,
         created_by=created_by,
     )
@@ -172,7 +171,7 @@ def require_readable(artifact: Artifact, model: ModelRef) -> None:
             f"{artifact.path}: reads streams {card.model.d_model} wide, those of {model.id!r} are {model.d_model} "
             "wide: another architecture, not another build. Train a detector on it (telltale train)."
         )
-    if beyond := [tap for tap in card.taps if Tap.parse(tap).layer >= model.num_layers]:
+    if beyond := [str(tap) for tap in artifact.taps if tap.layer >= model.num_layers]:
         raise StalenessError(
             f"{artifact.path}: reads {', '.join(beyond)}; {model.id!r} has the layers 0 to {model.num_layers - 1}. "
             "Train a detector on it (telltale train)."

@@ -37,6 +37,7 @@ _FEWEST_FOR_Z = 4
 
 Float64 = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
 
 
 class ComparisonError(TelltaleError, ValueError):
@@ -52,6 +53,8 @@ class Pairs:
         after: (n,) float64, on the new one.
         labels: (n,): 1, 0, or ``UNLABELLED``.
         groups: (n,): rows of one group are not independent of each other.
+        fired_before: (n,): whether it lay above the threshold for such a request.
+        fired_after: (n,), likewise on the new build.
     Raises:
         ComparisonError: the lengths differ, there is no row, or a statistic is NaN.
     """
@@ -60,9 +63,12 @@ class Pairs:
     after: Float64
     labels: Integers
     groups: Integers
+    fired_before: Booleans
+    fired_after: Booleans
 
     def __post_init__(self) -> None:
-        sizes = {part.shape for part in (self.before, self.after, self.labels, self.groups)}
+        flags = (self.fired_before, self.fired_after)
+        sizes = {part.shape for part in (self.before, self.after, self.labels, self.groups, *flags)}
         if len(sizes) != 1 or self.before.ndim != 1 or self.before.size == 0:
             raise ComparisonError(
                 f"statistics, labels and groups have the shapes {sorted(sizes)}: they must be those of the same "
@@ -137,30 +143,29 @@ class Comparison(_Strict):
     agreement: Agreement
 
 
-def compare(pairs: Pairs, threshold: float, *, confidence: float, seed: int) -> Comparison:
+def compare(pairs: Pairs, *, confidence: float, seed: int) -> Comparison:
     """Compare two builds.
 
     Bounds of losses are percentiles of a paired bootstrap that draws whole groups.
 
     Args:
         pairs: statistics of the same requests.
-        threshold: a request fires above it, strictly.
         confidence: of each bound, one-sided.
         seed: of the bootstrap.
     """
     benign, positive = pairs.labels == 0, pairs.labels == 1
     return Comparison(
         num=pairs.before.size,
-        benign=_benign(pairs, threshold) if benign.any() else None,
-        positive=_positive(pairs, threshold, confidence, seed) if positive.any() else None,
+        benign=_benign(pairs) if benign.any() else None,
+        positive=_positive(pairs, confidence, seed) if positive.any() else None,
         ranking=_ranking(pairs, confidence, seed) if benign.any() and positive.any() else None,
         agreement=_agreement(pairs, confidence),
     )
 
 
-def _benign(pairs: Pairs, threshold: float) -> Benign:
+def _benign(pairs: Pairs) -> Benign:
     rows = pairs.labels == 0
-    before, after = pairs.before[rows] > threshold, pairs.after[rows] > threshold
+    before, after = pairs.fired_before[rows], pairs.fired_after[rows]
     change = _by_group(after.astype(np.int64) - before.astype(np.int64), pairs.groups[rows])
     return Benign(
         num=int(rows.sum()),
@@ -172,9 +177,9 @@ def _benign(pairs: Pairs, threshold: float) -> Benign:
     )
 
 
-def _positive(pairs: Pairs, threshold: float, confidence: float, seed: int) -> Positive:
+def _positive(pairs: Pairs, confidence: float, seed: int) -> Positive:
     rows = pairs.labels == 1
-    before, after = pairs.before[rows] > threshold, pairs.after[rows] > threshold
+    before, after = pairs.fired_before[rows], pairs.fired_after[rows]
     lost = before.astype(np.float64) - after.astype(np.float64)
     counts = draw_clusters(pairs.labels[rows], pairs.groups[rows].tolist(), seed=seed).astype(np.float64)
     return Positive(

@@ -10,14 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import bdtrc
 
+from probes.card import Calibration
 from probes.fit.staleness.comparison import Agreement, Benign, Comparison, Positive
 from probes.threshold import allowed_exceedances, benign_needed
 
-__all__ = ["EXIT_CODES", "Decision", "Margins", "Promise", "Verdict", "decide"]
+__all__ = ["EXIT_CODES", "Claim", "Decision", "Margins", "Verdict", "decide"]
 
 _FEWEST_TO_CONDEMN = 20
 """Groups of each label below which a bootstrap says nothing, however bad it looks."""
@@ -47,12 +51,35 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Promise(_Strict):
+class Claim(_Strict):
     """What the threshold says of benign requests."""
 
-    threshold: float = Field(description="fires above it, strictly")
+    thresholds: tuple[float, ...] = Field(min_length=1, description="fires above it, strictly; shortest requests first")
+    max_tokens: tuple[int, ...] = Field(default=(), description="longest read sequence of each threshold but the last")
     target_fpr: float = Field(gt=0, lt=1)
     confidence: float = Field(gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one_threshold_for_each_length(self) -> Self:
+        if len(self.thresholds) != len(self.max_tokens) + 1:
+            raise ValueError("there must be one threshold more than there are lengths in max_tokens")
+        return self
+
+    @classmethod
+    def of(cls, calibration: Calibration) -> Claim:
+        """What a calibration says, by length where it has buckets."""
+        buckets = calibration.buckets
+        return cls(
+            thresholds=tuple(bucket.threshold for bucket in buckets) or (calibration.threshold,),
+            max_tokens=tuple(bucket.max_tokens for bucket in buckets if bucket.max_tokens is not None),
+            target_fpr=calibration.target_fpr,
+            confidence=calibration.confidence,
+        )
+
+    def fires(self, statistics: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """(n,) whether requests with these statistics and lengths in tokens fire."""
+        limits = np.array(self.thresholds)[np.searchsorted(np.array(self.max_tokens, dtype=np.int64), lengths)]
+        return np.asarray(statistics > limits)
 
 
 class Margins(_Strict):
@@ -95,18 +122,18 @@ class _Part:
     needs: str = ""
 
 
-def decide(found: Comparison, promise: Promise, margins: Margins) -> Decision:
+def decide(found: Comparison, claim: Claim, margins: Margins) -> Decision:
     """Apply the rule.
 
     Args:
-        found: the figures; the confidence of their bounds is the promise's.
-        promise: of the recorded threshold.
+        found: the figures; the confidence of their bounds is the claim's.
+        claim: of the recorded threshold.
         margins: how much may be lost.
     """
-    ranking = _ranking(found, promise, margins)
-    threshold = [_alarms(found.benign, promise)]
+    ranking = _ranking(found, claim, margins)
+    threshold = [_alarms(found.benign, claim)]
     if found.positive is not None:
-        threshold.append(_caught(found.positive, promise, margins))
+        threshold.append(_caught(found.positive, claim, margins))
     parts = [ranking, *threshold]
     if ranking.state is _State.LOST:
         verdict = Verdict.DEGRADED
@@ -123,11 +150,11 @@ def decide(found: Comparison, promise: Promise, margins: Margins) -> Decision:
     )
 
 
-def _ranking(found: Comparison, promise: Promise, margins: Margins) -> _Part:
+def _ranking(found: Comparison, claim: Claim, margins: Margins) -> _Part:
     if found.ranking is None or found.benign is None or found.positive is None:
-        return _agreeing(found.agreement, promise, margins)
+        return _agreeing(found.agreement, claim, margins)
     loss, groups = found.ranking.loss, min(found.benign.groups, found.positive.groups)
-    least = benign_needed(margins.auroc, confidence=promise.confidence)
+    least = benign_needed(margins.auroc, confidence=claim.confidence)
     said = (
         f"AUROC {found.ranking.auroc_before:.4f} before, {found.ranking.auroc_after:.4f} now; "
         f"loss {loss.value:+.4f} ({loss.low:+.4f} to {loss.high:+.4f})"
@@ -145,9 +172,9 @@ def _ranking(found: Comparison, promise: Promise, margins: Margins) -> _Part:
     return _Part(_State.OPEN, f"{said}: not surely less than {margins.auroc:g}.", f"For AUROC: {needs}.")
 
 
-def _agreeing(found: Agreement, promise: Promise, margins: Margins) -> _Part:
+def _agreeing(found: Agreement, claim: Claim, margins: Margins) -> _Part:
     """Without both labels nobody sees how well it ranks; it ranks as before if it orders the requests as before."""
-    least = benign_needed(margins.auroc, confidence=promise.confidence)
+    least = benign_needed(margins.auroc, confidence=claim.confidence)
     correlation, low = found.rank_correlation, found.rank_correlation_low
     if correlation is None or low is None:
         said = "No rows with both labels, and no rank correlation between the builds"
@@ -162,8 +189,8 @@ def _agreeing(found: Agreement, promise: Promise, margins: Margins) -> _Part:
     )
 
 
-def _alarms(found: Benign | None, promise: Promise) -> _Part:
-    target, confidence = promise.target_fpr, promise.confidence
+def _alarms(found: Benign | None, claim: Claim) -> _Part:
+    target, confidence = claim.target_fpr, claim.confidence
     least = benign_needed(target, confidence=confidence)
     if found is None:
         return _Part(
@@ -185,7 +212,7 @@ def _alarms(found: Benign | None, promise: Promise) -> _Part:
         return _Part(_State.KEPT, f"{said}: surely less than {target:g} of the requests fire newly.")
     if allowed is None:
         needs = f"at least {least} independent benign rows"
-    elif found.newly > allowed and (count := _benign_for(found.newly / found.groups, promise)) is not None:
+    elif found.newly > allowed and (count := _benign_for(found.newly / found.groups, claim)) is not None:
         needs = f"about {count} benign rows"
     else:
         needs = f"more benign rows: the rate is near {target:g} or above it"
@@ -194,8 +221,8 @@ def _alarms(found: Benign | None, promise: Promise) -> _Part:
     )
 
 
-def _caught(found: Positive, promise: Promise, margins: Margins) -> _Part:
-    loss, least = found.loss, benign_needed(margins.tpr, confidence=promise.confidence)
+def _caught(found: Positive, claim: Claim, margins: Margins) -> _Part:
+    loss, least = found.loss, benign_needed(margins.tpr, confidence=claim.confidence)
     said = (
         f"Of {found.num} positive rows {found.caught_before} fired before, {found.caught_after} now; "
         f"loss {loss.value:+.3f} ({loss.low:+.3f} to {loss.high:+.3f})"
@@ -218,11 +245,11 @@ def _scaled(count: int, width: float, wanted: float) -> int:
     return min(_MOST_ASKED_FOR, math.ceil(count * max(1.0, (width / wanted) ** 2)))
 
 
-def _benign_for(rate: float, promise: Promise) -> int | None:
+def _benign_for(rate: float, claim: Claim) -> int | None:
     """Benign rows of which surely less than the target fire newly, if they go on at this rate; None: no number does."""
-    count = benign_needed(promise.target_fpr, confidence=promise.confidence)
+    count = benign_needed(claim.target_fpr, confidence=claim.confidence)
     while count <= _MOST_ASKED_FOR:
-        allowed = allowed_exceedances(count, promise.target_fpr, confidence=promise.confidence)
+        allowed = allowed_exceedances(count, claim.target_fpr, confidence=claim.confidence)
         if allowed is not None and rate * count <= allowed:
             return count
         count = math.ceil(count * 1.1)

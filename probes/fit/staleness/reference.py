@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from probes.aggregate import AnyAggregator
 from probes.artifact import Artifact
 from probes.card import Calibration, Digest, Format, ModelRef, Stage
 from probes.fit.staleness.comparison import UNLABELLED, Comparison, Pairs, compare
-from probes.fit.staleness.decision import Promise
+from probes.fit.staleness.decision import Claim
 from probes.fit.staleness.rows import Readings, Rows, StalenessError
 
 __all__ = ["Reference", "artifact_digest", "calibration_of"]
@@ -36,18 +35,19 @@ class Reference(BaseModel):
     stage: Stage
     format: Format
     aggregate: AnyAggregator
-    promise: Promise
+    claim: Claim
     certified: bool = Field(description="whether the calibration certifies the promise")
     statistics: tuple[float | None, ...] = Field(min_length=1, description="None: not defined, never fires")
     labels: tuple[Literal[0, 1] | None, ...]
     groups: tuple[int, ...]
+    fired: tuple[bool, ...]
     tokens: tuple[str, ...] = Field(description="short digests of the tokens that reached the model")
     quality: Comparison = Field(description="of the build with itself")
     created_by: str
 
     @model_validator(mode="after")
     def _columns_of_one_length(self) -> Self:
-        lengths = {len(column) for column in (self.statistics, self.labels, self.groups, self.tokens)}
+        lengths = {len(column) for column in (self.statistics, self.labels, self.groups, self.fired, self.tokens)}
         if len(lengths) != 1:
             raise ValueError(f"columns have the lengths {sorted(lengths)}: they must be of one length")
         return self
@@ -66,10 +66,15 @@ class Reference(BaseModel):
         created_by: str,
     ) -> Reference:
         """What is recorded of a detector on the build that its card names."""
-        promise = Promise(
-            threshold=calibration.threshold, target_fpr=calibration.target_fpr, confidence=calibration.confidence
+        claim = Claim.of(calibration)
+        same = Pairs(
+            before=readings.statistics,
+            after=readings.statistics,
+            labels=rows.labels,
+            groups=rows.groups,
+            fired_before=readings.fired,
+            fired_after=readings.fired,
         )
-        same = Pairs(before=readings.statistics, after=readings.statistics, labels=rows.labels, groups=rows.groups)
         return cls(
             detector=artifact.card.name,
             artifact_digest=artifact_digest(artifact),
@@ -80,23 +85,26 @@ class Reference(BaseModel):
             stage=calibration.stage,
             format=calibration.format,
             aggregate=calibration.aggregate,
-            promise=promise,
-            certified=calibration.certified,
+            claim=claim,
+            certified=all(part.certified for part in calibration.buckets or (calibration,)),
             statistics=tuple(float(value) if np.isfinite(value) else None for value in readings.statistics),
             labels=tuple(None if label == UNLABELLED else label for label in rows.labels.tolist()),
             groups=tuple(rows.groups.tolist()),
+            fired=tuple(readings.fired.tolist()),
             tokens=readings.tokens,
-            quality=compare(same, promise.threshold, confidence=promise.confidence, seed=seed),
+            quality=compare(same, confidence=claim.confidence, seed=seed),
             created_by=created_by,
         )
 
-    def pairs(self, after: npt.NDArray[np.float64]) -> Pairs:
-        """The recorded statistics beside others of the same requests, (n,) float64."""
+    def pairs(self, after: Readings) -> Pairs:
+        """What was recorded beside other readings of the same requests."""
         return Pairs(
             before=np.array([-np.inf if value is None else value for value in self.statistics], dtype=np.float64),
-            after=after,
+            after=after.statistics,
             labels=np.array([UNLABELLED if label is None else label for label in self.labels], dtype=np.int64),
             groups=np.array(self.groups, dtype=np.int64),
+            fired_before=np.array(self.fired, dtype=np.bool_),
+            fired_after=after.fired,
         )
 
     def digest(self) -> str:
@@ -142,13 +150,11 @@ class Reference(BaseModel):
                 f"{self.artifact_digest[:12]}...). {again}"
             )
         calibration = calibration_of(artifact, self.stage, self.format, str(self.aggregate))
-        now = Promise(
-            threshold=calibration.threshold, target_fpr=calibration.target_fpr, confidence=calibration.confidence
-        )
-        if now != self.promise:
+        now = Claim.of(calibration)
+        if now != self.claim:
             raise StalenessError(
-                f"{artifact.path}: calibrated anew since the reference was recorded (threshold "
-                f"{now.threshold:.6g}, recorded {self.promise.threshold:.6g}). {again}"
+                f"{artifact.path}: calibrated anew since the reference was recorded (thresholds "
+                f"{now.thresholds}, recorded {self.claim.thresholds}). {again}"
             )
         if rows.digest() != self.data_digest:
             raise StalenessError(

@@ -13,17 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from probes.artifact import Artifact
-from probes.cachedir import user_cache_dir
 from probes.card import Calibration, Format, Stage
 from probes.detectors import load_detector
 from probes.errors import TelltaleError
 from probes.fit.example import Example
 from probes.fit.rendered import Rendered
 from probes.fit.scores import ActivationSource, score_requests, statistics_of_requests
-from probes.fit.sources import SourceContext
-from probes.fit.sources.jsonl import Jsonl
+from probes.fit.sources.jsonl import read_jsonl
 from probes.fit.staleness.comparison import UNLABELLED
-from probes.fit.wheels import WheelStore
+from probes.fit.staleness.decision import Claim
 
 __all__ = ["BuildReader", "Readings", "Rows", "StalenessError", "read_build", "read_rows"]
 
@@ -70,10 +68,12 @@ class Readings:
 
     Attributes:
         statistics: (n,) float64; minus infinity where the aggregate is not defined.
+        fired: (n,): whether it lies above the threshold for such a request.
         tokens: n short digests of the tokens that reached the model.
     """
 
     statistics: npt.NDArray[np.float64]
+    fired: npt.NDArray[np.bool_]
     tokens: tuple[str, ...]
 
 
@@ -84,13 +84,10 @@ def read_rows(path: Path) -> Rows:
         probes.fit.sources.SourceError: the file cannot be read, or a line is wrong.
         StalenessError: it has no rows.
     """
-    context = SourceContext(
-        wheels=WheelStore(folder=user_cache_dir() / "wheels", progress=lambda _: None), folder=path.parent, seed=0
-    )
-    examples = tuple(Jsonl(path=path.name, label=0).load(context))
+    examples = tuple(read_jsonl(path, label=0))
     if not examples:
         raise StalenessError(f"{path}: holds no rows. A row is {json.dumps({'text': '...', 'label': 0})}.")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     given = [json.loads(line).get("label") for line in lines]
     numbers: dict[str, int] = {}
     return Rows(
@@ -119,8 +116,11 @@ def read_build(
     (scores,) = score_requests(
         [load_detector(artifact)], requests, reader, skip_first=[artifact.card.skip_first], label=label
     )
+    statistics = statistics_of_requests(calibration.aggregate, calibration.stage, scores)
+    lengths = np.array([len(request.scores) for request in scores], dtype=np.int64)
     return Readings(
-        statistics=statistics_of_requests(calibration.aggregate, calibration.stage, scores),
+        statistics=statistics,
+        fired=Claim.of(calibration).fires(statistics, lengths),
         tokens=tuple(_short_digest(request.tokens) for request in requests),
     )
 
