@@ -42,7 +42,9 @@ def record(
     out: Annotated[Path, typer.Option(help="The reference, a JSON file.", show_default=False)],
     text_format: Annotated[str, typer.Option("--format", help="What the texts are: chat or raw.")] = "chat",
     stage: Annotated[str, typer.Option(help="prompt, stream or response.")] = "prompt",
-    aggregate: Annotated[str | None, typer.Option(help="Which calibration, where there are several.")] = None,
+    aggregate: Annotated[
+        str | None, typer.Option(help="Which calibration, where there are several: ema,alpha=0.16.")
+    ] = None,
     model: Annotated[str, typer.Option(help="The model on the card.")] = DEFAULT_MODEL,
 ) -> None:
     """Write down what a detector says of some requests on the model of its card."""
@@ -207,17 +209,23 @@ def _read_by() -> str:
 
 
 def _save(old: Artifact, made: Artifact, out: Path) -> None:
-    from probes.artifact import save_artifact
+    from probes.fit.staleness.reference import as_option
     from probes.fit.staleness.rows import StalenessError
 
     path = out / old.path.name
     if path.resolve() == old.path.resolve():
         raise StalenessError(f"--out {out} is where the old artifact lies; the new one goes into another folder.")
-    saved = save_artifact(path, made.card, made.tensors)
+    saved = made.save(path)
     say(f"wrote {path}, for {saved.card.model.id!r}")
     model = saved.card.model.id
-    if not saved.card.calibrations:
-        say(f"it has no threshold yet: telltale calibrate {path} --benign FILE.jsonl --model {model}")
+    kept = {(item.stage, item.format, item.aggregate) for item in saved.card.calibrations}
+    for item in old.card.calibrations:
+        if (item.stage, item.format, item.aggregate) not in kept:
+            say(
+                f"no threshold at {item.stage.value} in {item.format.value} yet: telltale calibrate {path} --benign "
+                f"FILE.jsonl --stage {item.stage.value} --format {item.format.value} --aggregate "
+                f"{as_option(item.aggregate)} --target-fpr {item.target_fpr:g} --model {model}"
+            )
     say(f"it has no canary yet: telltale canary {path} --model {model}")
 
 

@@ -373,6 +373,9 @@ def test_a_stage_without_a_threshold_is_refused(tmp_path: Path, known: Known) ->
     said = refused("record", known.detector, "--data", known.data, "--model", known.model, "--out", tmp_path / "r.json",
                    "--stage", "stream")  # fmt: skip
     assert "not calibrated" in said
+    said = refused("record", known.detector, "--data", known.data, "--model", known.model, "--out", tmp_path / "r.json",
+                   "--aggregate", "max")  # fmt: skip
+    assert "calibrated for ema,alpha=0.3, and 'max' was named" in said
 
 
 def test_a_detector_is_taken_over_after_pass_and_stale_only(tmp_path: Path, turned: Path, known: Known) -> None:
@@ -391,7 +394,8 @@ def test_a_detector_is_taken_over_after_pass_and_stale_only(tmp_path: Path, turn
     report = CheckReport.read(passed)
     stale = report.model_copy(update={"decision": report.decision.model_copy(update={"verdict": Verdict.STALE})})
     stale.write(tmp_path / "stale.json")
-    run("adopt", known.detector, "--report", tmp_path / "stale.json", "--out", tmp_path / "stale")
+    said = run("adopt", known.detector, "--report", tmp_path / "stale.json", "--out", tmp_path / "stale")
+    assert "--stage prompt --format chat --aggregate ema,alpha=0.3 --target-fpr 0.01" in said
     assert Artifact.load(tmp_path / "stale" / known.detector.name).card.calibrations == ()
 
     checked(tmp_path, turned, known, 11)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from probes.artifact import Artifact
 from probes.fit.staleness.check import CheckReport
 from probes.fit.staleness.decision import Verdict
-from probes.fit.staleness.reference import artifact_digest, calibration_of
+from probes.fit.staleness.reference import artifact_digest, as_option, calibration_of
 from probes.fit.staleness.rows import StalenessError
 
 __all__ = ["adopt"]
@@ -31,8 +31,8 @@ def adopt(artifact: Artifact, reports: Sequence[CheckReport], *, created_by: str
         _require_of(artifact, report, reports[0])
     passed = [report for report in reports if report.decision.verdict is Verdict.PASS]
     kept = tuple(
-        calibration_of(artifact, report.stage, report.format, str(report.aggregate))
-        for report in {(item.stage, item.format, str(item.aggregate)): item for item in passed}.values()
+        calibration_of(artifact, report.stage, report.format, as_option(report.aggregate))
+        for report in {(item.stage, item.format, as_option(item.aggregate)): item for item in passed}.values()
     )
     card = artifact.card
     checks = [

@@ -10,14 +10,14 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from probes.aggregate import AnyAggregator
+from probes.aggregate import Aggregator, AnyAggregator
 from probes.artifact import Artifact
 from probes.card import Calibration, Digest, Format, ModelRef, Stage
 from probes.fit.staleness.comparison import UNLABELLED, Comparison, Pairs, compare
 from probes.fit.staleness.decision import Claim
 from probes.fit.staleness.rows import Readings, Rows, StalenessError
 
-__all__ = ["Reference", "artifact_digest", "calibration_of"]
+__all__ = ["Reference", "artifact_digest", "as_option", "calibration_of"]
 
 
 class Reference(BaseModel):
@@ -149,7 +149,7 @@ class Reference(BaseModel):
                 f"{artifact.path}: the reference is of another artifact ({self.detector!r}, "
                 f"{self.artifact_digest[:12]}...). {again}"
             )
-        calibration = calibration_of(artifact, self.stage, self.format, str(self.aggregate))
+        calibration = calibration_of(artifact, self.stage, self.format, as_option(self.aggregate))
         now = Claim.of(calibration)
         if now != self.claim:
             raise StalenessError(
@@ -171,6 +171,12 @@ def artifact_digest(artifact: Artifact) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def as_option(aggregate: Aggregator) -> str:
+    """An aggregate as the command line takes it: ``ema,alpha=0.16``."""
+    parameters = (f"{name}={json.dumps(value)}" for name, value in aggregate.config().items() if name != "kind")
+    return ",".join([aggregate.kind, *parameters])
+
+
 def calibration_of(artifact: Artifact, stage: Stage, text_format: Format, aggregate: str | None) -> Calibration:
     """The calibration for a stage and a format.
 
@@ -178,16 +184,16 @@ def calibration_of(artifact: Artifact, stage: Stage, text_format: Format, aggreg
         artifact: of the detector.
         stage: when it is judged.
         text_format: how texts reach the model.
-        aggregate: as it prints, e.g. ``ema(alpha=0.16)``; None where there is only one.
+        aggregate: as on the command line, e.g. ``ema,alpha=0.16``; None where there is only one.
     Raises:
         StalenessError: there is none, or there are several and none was named.
     """
     where = f"{artifact.path}: at the stage {stage.value!r} in the format {text_format.value!r}"
     there = [item for item in artifact.card.calibrations if item.stage is stage and item.format is text_format]
-    names = ", ".join(repr(str(item.aggregate)) for item in there)
+    names = ", ".join(as_option(item.aggregate) for item in there)
     if not there:
         raise StalenessError(f"{where} it is not calibrated, so no threshold can go stale. Calibrate it first.")
-    chosen = [item for item in there if aggregate is None or str(item.aggregate) == aggregate]
+    chosen = [item for item in there if aggregate is None or as_option(item.aggregate) == aggregate]
     if len(chosen) != 1:
         raise StalenessError(
             f"{where} it is calibrated for {names}, and {'none' if aggregate is None else repr(aggregate)} was named. "
