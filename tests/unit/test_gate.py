@@ -24,6 +24,7 @@ from probes.fit.calibrate import calibrate
 from probes.fit.canary import canary_of
 from probes.fit.example import Example
 from probes.fit.fitters.logistic import Logistic
+from probes.fit.staleness.changes import installed_libraries, library_changes, model_changes
 from probes.fit.staleness.check import CheckReport
 from probes.fit.staleness.decision import Verdict
 from probes.fit.staleness.reference import Reference
@@ -405,6 +406,21 @@ def test_a_detector_is_taken_over_after_pass_and_stale_only(tmp_path: Path, turn
     assert "another folder" in refused(
         "adopt", known.detector, "--report", tmp_path / "stale.json", "--out", known.detector.parent
     )
+
+
+def test_what_changed_is_named_field_by_field() -> None:
+    old = make_card().model
+    new = old.model_copy(update={"weight_digest": "e" * 64, "dtype": "bfloat16", "id": "other"})
+    assert [(change.what, change.before, change.after) for change in model_changes(old, new)] == [
+        ("weights", "a" * 64, "e" * 64),
+        ("dtype", "float32", "bfloat16"),
+    ]
+    found = library_changes({"torch": "1", "numpy": "2"}, {"torch": "1.1", "numpy": "2", "vllm": "0.32"})
+    assert [(change.what, change.before, change.after) for change in found] == [
+        ("torch", "1", "1.1"),
+        ("vllm", None, "0.32"),
+    ]
+    assert {"torch", "transformers", "numpy"} <= set(installed_libraries())
 
 
 def test_help_names_the_exit_codes() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from probes.artifact import Artifact
-from probes.card import ModelRef, Stage
+from probes.card import Format, ModelRef, Stage
 from probes.detectors import Detector, load_detector
 from probes.fit.activations import ActivationReader
 from probes.fit.example import Example
@@ -53,7 +53,10 @@ class Repaired:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
+    """Some of the texts; ``shared`` counts the leading tokens of each request that all of its format begin with."""
+
     requests: list[Rendered]
+    shared: list[int]
     moments: dict[Tap, Moments]
 
 
@@ -108,7 +111,7 @@ def repair(
         }
     )
     made = fold(artifact, maps, fresh)
-    told = _told(artifact, made, parts["report"].requests, old, new)
+    told = _told(artifact, made, parts["report"], old, new)
     record = {
         "from": {"tensors_digest": card.tensors_digest, "model": card.model.model_dump(mode="json")},
         "data_digest": data_digest,
@@ -159,12 +162,14 @@ def _read(
     """The texts through both builds: the moments of each part."""
     width = artifact.card.model.d_model
     taps = [directions.tap for directions in load_detector(artifact).directions()]
-    parts = {name: _Part([], {tap: Moments(width) for tap in taps}) for name in dict.fromkeys(_PARTS)}
+    parts = {name: _Part([], [], {tap: Moments(width) for tap in taps}) for name in dict.fromkeys(_PARTS)}
     for text_format in artifact.card.formats:
-        for example in examples:
-            stage = Stage.RESPONSE if example.response else Stage.PROMPT
-            (request,) = new.render([example], text_format=text_format, stage=stage)
-            parts[_part_of(example)].requests.append(Rendered(request.tokens, 0))
+        rows = [_tokens(new, example, text_format) for example in examples]
+        shared = _shared_prefix(rows)
+        for example, row in zip(examples, rows, strict=True):
+            part = parts[_part_of(example)]
+            part.requests.append(Rendered(row, 0))
+            part.shared.append(shared)
     for name, part in parts.items():
         if len(part.requests) < _FEWEST:
             raise RealignError(
@@ -176,32 +181,39 @@ def _read(
             before = dict(old.sweep(requests, taps, label=f"{label}, old build"))
             after = dict(new.sweep(requests, taps, label=f"{label}, new build"))
             for tap in taps:
-                rows = [
+                columns = [
                     np.concatenate([found[number][tap][skip:] for number in range(len(requests))])
                     for found in (after, before)
                 ]
-                part.moments[tap].add(*rows)
+                part.moments[tap].add(*columns)
     return parts
 
 
 def _told(
-    artifact: Artifact, made: Artifact, requests: Sequence[Rendered], old: ActivationReader, new: ActivationReader
+    artifact: Artifact, made: Artifact, part: _Part, old: ActivationReader, new: ActivationReader
 ) -> dict[str, Any]:
-    """R^2 of token scores, and of the statistics that the old card is calibrated for, on held-out requests."""
+    """R^2 of token scores, and of the statistics that the old card is calibrated for, on held-out requests.
+
+    Tokens that all requests begin with, such as a template's, are easily told and would flatter the first.
+    """
     before, after = (
-        _scores(load_detector(one), requests, reader, one.card.skip_first, label=label)
+        _scores(load_detector(one), part.requests, reader, one.card.skip_first, label=label)
         for one, reader, label in (
             (artifact, old, "held-out texts, old build"),
             (made, new, "held-out texts, new build"),
         )
     )
-    # The builds may have other sinks: only what both score is compared.
-    pairs = [(b.scores[-n:], a.scores[-n:]) for b, a in zip(before, after, strict=True) if (n := _both(b, a))]
+    begins = [
+        # The builds may have other sinks: only what both score is compared.
+        max(shared, was.first, is_now.first)
+        for shared, was, is_now in zip(part.shared, before, after, strict=True)
+    ]
     was, is_now = (
-        np.concatenate(column).reshape(sum(len(b) for b, _ in pairs), -1) for column in zip(*pairs, strict=True)
+        np.concatenate([one.scores[begin - one.first :] for one, begin in zip(found, begins, strict=True)])
+        for found in (before, after)
     )
     # A constant may be lost where the kind's statistic does not see it; the statistics below do see the others.
-    residual, spread = (was - is_now).var(axis=0), was.var(axis=0)
+    residual, spread = np.atleast_1d((was - is_now).var(axis=0)), np.atleast_1d(was.var(axis=0))
     statistics = {}
     for stage, aggregate in dict.fromkeys((item.stage, item.aggregate) for item in artifact.card.calibrations):
         columns = [statistics_of_requests(aggregate, stage, found) for found in (before, after)]
@@ -209,7 +221,7 @@ def _told(
             statistics[f"{aggregate} at {stage.value}"] = value
     seen = spread > 0
     return {
-        "r2_score": round(float(1.0 - (residual[seen] / spread[seen]).max()), _ROUND) if seen.any() else 0.0,
+        "r2_score": round(float(1.0 - np.max(residual[seen] / spread[seen])), _ROUND) if seen.any() else 0.0,
         "r2_statistics": statistics,
     }
 
@@ -221,8 +233,15 @@ def _scores(
     return found
 
 
-def _both(before: RequestScores, after: RequestScores) -> int:
-    return min(len(before.scores), len(after.scores))
+def _tokens(reader: ActivationReader, example: Example, text_format: Format) -> tuple[int, ...]:
+    stage = Stage.RESPONSE if example.response else Stage.PROMPT
+    (request,) = reader.render([example], text_format=text_format, stage=stage)
+    return request.tokens
+
+
+def _shared_prefix(rows: Sequence[tuple[int, ...]]) -> int:
+    low, high = min(rows), max(rows)
+    return next((place for place, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(map(len, rows)))
 
 
 def _r2(before: Float64, after: Float64) -> float | None:
