@@ -54,12 +54,9 @@ def collect(
     for variable, value in (_QUIET | server_environment()).items():
         os.environ.setdefault(variable, value)
     folder = embedded_folder(name)
-    from serving.engine.collect import CollectOrder
-    from serving.engine.collect import collect as run
+    from serving.engine.collect import Collector, CollectOrder
 
     order = CollectOrder(
-        prompts=prompts,
-        out=out,
         taps=chosen_taps,
         text_format=chosen_format,
         positions=chosen_positions,
@@ -78,7 +75,9 @@ def collect(
             else:  # what an earlier run has computed does not count as speed
                 bar.reset(task, completed=tokens, total=total)
 
-        manifest = run(order, say=say, progress=show)
+        collector = Collector(order, say=say)
+        manifest = collector.collect(prompts, out, progress=show)
+    collector.close()
     say(
         f"wrote {out}: {manifest.requests} requests, {manifest.rows} rows at {len(chosen_taps)} taps in "
         f"{len(manifest.shards)} shards; the first {manifest.skip_first} positions are sinks"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import serving
 from monitor.types import Role
@@ -14,18 +16,22 @@ from probes.fit.activation_writer import ActivationWriter, PreparedRequest, Shar
 from probes.fit.prompt_file import PromptFile, PromptLine
 from probes.taps import Tap
 from serving.engine.capture_engine import CaptureEngine, batch_settings, capture_config
-from serving.engine.request_tokens import RequestTokens
 from serving.engine.runtime import read_served_model
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+    from serving.engine.request_tokens import RequestTokens
+
+_ROLES = {role.value: role.code for role in Role}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectOrder:
-    """What is to be collected.
+    """What is read of which model.
 
     Attributes:
-        prompts: file of JSON lines; see ``probes.fit.prompt_file``.
-        out: folder; a new one, or one in which the same order was interrupted.
-        taps: where the model is read; each once.
+        taps: where; each once.
         text_format: whether prompts go through the chat template.
         positions: which tokens are kept.
         model_id: what people call the model.
@@ -34,8 +40,6 @@ class CollectOrder:
         shard_tokens: computed for a shard, at most: what a killed run has to compute again.
     """
 
-    prompts: Path
-    out: Path
     taps: tuple[Tap, ...]
     text_format: Format
     positions: TokenPositions
@@ -45,71 +49,98 @@ class CollectOrder:
     shard_tokens: int
 
 
-def collect(order: CollectOrder, *, say: Callable[[str], None], progress: Callable[[int, int], None]) -> Manifest:
-    """Collect, or go on where an interrupted run has stopped; does nothing where all is there.
+class Collector:
+    """Collects by one order. The whole process is the engine's once it has begun.
 
-    Every line is looked at before the first one is computed. The whole process is the engine's from then on.
+    In memory are the tensors of one shard, the tokens of its requests and the readouts of one step, however long the
+    file is.
 
     Args:
-        order: what to collect.
+        order: what to read.
         say: told what is being done.
-        progress: told after each step how many tokens have been computed, and how many there are.
-    Returns: the manifest of the finished folder.
-    Raises:
-        probes.errors.TelltaleError: a line, an option or the folder cannot be used, or the engine left rows out.
     """
-    file = PromptFile.open(order.prompts, require=lambda line: _problem(line, order))
-    config = capture_config(order.arguments, order.taps)
-    from vllm.renderers import renderer_from_config
 
-    settings = CollectSettings(
-        model=read_served_model(config, model_id=order.model_id),
-        taps=tuple(str(tap) for tap in sorted(order.taps)),
-        format=order.text_format,
-        positions=order.positions,
-        input_digest=file.digest,
-        input_requests=file.count,
-        shard_bytes=order.shard_bytes,
-        shard_tokens=order.shard_tokens,
-        engine=batch_settings(config),
-        created_by=f"telltale {serving.__version__}",
-    )
-    lines = RequestTokens(
-        config, renderer_from_config(config), text_format=order.text_format, positions=order.positions
-    )
-    with ActivationWriter(order.out, settings, roles={role.value: role.code for role in Role}) as writer:
-        if writer.manifest.complete:
-            say(f"{order.out} is complete already")
-            return writer.manifest
-        done = writer.manifest.requests
-        left = sum(len(request.tokens) for request in lines.prepare(file, first=done))
-        say(f"{done} of {file.count} requests are there, {left} tokens are left to compute")
-        if left:
+    def __init__(self, order: CollectOrder, *, say: Callable[[str], None]) -> None:
+        self._order = order
+        self._say = say
+
+    def collect(self, prompts: Path, out: Path, *, progress: Callable[[int, int], None]) -> Manifest:
+        """Collect, or go on where an interrupted run has stopped; does nothing where all is there.
+
+        Every line is looked at before the first one is computed.
+
+        Args:
+            prompts: file of JSON lines; see ``probes.fit.prompt_file``.
+            out: folder; a new one, or one in which the same run was interrupted.
+            progress: told after each step how many tokens have been computed, and how many there are.
+        Returns: the manifest of the finished folder.
+        Raises:
+            probes.errors.TelltaleError: a line, an option or the folder cannot be used, or the engine left rows out.
+        """
+        file = PromptFile.open(prompts, require=self._problem)
+        with ActivationWriter(out, self._settings(file), roles=_ROLES) as writer:
+            if writer.manifest.complete:
+                self._say(f"{out} is complete already")
+                return writer.manifest
+            done = writer.manifest.requests
+            left = sum(len(request.tokens) for request in self._requests.prepare(file, first=done))
+            self._say(f"{done} of {file.count} requests are there, {left} tokens are left to compute")
             total = writer.manifest.tokens + left
-            engine = CaptureEngine(config)
-            for requests in shards_of(lines.prepare(file, first=done), settings):
-                _collect_shard(engine, writer, requests, lambda tokens: progress(tokens, total))
-            engine.close()
-        writer.finish()
-        return writer.manifest
+            for requests in shards_of(self._requests.prepare(file, first=done), writer.manifest.settings):
+                self._collect_shard(writer, requests, lambda tokens: progress(tokens, total))
+            writer.finish()
+            return writer.manifest
 
+    def close(self) -> None:
+        """End the engine, if it was started."""
+        if "_engine" in vars(self):
+            self._engine.close()
 
-def _collect_shard(
-    engine: CaptureEngine,
-    writer: ActivationWriter,
-    requests: Sequence[PreparedRequest],
-    progress: Callable[[int], None],
-) -> None:
-    """Its memory is given back before the next shard takes its own."""
-    shard = ShardBuffer(requests, writer.manifest.settings)
-    before = writer.manifest.tokens
-    sinks = engine.fill(shard, lambda tokens: progress(before + tokens))
-    writer.write(shard, sinks=sinks)
+    @cached_property
+    def _config(self) -> VllmConfig:
+        return capture_config(self._order.arguments, self._order.taps)
 
+    @cached_property
+    def _requests(self) -> RequestTokens:
+        from vllm.renderers import renderer_from_config
 
-def _problem(line: PromptLine, order: CollectOrder) -> str | None:
-    if order.text_format is Format.RAW and line.text is None:
-        return "holds a conversation, and --format raw takes text as it is: use --format chat."
-    if order.positions is TokenPositions.RESPONSE and line.response is None:
-        return "holds no reply, and --positions response keeps nothing else."
-    return None
+        from serving.engine.request_tokens import RequestTokens
+
+        order = self._order
+        renderer = renderer_from_config(self._config)
+        return RequestTokens(self._config, renderer, text_format=order.text_format, positions=order.positions)
+
+    @cached_property
+    def _engine(self) -> CaptureEngine:
+        return CaptureEngine(self._config)
+
+    def _settings(self, file: PromptFile) -> CollectSettings:
+        order = self._order
+        return CollectSettings(
+            model=read_served_model(self._config, model_id=order.model_id),
+            taps=tuple(str(tap) for tap in sorted(order.taps)),
+            format=order.text_format,
+            positions=order.positions,
+            input_digest=file.digest,
+            input_requests=file.count,
+            shard_bytes=order.shard_bytes,
+            shard_tokens=order.shard_tokens,
+            engine=batch_settings(self._config),
+            created_by=f"telltale {serving.__version__}",
+        )
+
+    def _collect_shard(
+        self, writer: ActivationWriter, requests: Sequence[PreparedRequest], progress: Callable[[int], None]
+    ) -> None:
+        """A method of its own: the shard's memory is given back before the next one takes its own."""
+        shard = ShardBuffer(requests, writer.manifest.settings)
+        before = writer.manifest.tokens
+        sinks = self._engine.fill(shard, lambda tokens: progress(before + tokens))
+        writer.write(shard, sinks=sinks)
+
+    def _problem(self, line: PromptLine) -> str | None:
+        if self._order.text_format is Format.RAW and line.text is None:
+            return "holds a conversation, and --format raw takes text as it is: use --format chat."
+        if self._order.positions is TokenPositions.RESPONSE and line.response is None:
+            return "holds no reply, and --positions response keeps nothing else."
+        return None
