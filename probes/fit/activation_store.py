@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
 
 from probes.artifact import sha256_file
 from probes.card import ModelRef
@@ -91,7 +92,7 @@ class Shard:
         """
         try:
             return _map_tensors(self.tensors_path)
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        except (OSError, SafetensorError, KeyError) as error:
             raise StoreError(
                 f"{self.tensors_path}: not a shard of telltale collect ({error}). Copy the folder again."
             ) from error
@@ -263,9 +264,9 @@ class ActivationStore:
 def _map_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Map a safetensors file: a length in 8 bytes, a JSON header of that length, then the tensors.
 
-    The library's own reader copies what it gives to numpy.
+    The library's own reader copies what it gives to numpy; it only checks the file here.
     """
-    with path.open("rb") as handle:
+    with safe_open(path, framework="numpy"), path.open("rb") as handle:
         (length,) = struct.unpack("<Q", handle.read(8))
         header: dict[str, Any] = json.loads(handle.read(length))
     header.pop("__metadata__", None)
@@ -276,4 +277,3 @@ def _map_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
         # A view of the one mapping, with its own type and shape.
         found[name] = data[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return found
-

@@ -167,7 +167,9 @@ def main(
     """Measure, and write the report."""
     machine = read_machine()
     measured = measure(rounds=rounds, prompts=prompts)
-    out.write_text(markdown(measured, machine, f"python -m serving.bench.collect --rounds {rounds} --prompts {prompts}"))
+    out.write_text(
+        markdown(measured, machine, f"python -m serving.bench.collect --rounds {rounds} --prompts {prompts}")
+    )
     say(f"wrote {out}: {measured.ratio.geometric_mean.point:.3f}")
     if measured.ratio.geometric_mean.point < GOAL:
         raise BenchError(f"the goal is {GOAL}.")

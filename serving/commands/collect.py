@@ -50,7 +50,9 @@ def collect(
     chosen_taps, chosen_format = _taps(taps), _member(Format, "--format", text_format)
     chosen_positions = _member(TokenPositions, "--positions", positions)
     if chosen_format is Format.RAW and chosen_positions is TokenPositions.TEMPLATE:
-        raise CollectOptionError("--positions template: raw text has no template. Use --positions last or --format chat.")
+        raise CollectOptionError(
+            "--positions template: raw text has no template. Use --positions last or --format chat."
+        )
     for variable, value in (_QUIET | server_environment()).items():
         os.environ.setdefault(variable, value)
     folder = embedded_folder(name)

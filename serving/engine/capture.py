@@ -48,7 +48,9 @@ class Capture(Detector):
         Raises:
             ArtifactError: always.
         """
-        raise ArtifactError(f"{artifact.path}: {name!r} cannot be served: activations are captured by telltale collect.")
+        raise ArtifactError(
+            f"{artifact.path}: {name!r} cannot be served: activations are captured by telltale collect."
+        )
 
     def directions(self) -> Sequence[Directions]:
         """The identity at each tap."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def capture_config(arguments: Sequence[str], taps: Sequence[Tap]) -> VllmConfig:
-    """vLLM's configuration of an engine that captures.
+    """VLLM's configuration of an engine that captures.
 
     The whole process is the engine's from then on.
 
@@ -46,7 +46,9 @@ def capture_config(arguments: Sequence[str], taps: Sequence[Tap]) -> VllmConfig:
     if chosen.data_parallel_size > 1:
         raise RefusedError("--data-parallel-size: one engine collects. Leave it out, or split the file of prompts.")
     if not isinstance(chosen.additional_config, dict) or CAPTURE_KEY in chosen.additional_config:
-        raise RefusedError(f"--additional-config must be a JSON object without {CAPTURE_KEY}: --taps says what is read.")
+        raise RefusedError(
+            f"--additional-config must be a JSON object without {CAPTURE_KEY}: --taps says what is read."
+        )
     # A cached position is not computed, so nothing would read it.
     chosen.enable_prefix_caching = False
     chosen.additional_config = {**chosen.additional_config, CAPTURE_KEY: [str(tap) for tap in taps]}
@@ -85,9 +87,7 @@ class CaptureEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self._bank = load_worker_plan(config).bank
-        self._engine = LLMEngine.from_vllm_config(
-            config, usage_context=UsageContext.LLM_CLASS, disable_log_stats=True
-        )
+        self._engine = LLMEngine.from_vllm_config(config, usage_context=UsageContext.LLM_CLASS, disable_log_stats=True)
         self._scheduler = self._engine.engine_core.engine_core.scheduler
         # On the instance: whichever scheduler vLLM has chosen, every result of a step passes here first.
         self._take_in: Callable[..., Any] = self._scheduler.update_from_output

@@ -143,7 +143,6 @@ class CaptureRows:
                 activations[begin + target : end + target] = readouts.readouts[begin + offset : end + offset, columns]
 
 
-
 def _leading_sinks(squared_norms: Sequence[Float32]) -> int:
     """How many leading positions have a norm far above the rest, at any tap.
 

@@ -27,7 +27,7 @@ Round = Callable[[], tuple[float, int]]
 
 
 def plain_round(order: dict[str, Any]) -> Round:
-    """vLLM alone: ``LLM.generate`` with one new token, given tokens and not text."""
+    """VLLM alone: ``LLM.generate`` with one new token, given tokens and not text."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
     from vllm.engine.arg_utils import EngineArgs

@@ -79,7 +79,9 @@ class RequestTokens:
                 raise KeptTokensError("has no token at all.")
             kept = kept_tokens(self._positions, codes, num_prompt=num_prompt, num_tokens=len(tokens))
         except (ValueError, VLLMClientError) as error:
-            raise PromptFileError(f"{path}:{line.number}: {_reason(error)} Correct this line, or leave it out.") from error
+            raise PromptFileError(
+                f"{path}:{line.number}: {_reason(error)} Correct this line, or leave it out."
+            ) from error
         if len(tokens) >= self._model.max_model_len:
             raise PromptFileError(
                 f"{path}:{line.number}: has {len(tokens)} tokens; this engine takes at most "

@@ -1,4 +1,4 @@
-"""``telltale collect`` with a real engine: the activations are transformers', the scores the server's, a kill costs a shard."""
+"""``telltale collect`` with a real engine: activations are transformers', scores the server's, a kill costs a shard."""
 
 from __future__ import annotations
 
@@ -30,9 +30,14 @@ ROOT = Path(__file__).parents[2]
 TAPS = (Tap(0), Tap(1), Tap(0, Site.ATTN_OUT), Tap(1, Site.MLP_OUT))
 CHUNK = 64
 """Tokens in a step: longer prompts are cut."""
-ENGINE = {"kv_cache_memory_bytes": 134217728, "max_model_len": 1024, "max_num_seqs": 16, "max_num_batched_tokens": CHUNK}
+ENGINE = {
+    "kv_cache_memory_bytes": 134217728,
+    "max_model_len": 1024,
+    "max_num_seqs": 16,
+    "max_num_batched_tokens": CHUNK,
+}
 FLAGS = [item for name, value in ENGINE.items() for item in (f"--{name.replace('_', '-')}", str(value))]
-WORDS = "river stone lantern harvest copper meadow winter signal garden paper".split()
+WORDS = ["river", "stone", "lantern", "harvest", "copper", "meadow", "winter", "signal", "garden", "paper"]
 
 
 def words(generator: np.random.Generator, count: int) -> str:
@@ -151,9 +156,7 @@ def test_prompts_are_the_servers_and_roles_are_kept(store: ActivationStore, tiny
     assert np.all(store[0].roles[-3:] == Role.TEMPLATE.code)
 
 
-def test_scores_of_collected_rows_are_the_servers(
-    store: ActivationStore, tiny: TinyModel, tmp_path: Path
-) -> None:
+def test_scores_of_collected_rows_are_the_servers(store: ActivationStore, tiny: TinyModel, tmp_path: Path) -> None:
     """A linear detector on what was collected, and the same one in the bank of an engine that serves."""
     generator = np.random.default_rng(4)
     names = {}
@@ -166,7 +169,8 @@ def test_scores_of_collected_rows_are_the_servers(
         )  # fmt: skip
         names[tap] = (name, direction)
     entries = "".join(f"  - artifact: {name}.safetensors\n" for name, _ in names.values())
-    rule = f"{{name: watch, when: {{detector: {names[TAPS[0]][0]}, stage: prompt}}, do: {{action: flag}}, mode: enforce}}"
+    watched = names[TAPS[0]][0]
+    rule = f"{{name: watch, when: {{detector: {watched}, stage: prompt}}, do: {{action: flag}}, mode: enforce}}"
     (tmp_path / "policy.yaml").write_text(
         f'version: "1"\ndetectors:\n{entries}policies:\n'
         f"  - {{name: default, on_gap: block, on_uncalibrated: allow, rules: [{rule}]}}\n"

@@ -42,7 +42,8 @@ def requests(count: int, *, longest: int = 20, seed: int = 3) -> list[PreparedRe
         length = int(generator.integers(1, longest + 1))
         first = int(generator.integers(0, length))
         stop = int(generator.integers(first + 1, length + 1))
-        record = RequestRecord(line=line, num_prompt=length, num_tokens=length, fields={"label": line % 2, "id": f"r{line}"})
+        fields = {"label": line % 2, "id": f"r{line}"}
+        record = RequestRecord(line=line, num_prompt=length, num_tokens=length, fields=fields)
         tokens = generator.integers(0, 50_000, size=length).tolist()
         roles = generator.integers(0, 6, size=length).astype(np.uint8)
         made.append(PreparedRequest(record, tokens, roles, first, stop))
@@ -72,5 +73,5 @@ def write(folder: Path, made: Sequence[PreparedRequest], chosen: CollectSettings
                 return
             buffer = ShardBuffer(batch, chosen)
             fill(buffer)
-            writer.write(buffer, sinks=number % 2)
+            writer.write(buffer, sinks=len(writer.manifest.shards) % 2)
         writer.finish()

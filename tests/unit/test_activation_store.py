@@ -200,7 +200,11 @@ def test_a_damaged_file_is_named(whole: Path, tmp_path: Path, name: str, damage:
         ActivationWriter(tmp_path, settings(COUNT), roles=ROLES)
 
 
-@pytest.mark.parametrize("data", [b"", b"\x00" * 7, b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]", b'\x0b\0\0\0\0\0\0\0{"a":{"b":1}'])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x00" * 7, b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]", b'\x0b\0\0\0\0\0\0\0{"a":{"b":1}'],
+    ids=["empty", "short", "long header", "no object", "no tensor"],
+)
 def test_what_is_no_shard_is_told_without_digests_too(whole: Path, tmp_path: Path, data: bytes) -> None:
     (copied(whole, tmp_path) / "shard-00000.safetensors").write_bytes(data)
     store = ActivationStore.open(tmp_path, verify=False)
