@@ -53,9 +53,7 @@ class _Line(BaseModel):
             if self.response is not None:
                 raise ValueError("the reply stands twice: as 'response' and as the last message")
             if len(self.messages) == 1 or not self.messages[-1].content:
-                raise ValueError(
-                    "a conversation that ends with the assistant has a prompt before it, and says something"
-                )
+                raise ValueError("a reply at the end of a conversation says something, and has a prompt before it")
         return self
 
 

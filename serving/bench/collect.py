@@ -1,4 +1,4 @@
-"""How fast ``telltale collect`` is against the engine's own prefill, in alternating rounds: ``python -m serving.bench.collect``."""
+"""How fast ``telltale collect`` is against the engine alone, in turns: ``python -m serving.bench.collect``."""
 
 from __future__ import annotations
 
@@ -104,8 +104,9 @@ def measure(*, rounds: int, prompts: int, model: str = DEFAULT_MODEL) -> Measure
     with tempfile.TemporaryDirectory(prefix="telltale-collect-") as name:
         work = Path(name)
         (work / "prompts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(prompts)))
-        order = {"prompts": str(work / "prompts.jsonl"), "out": str(work / "out"), "taps": TAPS, "model_id": model}
-        order |= {"arguments": flags, "shard_bytes": _SHARD_BYTES, "shard_tokens": _SHARD_TOKENS}
+        order: dict[str, Any] = {"prompts": str(work / "prompts.jsonl"), "out": str(work / "out"), "taps": TAPS}
+        order |= {"model_id": model, "arguments": flags}
+        order |= {"shard_bytes": _SHARD_BYTES, "shard_tokens": _SHARD_TOKENS}
         (work / "order.json").write_text(json.dumps(order))
         with side("plain", work / "order.json") as plain, side("collect", work / "order.json") as collecting:
             both = (plain, collecting)
@@ -128,34 +129,42 @@ def measure(*, rounds: int, prompts: int, model: str = DEFAULT_MODEL) -> Measure
 def texts(count: int) -> list[str]:
     """Prompts of 1 to 8 requests each, the same each time."""
     lengths = [1 + number % _LONGEST for number in range(count)]
-    twins = iter(make_twins(sum(lengths), random.Random(0)))
+    twins = iter(make_twins(sum(lengths), random.Random(0)))  # noqa: S311 - no secret
     return [" ".join(next(twins).text for _ in range(length)) for length in lengths]
 
 
-def markdown(measured: Measured, machine: Machine, command: str) -> str:
+def markdown(found: Measured, machine: Machine, command: str) -> str:
     """The report."""
-    found, ratio = measured, measured.ratio.geometric_mean
-    rows = [
+    ratio = found.ratio.geometric_mean
+    rows = "\n".join(
         f"| {number} | {plain:.1f} | {collecting:.1f} | {collecting / plain:.3f} |"
         for number, (plain, collecting) in enumerate(zip(found.plain, found.collecting, strict=True), 1)
-    ]
+    )
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     return f"""\
 # How fast activations are collected
 
-`{command}`; {machine.cpu}, {machine.cores} cores, load {machine.load} before; {versions}.
-
 `telltale collect` on the embedded model reaches **{ratio.point:.3f}** of the engine's own prefill throughput
-({measured.ratio.confidence:.0%} interval {ratio.low:.3f} to {ratio.high:.3f}; geometric mean of {len(rows)} rounds in turns; goal {GOAL}).
+({found.ratio.confidence:.0%} interval {ratio.low:.3f} to {ratio.high:.3f}; geometric mean of the rounds). The goal is {GOAL}.
 
 | round | vLLM alone, tokens/s | collecting, tokens/s | ratio |
 | --- | --- | --- | --- |
-{chr(10).join(rows)}
+{rows}
 
-Both sides compute the same {found.prompts} chats with {found.tokens:,} tokens in a round, one new token each, without a prefix cache
-(`{" ".join(found.flags)}`). vLLM alone is `LLM.generate` with ready tokens and no taps. Collecting is everything that
-the command does once its engine runs: the file is read and checked, chats are rendered with their roles (twice: once
-to check every line, once to run it), every token's activation is captured at {len(TAPS)} taps, joined, written, synchronised to disk and digested.
+In a round both sides compute the same {found.prompts} chats with {found.tokens:,} tokens in all, one new token each,
+without a prefix cache. Each side is first in every other round, and sleeps in the other's turn.
+
+* vLLM alone: `LLM.generate` with ready tokens, no taps.
+* Collecting: all that the command does once its engine runs. The file is read and checked, chats are rendered with
+  their roles (once to check every line, once to run it), every token's activation is captured at {len(TAPS)} taps, put
+  in its place, written, synchronised to disk and digested.
+
+| | |
+| --- | --- |
+| command | `{command}` |
+| machine | {machine.cpu}, {machine.cores} cores; load {machine.load} before it |
+| versions | {versions} |
+| vLLM's flags | `{" ".join(found.flags)}` |
 """
 
 

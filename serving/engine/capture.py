@@ -1,7 +1,8 @@
 """The bank that captures activations: at each tap, every direction of the space. It is no detector that is shipped.
 
-What it reads is ``s @ I + 0`` by the operator that reads detectors' directions, so it is what they are scored on, bit by
-bit. Its taps travel in vLLM's own configuration, which no policy file writes; an engine that has a policy refuses them.
+What it reads is ``s @ I + 0`` by the operator that reads detectors' directions, so it is bit by bit what detectors are
+scored on. Its taps travel in vLLM's own configuration, which no policy file writes; an engine with a policy refuses
+them.
 """
 
 from __future__ import annotations

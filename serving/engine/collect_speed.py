@@ -1,8 +1,8 @@
 """One side of the comparison in ``serving.bench.collect``, as a process of its own: vLLM alone, or collecting.
 
-``python -m serving.engine.collect_speed plain|collect ORDER.json``. The order names the prompts' file, a folder for what
-is collected, the taps and vLLM's arguments. Says ``ready``, then runs all prompts once for each line that comes in, and
-answers with the seconds and the prompt tokens as JSON.
+``python -m serving.engine.collect_speed plain|collect ORDER.json``. The order names the prompts' file, a folder for
+what is collected, the taps and vLLM's arguments. Says ``ready``, then runs all prompts once for each line that comes
+in, and answers with the seconds and the prompt tokens as JSON.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def test_characters_that_end_lines_elsewhere_do_not_end_one_here(tmp_path: Path)
         ({"messages": []}, "messages: "),
         ({"messages": [{"role": "robot", "content": "a"}]}, r"messages\.0\.role: "),
         ({"messages": [{"role": "user"}]}, r"messages\.0: .*'content'"),
-        ({"messages": [REPLY]}, "prompt before it"),
+        ({"messages": [REPLY]}, "has a prompt before it"),
         ({"messages": [USER, CALL]}, "says something"),
         ({"messages": [USER, REPLY], "response": "Because."}, "stands twice"),
     ],
