@@ -145,7 +145,8 @@ def markdown(found: Measured, machine: Machine, command: str) -> str:
 # How fast activations are collected
 
 `telltale collect` on the embedded model reaches **{ratio.point:.3f}** of the engine's own prefill throughput
-({found.ratio.confidence:.0%} interval {ratio.low:.3f} to {ratio.high:.3f}; geometric mean of the rounds). The goal is {GOAL}.
+({found.ratio.confidence:.0%} interval {ratio.low:.3f} to {ratio.high:.3f}; geometric mean of the rounds). The goal is
+{GOAL}.
 
 | round | vLLM alone, tokens/s | collecting, tokens/s | ratio |
 | --- | --- | --- | --- |

@@ -88,10 +88,10 @@ class CaptureEngine:
 
         self._bank = load_worker_plan(config).bank
         self._engine = LLMEngine.from_vllm_config(config, usage_context=UsageContext.LLM_CLASS, disable_log_stats=True)
-        self._scheduler = self._engine.engine_core.engine_core.scheduler
+        self._core = self._engine.engine_core.engine_core
         # On the instance: whichever scheduler vLLM has chosen, every result of a step passes here first.
-        self._take_in: Callable[..., Any] = self._scheduler.update_from_output
-        self._scheduler.update_from_output = self._update_from_output
+        self._take_in: Callable[..., Any] = self._core.scheduler.update_from_output
+        self._core.scheduler.update_from_output = self._update_from_output
         self._params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
         self._rows: CaptureRows | None = None
 
@@ -111,8 +111,8 @@ class CaptureEngine:
         for number, request in enumerate(shard.requests):
             prompt = {"prompt_token_ids": list(request.tokens)}
             rows.expect(self._engine.add_request(str(number), prompt, self._params), number)
-        # Also the step without tokens in which the workers forget the last requests.
-        while self._engine.has_unfinished_requests() or self._scheduler.has_requests():
+        # Also the step without tokens in which the workers forget the last requests, and what is still under way.
+        while self._engine.has_unfinished_requests() or self._core.scheduler.has_requests() or self._core.batch_queue:
             self._engine.step()
             progress(rows.tokens_seen)
         self._rows = None
