@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ from serving.bench import BenchError
 from serving.bench.machine import Machine, read_machine
 from serving.bench.statistics import PairedRatio, paired_ratio
 from serving.builtin import DEFAULT_MODEL, ensure_builtin_model
-from serving.commands.model import say
 
 GOAL = 0.9
 """Tokens per second of collecting over those of the engine alone."""
@@ -93,8 +92,14 @@ def side(name: str, order: Path) -> Iterator[Side]:
             process.kill()
 
 
-def measure(*, rounds: int, prompts: int, model: str = DEFAULT_MODEL) -> Measured:
+def measure(*, rounds: int, prompts: int, say: Callable[[str], None], model: str = DEFAULT_MODEL) -> Measured:
     """Run both sides in turns, each first in every other round.
+
+    Args:
+        rounds: at least two.
+        prompts: of one round.
+        say: told the figures of each round.
+        model: an embedded one.
 
     Raises:
         BenchError: a side ended, or both did not compute the same number of tokens.
@@ -175,8 +180,12 @@ def main(
     out: Annotated[Path, typer.Option(help="The report.")] = Path("docs/benchmarks/collect.md"),
 ) -> None:
     """Measure, and write the report."""
+
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
     machine = read_machine()
-    measured = measure(rounds=rounds, prompts=prompts)
+    measured = measure(rounds=rounds, prompts=prompts, say=say)
     out.write_text(
         markdown(measured, machine, f"python -m serving.bench.collect --rounds {rounds} --prompts {prompts}")
     )

@@ -246,7 +246,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tiny: TinyModel, prompts: Path, 
     ],
 )
 def test_kept_positions(
-    tiny: TinyModel, tmp_path: Path, store: ActivationStore, text_format: str, positions: str, flag: str
+    tiny: TinyModel, tmp_path: Path, store: ActivationStore, *, text_format: str, positions: str, flag: str
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny.path)
     made = [line for line in lines(120) if "prompt" in line]
