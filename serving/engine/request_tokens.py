@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 _render_chat = render_chat_async(BaseRenderer.render_chat_async)
 """What ``/v1/chat/completions`` calls in a monitored server."""
+_AT_ONCE = 32
+"""Lines that wait for the renderer's thread together."""
+Prompt = tuple[list[int], PromptMap]
+"""Tokens, and who wrote them."""
 
 
 class RequestTokens:
@@ -62,21 +67,26 @@ class RequestTokens:
         Raises:
             PromptFileError: a line cannot be rendered, is too long, or has none of the tokens; names the line.
         """
+        lines = file.lines(first)
         with asyncio.Runner() as runner:
-            for line in file.lines(first):
-                yield self._prepare(file.path, line, runner)
+            while some := list(islice(lines, _AT_ONCE)):
+                for line, found in zip(some, runner.run(self._prompts(some)), strict=True):
+                    yield self._prepare(file.path, line, found)
 
-    def _prepare(self, path: Path, line: PromptLine, runner: asyncio.Runner) -> PreparedRequest:
+    async def _prompts(self, lines: Sequence[PromptLine]) -> list[Prompt | BaseException]:
+        render = self._chat if self._format is Format.CHAT else self._raw
+        return await asyncio.gather(*(render(line) for line in lines), return_exceptions=True)
+
+    def _prepare(self, path: Path, line: PromptLine, found: Prompt | BaseException) -> PreparedRequest:
         try:
-            if self._format is Format.CHAT:
-                tokens, prompt = runner.run(self._chat(line))
-            else:
-                tokens, prompt = self._raw(line)
+            if isinstance(found, BaseException):
+                raise found
+            tokens, prompt = found
             num_prompt, codes = len(tokens), prompt.codes(len(tokens))
+            if not num_prompt:
+                raise KeptTokensError("its prompt becomes no token.")
             if line.response is not None and needs_response(self._positions):
                 tokens += self._renderer.get_tokenizer().encode(line.response, add_special_tokens=False)
-            if not tokens:
-                raise KeptTokensError("has no token at all.")
             kept = kept_tokens(self._positions, codes, num_prompt=num_prompt, num_tokens=len(tokens))
         except (ValueError, VLLMClientError) as error:
             raise PromptFileError(
@@ -94,7 +104,7 @@ class RequestTokens:
         )
         return PreparedRequest(record, tokens, roles, kept.start, kept.stop)
 
-    async def _chat(self, line: PromptLine) -> tuple[list[int], PromptMap]:
+    async def _chat(self, line: PromptLine) -> Prompt:
         request = ChatCompletionRequest(messages=[dict(message) for message in line.messages])
         settings = request.build_chat_params(None, "auto").with_defaults({"tokenize": False})
         origin = Origin(Format.CHAT)
@@ -108,9 +118,9 @@ class RequestTokens:
         tokens = list(engine_input["prompt_token_ids"])
         return tokens, origin.prompt_of(tokens)
 
-    def _raw(self, line: PromptLine) -> tuple[list[int], PromptMap]:
+    async def _raw(self, line: PromptLine) -> Prompt:
         settings = CompletionRequest(prompt=line.text).build_tok_params(self._model)
-        (engine_input,) = self._renderer.render_cmpl([{"prompt": line.text}], settings)
+        (engine_input,) = await self._renderer.render_cmpl_async([{"prompt": line.text}], settings)
         tokens = list(engine_input["prompt_token_ids"])
         return tokens, PromptMap.raw(len(tokens))
 
