@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import serving
 from serving.builtin import DEFAULT_MODEL
 from serving.commands.model import embedded_folder, say
+
+if TYPE_CHECKING:
+    from probes.fit.unlabelled import Making
 
 detector_app = typer.Typer(help="Make detectors that need no labels.", no_args_is_help=True)
 _Layer = Annotated[int, typer.Option(min=0, help="Layer after which it reads.", show_default=False)]
@@ -32,20 +35,11 @@ def novelty(
     """Tell requests that are unlike your ordinary ones: another language, code, noise. Never blocks alone."""
     from probes.card import Format
     from probes.fit.sources.jsonl import read_jsonl
-    from probes.fit.unlabelled import Making, make_novelty
+    from probes.fit.unlabelled import make_novelty
 
     rows = read_jsonl(requests, label=0)
-    chosen = model or DEFAULT_MODEL
-    making = Making(
-        model_dir=embedded_folder(chosen) or Path(chosen),
-        model_id=chosen,
-        layer=layer,
-        name=name,
-        description=f"unlike the {len(rows)} requests of {requests.name}",
-        out=out,
-        created_by=f"telltale {serving.__version__}",
-        progress=say,
-    )
+    about = f"unlike the {len(rows)} requests of {requests.name}"
+    making = _making(about, layer=layer, name=name, model=model, out=out)
     made = make_novelty(making, rows, text_formats=tuple(Format), components=components)
     say(f"wrote {made.path}; {_NEXT}")
 
@@ -61,17 +55,24 @@ def lens(
     out: _Out = Path("detectors"),
 ) -> None:
     """Tell when a layer speaks for some next tokens rather than others."""
-    from probes.fit.unlabelled import Making, make_lens
+    from probes.fit.unlabelled import make_lens
+
+    about = f"{', '.join(map(repr, tokens))} rather than {', '.join(map(repr, contrast))}"
+    making = _making(about, layer=layer, name=name, model=model, out=out)
+    say(f"wrote {make_lens(making, tokens=tokens, contrast=contrast).path}; {_NEXT}")
+
+
+def _making(description: str, *, layer: int, name: str, model: str | None, out: Path) -> Making:
+    from probes.fit.unlabelled import Making
 
     chosen = model or DEFAULT_MODEL
-    making = Making(
+    return Making(
         model_dir=embedded_folder(chosen) or Path(chosen),
         model_id=chosen,
         layer=layer,
         name=name,
-        description=f"{', '.join(map(repr, tokens))} rather than {', '.join(map(repr, contrast))}",
+        description=description,
         out=out,
         created_by=f"telltale {serving.__version__}",
         progress=say,
     )
-    say(f"wrote {make_lens(making, tokens=tokens, contrast=contrast).path}; {_NEXT}")

@@ -26,24 +26,22 @@ class AttentionModule(TokenModule):
         generator: torch.Generator,
     ) -> None:
         super().__init__(mean, scale)
-        # Products of so many dimensions are as large as one of them only if divided by their number's root.
-        self._unit = len(mean) ** -0.5
         self.query = torch.nn.Parameter(torch.zeros(heads, len(mean)))
         self.value = torch.nn.Parameter(0.1 * torch.randn(heads, len(mean), generator=generator))
         self.bias = torch.nn.Parameter(torch.zeros(heads))
 
     def statistic(self, rows: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         """See ``TokenModule.statistic``."""
-        queries = (rows @ self.query.T * self._unit).masked_fill(~there[..., None], -torch.inf)
-        values = rows @ self.value.T * self._unit + self.bias
+        queries = (rows @ self.query.T * self.unit).masked_fill(~there[..., None], -torch.inf)
+        values = rows @ self.value.T * self.unit + self.bias
         found: torch.Tensor = (torch.softmax(queries, dim=1) * values).sum(dim=(1, 2))
         return found
 
     def tensors(self) -> dict[str, npt.NDArray[np.float32]]:
         """See ``TokenModule.tensors``."""
         return {
-            "query": (self.query.detach() * self._unit).numpy(),
-            "value": (self.value.detach() * self._unit).numpy(),
+            "query": (self.query.detach() * self.unit).numpy(),
+            "value": (self.value.detach() * self.unit).numpy(),
             "bias": self.bias.detach().numpy().copy(),
         }
 

@@ -22,15 +22,21 @@ class TokenModule(torch.nn.Module, ABC):
 
     Args:
         mean, scale: (d_model,), units of the rows.
+
+    Attributes:
+        unit: by which products are divided: those of so many dimensions are as large as one of them only if divided by
+            their number's root.
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
+    unit: float
 
     def __init__(self, mean: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.from_numpy(mean))
         self.register_buffer("scale", torch.from_numpy(scale))
+        self.unit = len(mean) ** -0.5
 
     def forward(self, rows: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         """(b, T, d_model) and (b, T), whether a row is there: to (b,) logits."""

@@ -26,19 +26,18 @@ class MultiMaxModule(TokenModule):
         generator: torch.Generator,
     ) -> None:
         super().__init__(mean, scale)
-        self._unit = len(mean) ** -0.5
         self.value = torch.nn.Parameter(0.1 * torch.randn(heads, len(mean), generator=generator))
         self.bias = torch.nn.Parameter(torch.zeros(heads))
 
     def statistic(self, rows: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         """See ``TokenModule.statistic``."""
-        values = (rows @ self.value.T * self._unit + self.bias).masked_fill(~there[..., None], -torch.inf)
+        values = (rows @ self.value.T * self.unit + self.bias).masked_fill(~there[..., None], -torch.inf)
         found: torch.Tensor = values.amax(dim=1).sum(dim=1)
         return found
 
     def tensors(self) -> dict[str, npt.NDArray[np.float32]]:
         """See ``TokenModule.tensors``."""
-        return {"value": (self.value.detach() * self._unit).numpy(), "bias": self.bias.detach().numpy().copy()}
+        return {"value": (self.value.detach() * self.unit).numpy(), "bias": self.bias.detach().numpy().copy()}
 
 
 class MultiMaxFitter(TokenFitter):
