@@ -21,7 +21,10 @@ from probes.detectors import load_detector
 from probes.errors import TelltaleError
 from probes.fit.activations import ActivationReader
 from probes.fit.calibrate import calibrate
+from probes.fit.detector_evaluation import DetectorEvaluation
 from probes.fit.ensemble import SideBySide, ensemble_tensors
+from probes.fit.evaluation import Report
+from probes.fit.evaluation_rows import Rows
 from probes.fit.example import Example, data_digest
 from probes.fit.fitters import Fitter
 from probes.fit.fitters.logistic import Logistic
@@ -29,6 +32,7 @@ from probes.fit.linear_probe import LinearProbe
 from probes.fit.rendered import Rendered
 from probes.fit.scores import score_requests, statistics_of_requests
 from probes.fit.sequences import Sequences
+from probes.fit.text_encoder import InputEmbeddings
 from probes.fit.token_fitters import TokenFitter, TokenProbe
 from probes.fit.weights import is_linear, score_weights
 from probes.modelref import read_model_ref
@@ -134,7 +138,7 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             progress=self.progress or (lambda _text: None),
         )
         self.skip_first_ = self._reader.sink_positions(examples[:_NORM_TEST_ROWS], self.text_format)
-        self._trained_on = data_digest(examples)
+        self._examples = examples
         rendered = self._render(examples)
         fitter = self.fitter or Logistic(inverse_penalty=0.01)
         if isinstance(fitter, TokenFitter):
@@ -182,6 +186,32 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         )
         self.calibrations_ = (found,)
         return found
+
+    def evaluate(self, requests: Sequence[Request], labels: Sequence[int], *, seed: int = 0) -> Report:
+        """Measure on further requests, beside text-only peers and controls that are fitted on the same rows.
+
+        Requests that it was fitted on are left out. It has to be calibrated: that says what the statistic is.
+
+        Args:
+            requests: n of them, with both labels.
+            labels: (n,), 0 or 1.
+            seed: of every draw.
+        Raises:
+            EvaluationError: a label is missing, or it is not calibrated.
+        """
+        check_is_fitted(self, "probe_")
+        measured = [_example(request, int(label)) for request, label in zip(requests, labels, strict=True)]
+        found = DetectorEvaluation(
+            self.artifact("probe", "being fitted"),
+            Rows(measured=measured, file="given", train=self._examples, train_file="fitted on"),
+            model_dir=self.model_dir,
+            model=self._model,
+            encoder=lambda: InputEmbeddings(self.model_dir),
+            cache_dir=self.cache_dir or user_cache_dir(),
+            seed=seed,
+            progress=self.progress or (lambda _text: None),
+        )
+        return found.report(self.stage, [self.text_format], created_by=f"telltale {metadata.version('telltale')}")
 
     def artifact(self, name: str, description: str) -> Artifact:
         """The detector, with its card; ``save`` writes it.
@@ -255,7 +285,7 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             skip_first=self.skip_first_,
             tensors_digest="0" * 64,
             calibrations=self.calibrations_,
-            training={"fitter": fitter.config(), "data_digest": self._trained_on, "stage": self.stage.value},
+            training={"fitter": fitter.config(), "data_digest": data_digest(self._examples), "stage": self.stage.value},
             created_by=f"telltale {metadata.version('telltale')}",
         )
 

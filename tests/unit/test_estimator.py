@@ -17,6 +17,7 @@ from probes.artifact import Artifact
 from probes.card import Format, Stage
 from probes.detectors import load_detector
 from probes.fit.estimator import EstimatorError, ProbeEstimator
+from probes.fit.evaluation_rows import EvaluationError
 from probes.fit.fitters import Fitter
 from probes.fit.fitters.lda import Lda
 from probes.fit.fitters.logistic import Logistic
@@ -111,3 +112,17 @@ def test_a_token_fitter_reads_one_layer(model_dir: Path, tmp_path: Path) -> None
     probe = ProbeEstimator(model_dir, layers=(0, 1), fitter=AttentionFitter(), cache_dir=tmp_path)
     with pytest.raises(EstimatorError, match="reads one layer; 2 were named"):
         probe.fit(TEXTS, LABELS)
+
+
+def test_an_evaluation_has_its_controls_and_is_complete(model_dir: Path, tmp_path: Path) -> None:
+    probe = ProbeEstimator(model_dir, layers=(1,), cache_dir=tmp_path).fit(TEXTS[::2], LABELS[::2])
+    with pytest.raises(EvaluationError, match="calibrat"):
+        probe.evaluate(TEXTS[1::2], LABELS[1::2])
+    probe.calibrate([text for text, label in REQUESTS[1::2] if not label], target_fpr=0.2)
+    report = probe.evaluate(TEXTS, LABELS)
+    # Those that it was fitted on are taken out.
+    assert report.data.rows == len(TEXTS) // 2
+    assert report.training_data is not None
+    (found,) = report.formats.values()
+    assert {"tf_idf", "length_only", "shuffled_labels", "random_direction"} <= set(found.table.card())
+    assert report.verdict.grade.value in {"ship", "assist", "reject", "shortcut"}
