@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -406,6 +408,17 @@ def test_a_detector_is_taken_over_after_pass_and_stale_only(tmp_path: Path, turn
     assert "another folder" in refused(
         "adopt", known.detector, "--report", tmp_path / "stale.json", "--out", known.detector.parent
     )
+
+
+def test_a_wrong_use_ends_with_two_like_every_command(tmp_path: Path, known: Known) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.cli", "gate", "check", str(known.detector), "--data", str(known.data),
+         "--reference", str(tmp_path / "none.json"), "--model", str(known.model)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "none.json: cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_what_changed_is_named_field_by_field() -> None:
