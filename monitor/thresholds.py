@@ -168,6 +168,6 @@ def _certified(site: RuleSite, calibration: Calibration, target: float) -> float
     raise site.error(
         place,
         f"is {target}, which {calibration.num_benign} benign requests cannot certify at {calibration.confidence:.0%} "
-        f"confidence: {missing} more are needed. Ask for a larger rate, calibrate on more requests, or let the rule "
-        "only flag.",
+        f"confidence: {missing} more are needed. Ask for a larger rate, calibrate on more requests "
+        f"({_command(site.card, calibration.stage, calibration.aggregate)}), or let the rule only flag.",
     )

@@ -140,11 +140,9 @@ class Stored(Generic[C]):
             ArtifactError: names each field that differs.
         """
         card = self.card.model
-        fields = ("weight_digest", "tokenizer_digest", "chat_template_digest", "d_model", "num_layers", "dtype")
         differing = [
             f"{field} (card: {_short(getattr(card, field))}, served: {_short(getattr(served, field))})"
-            for field in fields
-            if getattr(card, field) != getattr(served, field)
+            for field in card.differing(served)
         ]
         if differing:
             raise ArtifactError(

@@ -67,6 +67,11 @@ class ModelRef(_Strict):
     num_layers: int = Field(gt=0)
     dtype: str = Field(description="dtype of the weights as served, e.g. float32")
 
+    def differing(self, other: ModelRef) -> tuple[str, ...]:
+        """The fields in which two models differ; the name is none of them."""
+        fields = [field for field in type(self).model_fields if field != "id"]
+        return tuple(field for field in fields if getattr(self, field) != getattr(other, field))
+
 
 class LengthBucket(_Strict):
     """The threshold for requests up to a length, and the benign requests of such lengths that it rests on."""

@@ -222,7 +222,7 @@ class ActivationReader:
         skip_first: int,
         stage: Stage,
     ) -> str:
-        parts = {
+        parts: dict[str, Any] = {
             "model": self.model.model_dump(exclude={"id"}),
             "format": text_format.value,
             "layers": self.layers,

@@ -22,15 +22,17 @@ class SequencesError(TelltaleError, ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sequences:
-    """Requests of different lengths, one behind the other.
+    """Requests of different lengths: runs of rows of one array.
 
     Attributes:
-        rows: (tokens of all requests, d_model), activations; may be a memory map.
-        starts: (n + 1,) int64, the first row of each request, and the number of rows.
+        rows: (any, d_model), activations; may be a memory map.
+        starts: (n,) int64, the first row of each request.
+        ends: (n,) int64, the row behind its last; above its start.
     """
 
     rows: npt.NDArray[np.floating]
     starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
 
     @classmethod
     def of(cls, requests: Iterable[npt.NDArray[np.floating]]) -> Sequences:
@@ -46,13 +48,14 @@ class Sequences:
                 f"{len(parts)} requests were given, {lengths.count(0)} of them without a row. Leave out those that "
                 "are too short to be read."
             )
-        return cls(np.concatenate(parts), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        ends = np.cumsum(lengths, dtype=np.int64)
+        return cls(np.concatenate(parts), ends - np.array(lengths, dtype=np.int64), ends)
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return len(self.starts)
 
     def __iter__(self) -> Iterator[npt.NDArray[np.floating]]:
-        for start, end in zip(self.starts, self.starts[1:], strict=False):
+        for start, end in zip(self.starts, self.ends, strict=True):
             yield self.rows[start:end]
 
     @property
@@ -63,17 +66,18 @@ class Sequences:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """(n,) rows of each request."""
-        return np.diff(self.starts)
+        return self.ends - self.starts
 
     def some(self, index: Sequence[int] | npt.NDArray[np.int64]) -> Sequences:
-        """These requests, in this order."""
-        return Sequences.of(self.rows[self.starts[i] : self.starts[i + 1]] for i in index)
+        """These requests, in this order; nothing is copied."""
+        chosen = np.asarray(index, dtype=np.int64)
+        return Sequences(self.rows, self.starts[chosen], self.ends[chosen])
 
     def padded(self, index: Sequence[int] | npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch: (b, longest, d_model) float32, zeros behind each end, and (b, longest), whether a row is there."""
         lengths = self.lengths[np.asarray(index)]
         rows = torch.zeros((len(lengths), int(lengths.max()), self.d_model))
         for place, i in enumerate(index):
-            part = np.asarray(self.rows[self.starts[i] : self.starts[i + 1]], dtype=np.float32)
+            part = np.asarray(self.rows[self.starts[i] : self.ends[i]], dtype=np.float32)
             rows[place, : len(part)] = torch.from_numpy(part)
         return rows, torch.arange(rows.shape[1])[None] < torch.from_numpy(lengths)[:, None]

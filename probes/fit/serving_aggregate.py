@@ -35,10 +35,10 @@ def choose_served(
         read: means of the training rows in each training format.
         folds: splits of the training rows.
     Returns: the choice with the served aggregate in the winner's place and its scores on the folds; as it came where
-        the recipe names nothing to serve.
+        the recipe names nothing to serve, or the winner has an aggregate of its own.
     """
     aggregates = session.recipe.search.serve
-    if not aggregates:
+    if not aggregates or choice.candidate.reads_tokens:
         return choice
     labels = labels_of(session.data.train)
     probes = _probes_of_folds(choice, read, labels, folds)
@@ -71,6 +71,8 @@ def _probes_of_folds(
     for fold in folds:
         if fold.train not in fitted:
             rows = list(fold.train)
-            stacked = np.concatenate([part[rows] for part in features])
-            fitted[fold.train] = place.whole_fitter.fit(stacked, np.tile(labels[rows], len(features)))
+            probe = place.fit(np.concatenate([part[rows] for part in features]), np.tile(labels[rows], len(features)))
+            if not isinstance(probe, LinearProbe):  # pragma: no cover - those that read tokens are not asked for
+                raise TypeError(f"{place.fitter} makes no linear probe")
+            fitted[fold.train] = probe
     return [fitted[fold.train] for fold in folds]

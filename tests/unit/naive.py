@@ -9,6 +9,7 @@ from typing import Any
 from monitor.check import Check
 from monitor.types import Role
 from probes.aggregate import Aggregator
+from probes.aggregate.after import After
 from probes.aggregate.attention import Attention
 from probes.aggregate.cusum import Cusum
 from probes.aggregate.delta import Delta
@@ -90,7 +91,13 @@ def naive_delta(aggregator: Aggregator, scores: Sequence[float]) -> float:
     return {"last": moved[-1], "mean": math.fsum(moved) / len(moved), "max": max(moved)}[aggregator.of]
 
 
+def naive_after(aggregator: Aggregator, scores: Sequence[Any]) -> float:
+    assert isinstance(aggregator, After)
+    return NAIVE[type(aggregator.of)](aggregator.of, scores) if len(scores) >= aggregator.tokens else UNDEFINED
+
+
 NAIVE: dict[type[Aggregator], Callable[[Aggregator, Sequence[Any]], float]] = {
+    After: naive_after,
     Attention: naive_attention,
     Delta: naive_delta,
     MultiMax: naive_multimax,

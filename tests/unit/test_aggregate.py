@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from monitor.config import When
 from probes.aggregate import AggregateError, Aggregator, aggregator_kinds, parse_aggregator
+from probes.aggregate.after import After
 from probes.aggregate.attention import Attention
 from probes.aggregate.base import Scores
 from probes.aggregate.cusum import Cusum
@@ -31,6 +32,7 @@ from tests.unit.naive import NAIVE, naive_values
 
 TOLERANCE = 1e-9
 VARIANTS: dict[type[Aggregator], list[Aggregator]] = {
+    After: [After(tokens=2, of=Max()), After(tokens=5, of=Ema(alpha=0.3))],
     Attention: [Attention(heads=1), Attention(heads=3)],
     Cusum: [Cusum(), Cusum(drift=0.5), Cusum(drift=-2.0)],
     Delta: [Delta(of="last"), Delta(of="mean"), Delta(of="max")],
@@ -114,7 +116,7 @@ def test_each_kind_has_a_plain_definition() -> None:
 @given(scores=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30))
 def test_equals_its_definition(aggregator: Aggregator, scores: list[float]) -> None:
     values = widened(aggregator, np.array(scores)[:, None, None])
-    rows = scores if aggregator.channels == 1 and type(aggregator) not in WIDE else values[:, 0].tolist()
+    rows = values[:, 0].tolist() if type(aggregator) in WIDE else scores
     assert_equal(whole(aggregator, values)[:, 0, 0], np.array(naive_values(aggregator, rows)), values)
 
 
@@ -212,6 +214,12 @@ def test_cusum_loses_no_digits_on_a_long_way_down() -> None:
     values = np.full((4096, 1, 1), -1e6)
     values[-1] = 0.25
     assert whole(Cusum(), values)[-1, 0, 0] == 0.25
+
+
+@pytest.mark.parametrize("value", [{"kind": "attention", "heads": 2}, {"kind": "delta"}])
+def test_what_waits_is_an_aggregate_for_any_detector(value: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="goes with one kind of detector alone"):
+        parse_aggregator({"kind": "after", "tokens": 3, "of": value})
 
 
 @pytest.mark.parametrize("value", ["max", 3, None, {}, {"kind": 3}, {"window": 3}])

@@ -98,7 +98,8 @@ def test_an_mlp_finds_a_ring_that_no_direction_separates() -> None:
     rng = np.random.default_rng(6)
     rows = rng.standard_normal((3000, 4)).astype(np.float32)
     labels = (np.hypot(rows[:, 0], rows[:, 1]) > 1.2).astype(np.int64)
-    one_row_each = Sequences(rows, np.arange(len(rows) + 1, dtype=np.int64))
+    ends = np.arange(1, len(rows) + 1, dtype=np.int64)
+    one_row_each = Sequences(rows, ends - 1, ends)
     probe = MlpFitter(units=32, pool="last").fit(one_row_each.some(np.arange(2000)), labels[:2000])
     assert auroc(probe.score(one_row_each.some(np.arange(2000, 3000))), labels[2000:]) > 0.95
     shuffled = rng.permutation(labels[:2000])
