@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import typer
 
@@ -23,7 +24,7 @@ import probes.packs
 import serving
 from probes.artifact import Artifact
 from probes.cachedir import user_cache_dir
-from probes.card import Format, Stage
+from probes.card import Format, ModelRef, Stage
 from probes.fit.activations import ActivationReader
 from probes.fit.dataset import build_dataset
 from probes.fit.example import Example
@@ -31,6 +32,7 @@ from probes.fit.ordinary import ordinary_lines
 from probes.fit.realign.repair import repair
 from probes.fit.realign.ridge import RealignError
 from probes.fit.recipe import read_recipe
+from probes.fit.rendered import Rendered
 from probes.fit.sources import SourceContext
 from probes.fit.staleness.check import check, record
 from probes.fit.staleness.comparison import Comparison, compare
@@ -39,6 +41,7 @@ from probes.fit.staleness.reference import Reference
 from probes.fit.staleness.rows import Rows, read_build
 from probes.fit.wheels import WheelStore
 from probes.modelref import read_model_ref
+from probes.taps import Tap
 from serving.bench.rebuilds import Change, low_rank, rebuild, rotated, rounded
 from serving.builtin import DEFAULT_MODEL
 from serving.commands.model import embedded_folder, say
@@ -67,6 +70,42 @@ class Subject:
     folder: Path
     rows: Rows
     texts: Sequence[Example]
+
+
+class Kept:
+    """A reader that keeps what it has read: a detector and its repaired self are scored on the same activations.
+
+    Args:
+        reader: of a build.
+    """
+
+    def __init__(self, reader: ActivationReader) -> None:
+        self._reader = reader
+        self._found: dict[tuple[int, ...], Mapping[Tap, npt.NDArray[np.float32]]] = {}
+
+    @property
+    def model(self) -> ModelRef:
+        """Which build it is."""
+        return self._reader.model
+
+    def sink_positions(self, examples: Sequence[Example], text_format: Format) -> int:
+        """See ``ActivationReader.sink_positions``."""
+        return self._reader.sink_positions(examples, text_format)
+
+    def render(self, examples: Sequence[Example], *, text_format: Format, stage: Stage) -> list[Rendered]:
+        """See ``ActivationReader.render``."""
+        return self._reader.render(examples, text_format=text_format, stage=stage)
+
+    def sweep(
+        self, requests: Sequence[Rendered], taps: Sequence[Tap], *, label: str
+    ) -> Iterator[tuple[int, Mapping[Tap, npt.NDArray[np.float32]]]]:
+        """See ``ActivationReader.sweep``; always of the same taps."""
+        missing = [request for request in requests if request.tokens not in self._found]
+        if missing:
+            for number, found in self._reader.sweep(missing, taps, label=label):
+                self._found[missing[number].tokens] = {tap: rows.copy() for tap, rows in found.items()}
+        for number, request in enumerate(requests):
+            yield number, self._found[request.tokens]
 
 
 def main(
@@ -170,7 +209,7 @@ def _cases(subject: Subject) -> list[Case]:
     ]
 
 
-def _try(case: Case, subject: Subject, reference: Reference, folder: Path, old: ActivationReader) -> dict[str, Any]:
+def _try(case: Case, subject: Subject, reference: Reference, folder: Path, old: Kept) -> dict[str, Any]:
     model = read_model_ref(folder, model_id=case.name, dtype=subject.artifact.card.model.dtype)
     new = _reader(subject, folder)
     report = check(
@@ -209,14 +248,16 @@ def _try(case: Case, subject: Subject, reference: Reference, folder: Path, old: 
     return figures | {"repaired": _figures(again, decide(again, claim, Margins())), "repair": told}
 
 
-def _reader(subject: Subject, folder: Path) -> ActivationReader:
+def _reader(subject: Subject, folder: Path) -> Kept:
     card = subject.artifact.card
-    return ActivationReader(
-        folder,
-        model=read_model_ref(folder, model_id=card.model.id, dtype=card.model.dtype),
-        layers=[tap.layer for tap in subject.artifact.taps],
-        cache_dir=user_cache_dir(),
-        progress=say,
+    return Kept(
+        ActivationReader(
+            folder,
+            model=read_model_ref(folder, model_id=card.model.id, dtype=card.model.dtype),
+            layers=[tap.layer for tap in subject.artifact.taps],
+            cache_dir=user_cache_dir(),
+            progress=say,
+        )
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from probes.card import ModelRef
     from probes.fit.activations import ActivationReader
     from probes.fit.staleness.check import CheckReport
+    from probes.fit.staleness.rows import BuildReader
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -30,6 +32,10 @@ _Data = Annotated[
     typer.Option(help='Requests, JSON lines: {"text": ..., "label": 0 or 1, "group": ...}.', show_default=False),
 ]
 _Model = Annotated[str, typer.Option(help="The new build: a folder.", show_default=False)]
+_Activations = Annotated[
+    Path | None,
+    typer.Option(help="In its place a folder that `telltale collect DATA --positions all` wrote: by the engine."),
+]
 _Out = Annotated[Path, typer.Option(help="Folder for the new artifact.", show_default=False)]
 _Dtype = Annotated[str | None, typer.Option(help="What the new build is served in; the card's if left out.")]
 
@@ -46,6 +52,7 @@ def record(
         str | None, typer.Option(help="Which calibration, where there are several: ema,alpha=0.16.")
     ] = None,
     model: Annotated[str, typer.Option(help="The model on the card.")] = DEFAULT_MODEL,
+    activations: _Activations = None,
 ) -> None:
     """Write down what a detector says of some requests on the model of its card."""
     from probes.artifact import Artifact
@@ -55,14 +62,19 @@ def record(
     from probes.fit.staleness.rows import read_rows
 
     loaded = Artifact.load(artifact)
+    if activations is None:
+        build = _Build.computed(loaded, model, loaded.card.model.dtype)
+    else:
+        build = _Build.collected(activations, data)
+    loaded.require_model(build.model)
     reference = run(
         loaded,
         read_rows(data),
-        _reader(loaded, model, loaded.card.model.dtype, same=True),
+        build.reader,
         stage=_word(Stage, stage, "--stage"),
         text_format=_word(Format, text_format, "--format"),
         aggregate=aggregate,
-        read_by=_read_by(),
+        read_by=build.read_by,
         created_by=f"telltale {serving.__version__}",
     )
     reference.write(out)
@@ -84,8 +96,9 @@ def check(
     *,
     reference: Annotated[Path, typer.Option(help="What `gate record` wrote.", show_default=False)],
     data: _Data,
-    model: _Model,
+    model: Annotated[str | None, typer.Option(help="The new build: a folder.")] = None,
     dtype: _Dtype = None,
+    activations: _Activations = None,
     margin: Annotated[float, typer.Option(help="AUROC that may be lost.")] = 0.02,
     tpr_margin: Annotated[float, typer.Option(help="True-positive rate at the threshold that may be lost.")] = 0.05,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the report.")] = None,
@@ -93,26 +106,29 @@ def check(
     """Score the recorded requests on a new build: PASS (exit 0), STALE (10), DEGRADED (11) or INCONCLUSIVE (12)."""
     from probes.artifact import Artifact
     from probes.fit.staleness.check import check as run
-    from probes.fit.staleness.check import require_readable
     from probes.fit.staleness.decision import Margins
     from probes.fit.staleness.reference import Reference
     from probes.fit.staleness.rows import read_rows
 
     if not (0 < margin < 0.5 and 0 < tpr_margin < 1):  # noqa: PLR2004 - half of AUROC is chance
         raise typer.BadParameter("--margin lies between 0 and 0.5, --tpr-margin between 0 and 1")
+    if (model is None) == (activations is None):
+        raise typer.BadParameter("--model or --activations, one of them, says which build is checked")
     loaded, rows = Artifact.load(artifact), read_rows(data)
     recorded = Reference.read(reference)
     recorded.require(loaded, rows)
-    build = _model(model, dtype or loaded.card.model.dtype)
-    require_readable(loaded, build)
+    if activations is not None:
+        build = _Build.collected(activations, data)
+    else:
+        build = _Build.computed(loaded, model or "", dtype or loaded.card.model.dtype)
     report = run(
         loaded,
         recorded,
         rows,
-        _reader(loaded, model, build.dtype),
-        model=build,
+        build.reader,
+        model=build.model,
         margins=Margins(auroc=margin, tpr=tpr_margin),
-        read_by=_read_by(),
+        read_by=build.read_by,
         created_by=f"telltale {serving.__version__}",
     )
     if out is not None:
@@ -162,7 +178,7 @@ def repair(
     repaired = run(
         loaded,
         rows.examples,
-        old=_reader(loaded, old, loaded.card.model.dtype, same=True),
+        old=_reader(loaded, old, loaded.card.model.dtype),
         new=_reader(loaded, model, dtype or loaded.card.model.dtype),
         data_digest=rows.digest(),
         floor=floor,
@@ -179,33 +195,48 @@ def _word(kind: type[Word], word: str, option: str) -> Word:
     return kind(word)
 
 
-def _model(name: str, dtype: str) -> ModelRef:
-    from probes.modelref import read_model_ref
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """A build, and what reads it."""
 
-    return read_model_ref(embedded_folder(name) or Path(name), model_id=name, dtype=dtype)
+    reader: BuildReader
+    model: ModelRef
+    read_by: str
+
+    @classmethod
+    def computed(cls, artifact: Artifact, name: str, dtype: str) -> _Build:
+        """By transformers."""
+        from importlib import metadata
+
+        reader = _reader(artifact, name, dtype)
+        return cls(reader, reader.model, f"transformers {metadata.version('transformers')}, float32")
+
+    @classmethod
+    def collected(cls, folder: Path, data: Path) -> _Build:
+        """By the serving engine."""
+        from probes.fit.staleness.collected import CollectedBuild
+
+        found = CollectedBuild(folder, data)
+        return cls(found, found.model, found.read_by)
 
 
-def _reader(artifact: Artifact, name: str, dtype: str, *, same: bool = False) -> ActivationReader:
-    """A reader of a build as far up as the detector reads; ``same``: it must be the one on the card."""
+def _reader(artifact: Artifact, name: str, dtype: str) -> ActivationReader:
+    """A reader of a build as far up as the detector reads."""
     from probes.cachedir import user_cache_dir
     from probes.fit.activations import ActivationReader
+    from probes.fit.staleness.check import require_readable
+    from probes.modelref import read_model_ref
 
-    build = _model(name, dtype)
-    if same:
-        artifact.require_model(build)
+    folder = embedded_folder(name) or Path(name)
+    model = read_model_ref(folder, model_id=name, dtype=dtype)
+    require_readable(artifact, model)
     return ActivationReader(
-        embedded_folder(name) or Path(name),
-        model=build,
+        folder,
+        model=model,
         layers=sorted({tap.layer for tap in artifact.taps}),
         cache_dir=user_cache_dir(),
         progress=say,
     )
-
-
-def _read_by() -> str:
-    from importlib import metadata
-
-    return f"transformers {metadata.version('transformers')}, float32"
 
 
 def _save(old: Artifact, made: Artifact, out: Path) -> None:

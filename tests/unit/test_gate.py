@@ -1,43 +1,34 @@
-"""`telltale gate` from end to end on a tiny random model and new builds of it."""
+"""`telltale gate` from end to end on a tiny random model and new builds of it: verdicts, repair, adoption."""
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-from typer.testing import CliRunner
 
-from probes.aggregate import Aggregator
-from probes.aggregate.ema import Ema
 from probes.artifact import Artifact, save_artifact, write_card
-from probes.card import Format, LengthBucket, Stage
-from probes.fit.activations import ActivationReader
-from probes.fit.calibrate import calibrate
-from probes.fit.canary import canary_of
-from probes.fit.example import Example
-from probes.fit.fitters.logistic import Logistic
-from probes.fit.staleness.changes import installed_libraries, library_changes, model_changes
+from probes.card import Format, LengthBucket
 from probes.fit.staleness.check import CheckReport
 from probes.fit.staleness.decision import Verdict
 from probes.fit.staleness.reference import Reference
-from probes.modelref import read_model_ref
-from serving.bench.rebuilds import Change, rebuild, rotated, rounded
-from serving.cli import app
+from serving.bench.rebuilds import rebuild, rotated, rounded
 from tests.support.rebuilt import retemplated, shifted
-from tests.support.words import WORDS, make_word_model
-from tests.unit.artifacts import make_card
-
-LAYER = 1
-AGGREGATE: Aggregator = Ema(alpha=0.3)
-TARGET = 0.01
+from tests.unit.gate_case import (
+    LAYER,
+    Known,
+    build,
+    changed_words,
+    checked,
+    examples,
+    make_known,
+    run,
+    written,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,113 +47,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model_dir(home: Path) -> Path:
-    return make_word_model(home / "model")
-
-
-def examples(count: int, seed: int, positives: float) -> list[Example]:
-    """Sentences of random words; a positive one has "steal" and "money" somewhere, about as often not at its end."""
-    generator = np.random.default_rng(seed)
-    plain = [word for word in dict.fromkeys(WORDS) if word not in {"steal", "money"}]
-    made = []
-    for number in range(count):
-        words = [str(word) for word in generator.choice(plain, 10)]
-        label = int(number < positives * count)
-        if label:
-            words[int(generator.integers(0, 10))] = "steal"
-            words[int(generator.integers(0, 10))] = "money"
-        made.append(Example(text=" ".join(words), label=label, source="words", group=f"{seed}/{number}"))
-    return made
-
-
-def reader_of(folder: Path, cache: Path) -> ActivationReader:
-    model = read_model_ref(folder, model_id=folder.name, dtype="float32", cache_dir=cache)
-    return ActivationReader(folder, model=model, layers=[LAYER], cache_dir=cache, progress=lambda _: None)
-
-
-def written(path: Path, rows: list[Example], *, labels: bool = True) -> Path:
-    lines = [{"text": row.text, "group": row.group, **({"label": row.label} if labels else {})} for row in rows]
-    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
-    return path
+def known(home: Path) -> Known:
+    return make_known(home)
 
 
 @pytest.fixture(scope="module")
-def detector(home: Path, model_dir: Path) -> Path:
-    """Logistic regression on what the aggregate makes of the stream, calibrated in both formats, with a canary."""
-    reader = reader_of(model_dir, home)
-    train, benign = examples(600, 1, 0.5), examples(1000, 2, 0.0)
-
-    def means(rows: list[Example], text_format: Format) -> np.ndarray:
-        found = reader.read(rows, text_format=text_format, aggregates=[AGGREGATE], skip_first=1, label="rows")
-        return found.at(LAYER, AGGREGATE)
-
-    features = np.concatenate([means(train, text_format) for text_format in Format])
-    labels = np.tile([row.label for row in train], 2)
-    probe = Logistic(inverse_penalty=1.0).fit(features, labels)
-    calibrations = [
-        calibrate(
-            probe.score(means(benign, text_format)), benign, stage=Stage.PROMPT, text_format=text_format,
-            aggregate=AGGREGATE, target_fpr=TARGET, confidence=0.95,
-        )
-        for text_format in Format
-    ]  # fmt: skip
-    card = make_card("steal", layers=(LAYER,), model=reader.model, calibrations=calibrations)
-    card = card.model_copy(update={"training": {"data_digests": {"train": "d" * 64}}})
-    path = home / "steal.safetensors"
-    made = save_artifact(path, card, probe.tensors())
-    canary = canary_of(made, model_dir=model_dir, progress=lambda _: None)
-    write_card(path, made.card.model_copy(update={"canary": canary}))
-    return path
-
-
-def run(*words: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, ["gate", *map(str, words)])
-    if result.exit_code != code and result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
-
-
-@dataclass(frozen=True)
-class Known:
-    """What was recorded: files."""
-
-    model: Path
-    detector: Path
-    data: Path
-    reference: Path
-
-
-@pytest.fixture(scope="module")
-def known(home: Path, detector: Path, model_dir: Path) -> Known:
-    """900 rows, a quarter of them positive, on the model of the card."""
-    data = written(home / "rows.jsonl", examples(900, 3, 0.25))
-    out = home / "reference.json"
-    said = run("record", detector, "--data", data, "--model", model_dir, "--out", out)
-    assert "False alarms on 675 benign rows" in said
-    assert "even an unchanged build" not in said
-    return Known(model_dir, detector, data, out)
-
-
-def checked(folder: Path, model: Path, known: Known, code: int) -> CheckReport:
-    out = folder / "report.json"
-    said = run(
-        "check", known.detector, "--reference", known.reference, "--data", known.data, "--model", model,
-        "--out", out, code=code,
-    )  # fmt: skip
-    report = CheckReport.read(out)
-    assert f"{report.decision.verdict.value}: steal on " in said
-    for reason in report.decision.reasons:
-        assert reason in said
-    return report
-
-
-def build(folder: Path, model_dir: Path, change: Change) -> Path:
-    return rebuild(model_dir, folder / "new", change)
-
-
-def changed_words(report: CheckReport) -> set[str]:
-    return {change.what for change in report.changes}
+def turned(home: Path, known: Known) -> Path:
+    return rebuild(known.model, home / "turned", rotated(0))
 
 
 def test_a_reference_holds_numbers_and_no_texts(known: Known) -> None:
@@ -206,19 +97,14 @@ def test_a_shift_along_the_direction_is_stale(tmp_path: Path, known: Known) -> N
         assert mean_shift * size > 0
 
 
-@pytest.fixture(scope="module")
-def turned(home: Path, model_dir: Path) -> Path:
-    return rebuild(model_dir, home / "turned", rotated(0))
-
-
-def test_the_turned_build_computes_what_the_old_one_did(model_dir: Path, turned: Path) -> None:
+def test_the_turned_build_computes_what_the_old_one_did(known: Known, turned: Path) -> None:
     """Else the planted truth below would be none."""
     from transformers import AutoModelForCausalLM
 
     tokens = torch.arange(3, 20)[None]
     logits = [
         AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)(tokens).logits
-        for folder in (model_dir, turned)
+        for folder in (known.model, turned)
     ]
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
     assert logits[0].std() > 0.01
@@ -330,99 +216,3 @@ def test_thresholds_by_length_are_those_that_act(tmp_path: Path, known: Known) -
     assert plain is not None
     assert alarms == [plain.caught_before, 0]
     assert plain.caught_before > 0
-
-
-def refused(*words: object) -> str:
-    result = CliRunner().invoke(app, ["gate", *map(str, words)])
-    assert result.exit_code != 0
-    return f"{result.output} {result.exception}"
-
-
-def test_another_artifact_threshold_or_data_set_is_refused(tmp_path: Path, known: Known) -> None:
-    def check(artifact: Path, rows: Path) -> str:
-        return refused("check", artifact, "--reference", known.reference, "--data", rows, "--model", known.model)
-
-    lines = known.data.read_text().splitlines()
-    (tmp_path / "turned.jsonl").write_text("\n".join(reversed(lines)))
-    assert "not those of the reference" in check(known.detector, tmp_path / "turned.jsonl")
-    (tmp_path / "short.jsonl").write_text("\n".join(lines[:-1]))
-    assert "899 rows, recorded 900" in check(known.detector, tmp_path / "short.jsonl")
-    relabelled = [lines[0].replace('"label": 1', '"label": 0'), *lines[1:]]
-    (tmp_path / "relabelled.jsonl").write_text("\n".join(relabelled))
-    assert "not those of the reference" in check(known.detector, tmp_path / "relabelled.jsonl")
-
-    old = Artifact.load(known.detector)
-    other = tmp_path / "steal.safetensors"
-    save_artifact(other, old.card, {**old.tensors, "bias": old.tensors["bias"] + 1})
-    assert "of another artifact" in check(other, known.data)
-    moved = tuple(item.model_copy(update={"threshold": item.threshold + 1}) for item in old.card.calibrations)
-    save_artifact(other, old.card.model_copy(update={"calibrations": moved}), old.tensors)
-    assert "calibrated anew" in check(other, known.data)
-    (tmp_path / "bad.json").write_text("{}")
-    assert "record it again" in refused(
-        "check", known.detector, "--reference", tmp_path / "bad.json", "--data", known.data, "--model", known.model
-    )
-
-
-def test_it_records_only_on_the_model_of_the_card(tmp_path: Path, turned: Path, known: Known) -> None:
-    said = refused("record", known.detector, "--data", known.data, "--model", turned, "--out", tmp_path / "r.json")
-    assert "does not fit" in said
-    assert not (tmp_path / "r.json").exists()
-
-
-def test_a_stage_without_a_threshold_is_refused(tmp_path: Path, known: Known) -> None:
-    said = refused("record", known.detector, "--data", known.data, "--model", known.model, "--out", tmp_path / "r.json",
-                   "--stage", "stream")  # fmt: skip
-    assert "not calibrated" in said
-    said = refused("record", known.detector, "--data", known.data, "--model", known.model, "--out", tmp_path / "r.json",
-                   "--aggregate", "max")  # fmt: skip
-    assert "calibrated for ema,alpha=0.3, and 'max' was named" in said
-
-
-def test_a_detector_is_taken_over_after_pass_and_stale_only(tmp_path: Path, turned: Path, known: Known) -> None:
-    folder = build(tmp_path, known.model, rounded)
-    checked(tmp_path, folder, known, 0)
-    passed = tmp_path / "report.json"
-    run("adopt", known.detector, "--report", passed, "--out", tmp_path / "adopted")
-    old, new = Artifact.load(known.detector), Artifact.load(tmp_path / "adopted" / known.detector.name)
-    new.require_model(read_model_ref(folder, model_id="new", dtype="float32"))
-    assert new.card.tensors_digest == old.card.tensors_digest
-    assert [item.format for item in new.card.calibrations] == [Format.CHAT]
-    assert new.card.formats == (Format.CHAT,)
-    assert new.card.canary is None
-    assert new.card.training["adopted"][0]["verdict"] == "PASS"
-
-    report = CheckReport.read(passed)
-    stale = report.model_copy(update={"decision": report.decision.model_copy(update={"verdict": Verdict.STALE})})
-    stale.write(tmp_path / "stale.json")
-    said = run("adopt", known.detector, "--report", tmp_path / "stale.json", "--out", tmp_path / "stale")
-    assert "--stage prompt --format chat --aggregate ema,alpha=0.3 --target-fpr 0.01" in said
-    assert Artifact.load(tmp_path / "stale" / known.detector.name).card.calibrations == ()
-
-    checked(tmp_path, turned, known, 11)
-    assert "DEGRADED" in refused("adopt", known.detector, "--report", passed, "--out", tmp_path / "no")
-    assert not (tmp_path / "no").exists()
-    stale.write(tmp_path / "stale.json")
-    assert "another folder" in refused(
-        "adopt", known.detector, "--report", tmp_path / "stale.json", "--out", known.detector.parent
-    )
-
-
-def test_what_changed_is_named_field_by_field() -> None:
-    old = make_card().model
-    new = old.model_copy(update={"weight_digest": "e" * 64, "dtype": "bfloat16", "id": "other"})
-    assert [(change.what, change.before, change.after) for change in model_changes(old, new)] == [
-        ("weights", "a" * 64, "e" * 64),
-        ("dtype", "float32", "bfloat16"),
-    ]
-    found = library_changes({"torch": "1", "numpy": "2"}, {"torch": "1.1", "numpy": "2", "vllm": "0.32"})
-    assert [(change.what, change.before, change.after) for change in found] == [
-        ("torch", "1", "1.1"),
-        ("vllm", None, "0.32"),
-    ]
-    assert {"torch", "transformers", "numpy"} <= set(installed_libraries())
-
-
-def test_help_names_the_exit_codes() -> None:
-    said = " ".join(re.sub(r"\s+", " ", run("check", "--help")).split())
-    assert "PASS (exit 0), STALE (10), DEGRADED (11) or INCONCLUSIVE (12)" in said

@@ -5,23 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from probes.artifact import Artifact
 from probes.card import Format, ModelRef, Stage
 from probes.detectors import Detector, load_detector
-from probes.fit.activations import ActivationReader
 from probes.fit.example import Example
 from probes.fit.realign.fold import fold, require_foldable
 from probes.fit.realign.moments import Float64, Moments
 from probes.fit.realign.ridge import RealignError, activations_r2, fit_map
 from probes.fit.rendered import Rendered
 from probes.fit.scores import RequestScores, score_requests, statistics_of_requests
+from probes.fit.staleness.rows import BuildReader
 from probes.taps import Tap
 
-__all__ = ["FLOOR", "Repaired", "repair"]
+__all__ = ["FLOOR", "PairedReader", "Repaired", "repair"]
 
 FLOOR = 0.8
 """R^2 of the score below which nothing is written.
@@ -36,6 +36,19 @@ _CHUNK = 64
 _NORM_TEST_ROWS = 32
 _FEWEST = 10
 _ROUND = 4
+
+
+class PairedReader(BuildReader, Protocol):
+    """A build that can be compared with another one."""
+
+    @property
+    def model(self) -> ModelRef:
+        """Which build it is."""
+        ...
+
+    def sink_positions(self, examples: Sequence[Example], text_format: Format) -> int:
+        """How many leading positions have a norm far above the rest."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +77,8 @@ def repair(
     artifact: Artifact,
     examples: Sequence[Example],
     *,
-    old: ActivationReader,
-    new: ActivationReader,
+    old: PairedReader,
+    new: PairedReader,
     data_digest: str,
     floor: float = FLOOR,
     created_by: str,
@@ -157,7 +170,7 @@ def _require_comparable(old: ModelRef, new: ModelRef) -> None:
 
 
 def _read(
-    artifact: Artifact, examples: Sequence[Example], old: ActivationReader, new: ActivationReader, *, skip: int
+    artifact: Artifact, examples: Sequence[Example], old: PairedReader, new: PairedReader, *, skip: int
 ) -> dict[str, _Part]:
     """The texts through both builds: the moments of each part."""
     width = artifact.card.model.d_model
@@ -189,9 +202,7 @@ def _read(
     return parts
 
 
-def _told(
-    artifact: Artifact, made: Artifact, part: _Part, old: ActivationReader, new: ActivationReader
-) -> dict[str, Any]:
+def _told(artifact: Artifact, made: Artifact, part: _Part, old: PairedReader, new: PairedReader) -> dict[str, Any]:
     """R^2 of token scores, and of the statistics that the old card is calibrated for, on held-out requests.
 
     Tokens that all requests begin with, such as a template's, are easily told and would flatter the first.
@@ -227,13 +238,13 @@ def _told(
 
 
 def _scores(
-    detector: Detector, requests: Sequence[Rendered], reader: ActivationReader, skip_first: int, *, label: str
+    detector: Detector, requests: Sequence[Rendered], reader: PairedReader, skip_first: int, *, label: str
 ) -> list[RequestScores]:
     (found,) = score_requests([detector], requests, reader, skip_first=[skip_first], label=label)
     return found
 
 
-def _tokens(reader: ActivationReader, example: Example, text_format: Format) -> tuple[int, ...]:
+def _tokens(reader: PairedReader, example: Example, text_format: Format) -> tuple[int, ...]:
     stage = Stage.RESPONSE if example.response else Stage.PROMPT
     (request,) = reader.render([example], text_format=text_format, stage=stage)
     return request.tokens

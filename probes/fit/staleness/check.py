@@ -87,7 +87,7 @@ def record(
         reader: of the model on the card.
         stage: when it is judged.
         text_format: how texts reach the model.
-        aggregate: as on the command line, ``ema,alpha=0.16``; None where the card has one calibration for stage and format.
+        aggregate: as on the command line, ``ema,alpha=0.16``; None where the card has one for stage and format.
         read_by: what the reader is.
         created_by: version that records.
     Raises:
