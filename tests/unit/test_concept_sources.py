@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import probes.packs
+from probes.card import Format
 from probes.fit.baselines import length_score, question_mark_score
 from probes.fit.evaluate import labels_of
 from probes.fit.example import Example
@@ -18,6 +20,7 @@ from probes.fit.generated.city_statements import state_cities
 from probes.fit.generated.injections import COVERS
 from probes.fit.generated.instructions import NEUTRAL, TRAINED, UNSEEN
 from probes.fit.measure import auroc
+from probes.fit.recipe import read_recipe
 from probes.fit.sources import (
     SourceContext,
     SourceError,
@@ -189,6 +192,18 @@ def test_without_an_instruction_the_label_is_falsehood(tmp_path: Path, monkeypat
         city = next(city for city in truth if city in row.response)
         assert row.label == int(truth[city] not in row.response)
         assert row.turns[0] == ("system", row.turns[0][1]) and row.turns[0][1] in NEUTRAL
+
+
+def test_every_recipe_of_a_pack_reads_and_names_its_detector() -> None:
+    recipes = sorted(Path(probes.packs.__file__).parent.glob("*/*.recipe.yaml"))
+    assert len(recipes) >= 2
+    for path in recipes:
+        recipe = read_recipe(path)
+        assert path.name == f"{recipe.name}.recipe.yaml"
+        assert Format.CHAT in recipe.calibration.formats
+        made = path.with_name(f"{recipe.name}.card.json")
+        if made.exists():
+            assert json.loads(made.read_text())["training"]["recipe"]["seed"] == recipe.seed
 
 
 def judged() -> dict[str, bytes]:
