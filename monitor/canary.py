@@ -53,9 +53,9 @@ class Expected:
 
     Attributes:
         detector: its name in the policy file.
-        column: its column in the bank's scores.
+        column: of its first channel in the bank's scores.
         skip_first: leading positions without a score.
-        scores: (tokens - skip_first,).
+        scores: (tokens - skip_first, channels).
         tolerance: greatest difference that passes.
     """
 
@@ -77,7 +77,7 @@ class CanaryPrompt:
         """Judge what came back.
 
         Args:
-            scores: (tokens, detectors), NaN where a readout was not finite.
+            scores: (tokens, width of the bank's scores), NaN where a readout was not finite.
             seen: (tokens,), whether readouts came for it.
         Returns: the first thing that is wrong; None if it passes.
         """
@@ -90,26 +90,27 @@ class CanaryPrompt:
         if len(broken):
             position, column = (int(number) for number in broken[0])
             return Failed(CanaryFailure.NOT_FINITE, f"canary: {self._name(column)} at position {position}: not finite")
-        worst: tuple[float, Expected, int] | None = None
+        worst: tuple[float, Expected, int, int] | None = None
         for expected in self.expected:
-            found = scores[expected.skip_first :, expected.column]
+            found = scores[expected.skip_first :, expected.column : expected.column + expected.scores.shape[1]]
             excess = np.abs(found - expected.scores) / expected.tolerance
-            place = int(np.argmax(excess))
-            if excess[place] > 1 and (worst is None or excess[place] > worst[0]):
-                worst = (float(excess[place]), expected, place)
+            place, channel = (int(number) for number in np.unravel_index(np.argmax(excess), excess.shape))
+            if excess[place, channel] > 1 and (worst is None or excess[place, channel] > worst[0]):
+                worst = (float(excess[place, channel]), expected, place, channel)
         if worst is None:
             return None
-        _, expected, place = worst
+        _, expected, place, channel = worst
         position = place + expected.skip_first
         return Failed(
             CanaryFailure.WRONG_SCORES,
-            f"canary: detector {expected.detector!r} at position {position}: expected {expected.scores[place]:.5g} "
-            f"(within {expected.tolerance:.2g}), found {scores[position, expected.column]:.5g}",
+            f"canary: detector {expected.detector!r} at position {position}: expected "
+            f"{expected.scores[place, channel]:.5g} (within {expected.tolerance:.2g}), found "
+            f"{scores[position, expected.column + channel]:.5g}",
         )
 
     def _name(self, column: int) -> str:
-        names = [expected.detector for expected in self.expected if expected.column == column]
-        return f"detector {names[0]!r}" if names else f"detector number {column}"
+        names = [e.detector for e in self.expected if 0 <= column - e.column < e.scores.shape[1]]
+        return f"detector {names[0]!r}" if names else f"score number {column}"
 
 
 def canary_prompts(cards: Mapping[str, Card], columns: Mapping[str, int], *, vocab: int) -> tuple[CanaryPrompt, ...]:
@@ -123,9 +124,8 @@ def canary_prompts(cards: Mapping[str, Card], columns: Mapping[str, int], *, voc
     by_tokens: dict[tuple[int, ...], list[Expected]] = {}
     for name, card in cards.items():
         if card.canary is not None:
-            expected = Expected(
-                name, columns[name], card.skip_first, np.array(card.canary.scores), card.canary.tolerance
-            )
+            scores = np.array(card.canary.scores).reshape(len(card.canary.tokens) - card.skip_first, -1)
+            expected = Expected(name, columns[name], card.skip_first, scores, card.canary.tolerance)
             by_tokens.setdefault(card.canary.tokens, []).append(expected)
     if not by_tokens:
         by_tokens[tuple((7 + 31 * number) % vocab for number in range(PLAIN_TOKENS))] = []

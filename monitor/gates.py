@@ -85,7 +85,7 @@ def gate_of_rule(
         PolicyError: its rows are computed before anybody can know that they are to be written to.
     """
     steer, gate = steers[number], rule.do.gate
-    detector = bank.detectors[bank.index[check.detector]]
+    detector = bank.detector(check.detector)
     why = _why_not_one_row(detector, check, steer)
     in_prompt = steer.positions is not Positions.GENERATED
     if check.stage is Stage.PROMPT and gate is Gate.TOKEN and not in_prompt:

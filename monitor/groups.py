@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from monitor.check import Check
 from monitor.request import Float64, Index, Request
-from monitor.segments import role_mask
+from monitor.segments import Codes, role_mask
 from monitor.types import Role
 from probes.aggregate import Aggregator
 from probes.bank import Bank
@@ -32,12 +32,12 @@ class WatchGroup:
 
     Attributes:
         checks: their positions in the plan.
-        detectors: for each, the column of its detector in the bank's scores.
+        sources: (checks * C,), where what its aggregate takes stands in the bank's scores: C channels for each check.
         columns: where they stand in the arrays of the ``StateTable``, side by side.
         state: (slots, S, checks).
     """
 
-    def __init__(self, reading: Reading, checks: Index, detectors: Index, columns: slice) -> None:
+    def __init__(self, reading: Reading, checks: Index, sources: Index, columns: slice) -> None:
         self.stage = reading.stage
         self.columns = columns
         self.aggregate = aggregate = reading.aggregate
@@ -45,17 +45,26 @@ class WatchGroup:
         self.has_segments = reading.segments is not None
         self._mask = role_mask(reading.segments or ())
         self.checks = checks
-        self.detectors = detectors
+        self.sources = sources
         self.state = aggregate.new_state(0, len(checks))
 
     def reads(self, request: Request, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which positions of a request these checks read: (n,) in, (n,) out."""
         if self.stage is not Stage.PROMPT:
-            return positions >= max(request.stream_from, self.skip_first)
+            return positions >= max(request.stream_from - self.aggregate.reads_before, self.skip_first)
         read = (positions < request.num_prompt) & (positions >= self.skip_first)
         if self.has_segments and request.roles is not None:
-            read[read] = self._mask[request.roles[positions[read]]]
+            read[read] = self._wanted(request.roles)[positions[read]]
         return read
+
+    def _wanted(self, roles: Codes) -> npt.NDArray[np.bool_]:
+        """Which tokens of a prompt are read by their roles: (num_prompt,) in and out."""
+        wanted = self._mask[roles]
+        if self.aggregate.reads_before:
+            wanted[: self.skip_first] = False
+            if wanted.any():
+                wanted[max(int(np.argmax(wanted)) - 1, 0)] = True
+        return wanted
 
     def grow(self, num_slots: int) -> None:
         """Make room; states of live requests stay as they are."""
@@ -71,17 +80,17 @@ class WatchGroup:
 
         Args:
             slot: its row in the arrays.
-            scores: (T, number of detectors).
+            scores: (T, width of the bank's scores).
         Returns: (T, checks of this group), the running statistic.
         """
-        return self.aggregate.update(self.state[slot : slot + 1], scores.take(self.detectors, axis=1)[:, None])[:, 0]
+        return self.aggregate.update(self.state[slot : slot + 1], scores.take(self.sources, axis=1)[:, None])[:, 0]
 
     def feed_some(self, slots: Index, scores: Float64) -> Float64:
         """Feed one row to each of R requests.
 
         Args:
             slots: (R,).
-            scores: (R, checks of this group).
+            scores: (R, checks * C) of this group's sources.
         Returns: (R, checks of this group), the running statistic.
         """
         state = self.state[slots]
@@ -94,7 +103,7 @@ class WatchGroup:
 
         Args:
             first: slot of the first row.
-            scores: (n, checks of this group); rows at ``holes`` mean nothing.
+            scores: (n, checks * C) of this group's sources; rows at ``holes`` mean nothing.
             holes: rows to leave alone.
         Returns: (n, checks of this group), the running statistic.
         """
@@ -120,9 +129,14 @@ def group_checks(checks: Sequence[Check], bank: Bank) -> tuple[WatchGroup, ...]:
             WatchGroup(
                 reading,
                 np.array(positions, dtype=np.intp),
-                np.array([bank.index[checks[position].detector] for position in positions], dtype=np.intp),
+                _sources([checks[position].detector for position in positions], reading.aggregate, bank),
                 slice(first, first + len(positions)),
             )
         )
         first += len(positions)
     return tuple(groups)
+
+
+def _sources(detectors: Sequence[str], aggregate: Aggregator, bank: Bank) -> Index:
+    channels = np.arange(aggregate.channels, dtype=np.intp)
+    return np.concatenate([bank.index[name] + channels for name in detectors]).astype(np.intp)

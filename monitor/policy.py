@@ -12,7 +12,7 @@ from monitor.check import Check, LengthLimits
 from monitor.config import Config, Policy, Rule
 from monitor.gates import SteerGate, gate_of_rule
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
-from monitor.thresholds import RuleSite, calibrated_aggregate, own_limits, thresholds_of
+from monitor.thresholds import RuleSite, calibrated_aggregate, own_limits, require_fitting, thresholds_of
 from monitor.types import Action, Expose, Mode, Role
 from monitor.yaml_file import Place, PolicyFile
 from probes.aggregate import Aggregator
@@ -190,6 +190,7 @@ def _compile_rule(
         raise file.error((*where, "when", "detector"), f"is {name!r}. {did_you_mean(name, cards)}")
     site = RuleSite(file, where, rule, cards[name])
     aggregate = rule.when.aggregate or calibrated_aggregate(site)
+    require_fitting(site, bank.detector(name), aggregate)
     limits, skip_first = thresholds_of(site, aggregate), site.card.skip_first
     check = Check.of(name, rule.when.stage, aggregate, skip_first=skip_first, limits=limits, segments=_segments(rule))
     steer, opened = steer_of_rule(file, where, rule, steering), None

@@ -41,10 +41,9 @@ class StateTable:
         self.order: Index = np.concatenate([np.empty(0, dtype=np.intp), *(group.checks for group in groups)])
         # Prompt groups come last: what each generated token feeds is one run of columns.
         self._running = [group for group in groups if group.stage is not Stage.PROMPT]
-        self._detectors: Index = np.concatenate(
-            [np.empty(0, dtype=np.intp), *(group.detectors for group in self._running)]
-        )
-        self._first = self._running[0].columns.start if self._running else 0
+        self._sources: Index = np.concatenate([np.empty(0, dtype=np.intp), *(group.sources for group in self._running)])
+        ends = np.cumsum([len(group.sources) for group in self._running], dtype=np.intp).tolist()
+        self._within = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
         width = len(self.order)
         self.statistics = np.empty((0, width))
         self.fired = np.empty((0, width), dtype=bool)
@@ -87,7 +86,7 @@ class StateTable:
         Args:
             slot: of the request.
             group: one of ``groups``.
-            scores: (T, number of detectors), T at least 1.
+            scores: (T, width of the bank's scores), T at least 1.
         """
         running = group.feed(slot, scores)
         newest = running[-1]
@@ -100,16 +99,16 @@ class StateTable:
 
         Args:
             slots: (R,), all different.
-            scores: (R, number of detectors).
+            scores: (R, width of the bank's scores).
         """
         first, last = int(slots.min()), int(slots.max())
         span = last + 1 - first
         if span > _DENSE * len(slots):
-            self._feed_scattered(slots, scores.take(self._detectors, axis=1))
+            self._feed_scattered(slots, scores.take(self._sources, axis=1))
         elif span == len(slots) and bool((slots[1:] > slots[:-1]).all()):
             self.next_position[first : last + 1] += 1
             self.scored[first : last + 1] += 1
-            self._feed_range(first, scores.take(self._detectors, axis=1), slots[:0])
+            self._feed_range(first, scores.take(self._sources, axis=1), slots[:0])
         else:
             # Over the whole range of slots as well: what lies between them is put back afterwards.
             self.next_position[slots] += 1
@@ -117,16 +116,16 @@ class StateTable:
             rows = slots - first
             mask = np.ones(span, dtype=bool)
             mask[rows] = False
-            spread = np.zeros((span, len(self._detectors)))
-            spread[rows] = scores.take(self._detectors, axis=1)
+            spread = np.zeros((span, len(self._sources)))
+            spread[rows] = scores.take(self._sources, axis=1)
             self._feed_range(first, spread, np.flatnonzero(mask))
 
     def _feed_scattered(self, slots: Index, scores: Float64) -> None:
         self.next_position[slots] += 1
         self.scored[slots] += 1
-        for group in self._running:
+        for group, within in zip(self._running, self._within, strict=True):
             place = np.ix_(slots, np.arange(group.columns.start, group.columns.stop))
-            running = group.feed_some(slots, scores[:, self._within(group)])
+            running = group.feed_some(slots, scores[:, within])
             best = self.statistics[place] if group.stage is Stage.STREAM else -np.inf
             self.statistics[place] = np.maximum(best, running)
 
@@ -134,8 +133,8 @@ class StateTable:
         """Feed the slots from ``first`` on in place; what ``scores`` has for ``holes`` leaves no trace."""
         statistics = self.statistics[first : first + len(scores)]
         kept = statistics[holes] if len(holes) else None
-        for group in self._running:
-            running = group.feed_range(first, scores[:, self._within(group)], holes)
+        for group, within in zip(self._running, self._within, strict=True):
+            running = group.feed_range(first, scores[:, within], holes)
             columns = statistics[:, group.columns]
             if group.stage is Stage.STREAM:
                 np.maximum(columns, running, out=columns)
@@ -159,9 +158,6 @@ class StateTable:
                 return []
             found = found[slots - first]
         return [(int(place), int(column)) for place, column in zip(*np.nonzero(found), strict=True)]
-
-    def _within(self, group: WatchGroup) -> slice:
-        return slice(group.columns.start - self._first, group.columns.stop - self._first)
 
     def _grow(self, num_slots: int) -> None:
         old = len(self.next_position)

@@ -11,6 +11,7 @@ from monitor.types import Action
 from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.aggregate import Aggregator
 from probes.card import Calibration, Card, Stage
+from probes.detectors import Detector, unfit_aggregate
 from probes.threshold import ThresholdMethod, allowed_exceedances, benign_needed, threshold_for
 
 
@@ -45,6 +46,23 @@ def calibrated_aggregate(site: RuleSite) -> Aggregator:
         "Say which aggregate and threshold to use, e.g. aggregate: {kind: ema, alpha: 0.12}, above: {value: 2.0}, or "
         f"calibrate it for this stage ({_command(card, stage)}).",
     )
+
+
+def require_fitting(site: RuleSite, detector: Detector, aggregate: Aggregator) -> None:
+    """Refuse an aggregate that does not go with a detector, and an action that may not rest on it.
+
+    Raises:
+        PolicyError: the one or the other.
+    """
+    if problem := unfit_aggregate(detector, aggregate):
+        raise site.error(("when", "aggregate"), f"{problem} Leave 'aggregate' out, or name that one.")
+    action = site.rule.do.action
+    if action.severity > Action.STEER.severity and not detector.may_block_alone:
+        raise site.error(
+            ("do", "action"),
+            f"is {action.value!r}: {detector.name!r} is of the kind {detector.kind!r}, which finds what is unusual and "
+            "not what is harmful. No request is stopped by it alone. Let the rule flag.",
+        )
 
 
 def thresholds_of(site: RuleSite, aggregate: Aggregator) -> Limits:
@@ -150,6 +168,6 @@ def _certified(site: RuleSite, calibration: Calibration, target: float) -> float
     raise site.error(
         place,
         f"is {target}, which {calibration.num_benign} benign requests cannot certify at {calibration.confidence:.0%} "
-        f"confidence: {missing} more are needed. Ask for a larger rate, calibrate on more requests, or let the rule "
-        "only flag.",
+        f"confidence: {missing} more are needed. Ask for a larger rate, calibrate on more requests "
+        f"({_command(site.card, calibration.stage, calibration.aggregate)}), or let the rule only flag.",
     )

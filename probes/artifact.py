@@ -19,6 +19,7 @@ from safetensors.numpy import load, save
 
 from probes.card import ArtifactCard, Card, ModelRef
 from probes.errors import TelltaleError
+from probes.taps import Tap
 
 _CHUNK = 1 << 20
 C = TypeVar("C", bound=ArtifactCard)
@@ -90,11 +91,41 @@ class Stored(Generic[C]):
         Raises:
             ArtifactError: it is missing, has another shape or holds a value that is not finite.
         """
+        return self._finite(name, (size,))
+
+    def positive(self, name: str, *shape: int) -> npt.NDArray[np.float64]:
+        """Tensor ``name`` as float64 of this shape, all above 0.
+
+        Raises:
+            ArtifactError: see ``vector``; or a value is not positive.
+        """
+        values = self._finite(name, shape)
+        if not np.all(values > 0):
+            raise ArtifactError(
+                f"{self.path}: tensor {name!r} holds {int(np.sum(values <= 0))} values that are not positive. "
+                f"Make the {self.what} again ({self.how}): a dimension without spread needs 1."
+            )
+        return values
+
+    def matrix(self, name: str, rows: int | None, columns: int | None) -> npt.NDArray[np.float64]:
+        """Tensor ``name`` as (rows, columns) float64; None allows any number but 0.
+
+        Raises:
+            ArtifactError: see ``vector``.
+        """
+        return self._finite(name, (rows, columns))
+
+    def _finite(self, name: str, shape: tuple[int | None, ...]) -> npt.NDArray[np.float64]:
         if name not in self.tensors:
             raise ArtifactError(f"{self.path}: tensor {name!r} is missing; there are {sorted(self.tensors)}.")
         found = np.asarray(self.tensors[name])
-        if found.shape != (size,):
-            raise ArtifactError(f"{self.path}: tensor {name!r} has the shape {found.shape}; it must be ({size},).")
+        fits = found.ndim == len(shape) and all(
+            (there > 0 if wanted is None else there == wanted) for there, wanted in zip(found.shape, shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            wanted += "," if len(shape) == 1 else ""
+            raise ArtifactError(f"{self.path}: tensor {name!r} has the shape {found.shape}; it must be ({wanted}).")
         values = found.astype(np.float64)
         if not np.all(np.isfinite(values)):
             raise ArtifactError(
@@ -109,11 +140,9 @@ class Stored(Generic[C]):
             ArtifactError: names each field that differs.
         """
         card = self.card.model
-        fields = ("weight_digest", "tokenizer_digest", "chat_template_digest", "d_model", "num_layers", "dtype")
         differing = [
             f"{field} (card: {_short(getattr(card, field))}, served: {_short(getattr(served, field))})"
-            for field in fields
-            if getattr(card, field) != getattr(served, field)
+            for field in card.differing(served)
         ]
         if differing:
             raise ArtifactError(
@@ -129,6 +158,37 @@ class Artifact(Stored[Card]):
     card_type = Card
     what = "detector"
     how = "telltale train"
+
+    def save(self, path: Path) -> Artifact:
+        """Write tensors and card, each atomically.
+
+        Raises:
+            ArtifactError: the path does not end in ``.safetensors``.
+        """
+        return save_artifact(path, self.card, self.tensors)
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """Those on the card.
+
+        Raises:
+            probes.taps.TapError: the card names one that there is not.
+        """
+        return tuple(Tap.parse(tap) for tap in self.card.taps)
+
+    @property
+    def only_tap(self) -> Tap:
+        """That of a kind which reads one.
+
+        Raises:
+            ArtifactError: the card lists several.
+        """
+        if len(self.card.taps) != 1:
+            raise ArtifactError(
+                f"{self.path}: a detector of the kind {self.card.kind!r} reads one tap; its card lists "
+                f"{self.card.taps}."
+            )
+        return self.taps[0]
 
 
 def card_path_of(path: Path) -> Path:

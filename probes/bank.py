@@ -47,6 +47,8 @@ class TapMatrix:
 class Bank:
     """The directions of several detectors, stacked.
 
+    ``index`` says in which column of the scores a detector's first channel stands, ``columns`` where its readouts do.
+
     A row of readouts has, for each tap in order, ``capacity`` products and then the squared norm of the activation:
     ``width = num_taps * (capacity + 1)``. A detector's columns never move while it is loaded.
 
@@ -71,13 +73,20 @@ class Bank:
         self.matrices: tuple[TapMatrix, ...] = tuple(self._stack(tap, placed[tap]) for tap in sorted(placed))
         self.taps: tuple[Tap, ...] = tuple(matrix.tap for matrix in self.matrices)
         self.columns: Mapping[str, Mapping[Tap, npt.NDArray[np.intp]]] = self._columns(placed)
-        self.index: Mapping[str, int] = MappingProxyType({name: i for i, name in enumerate(names)})
+        ends = np.cumsum([detector.channels for detector in self.detectors], dtype=np.intp).tolist()
+        self.index: Mapping[str, int] = MappingProxyType(dict(zip(names, [0, *ends], strict=False)))
+        self.num_scores: int = ends[-1] if ends else 0
+        self._named = MappingProxyType(dict(zip(names, self.detectors, strict=True)))
         self._scorers = self._group()
 
     @property
     def width(self) -> int:
         """Numbers in a row of readouts."""
         return len(self.matrices) * (self.capacity + 1)
+
+    def detector(self, name: str) -> Detector:
+        """The one of this name."""
+        return self._named[name]
 
     def norm_column(self, tap: Tap) -> int:
         """The column of a readout row that holds ``|s|^2`` at ``tap``."""
@@ -97,7 +106,7 @@ class Bank:
 
         Args:
             readouts: (n, width), as the engine wrote them.
-        Returns: (n, number of detectors) float64, in the order of ``detectors``.
+        Returns: (n, ``num_scores``) float64: the channels of each detector, in the order of ``detectors``.
         """
         scores: Float64 | None = None
         for places, scorer in self._scorers:
@@ -105,7 +114,7 @@ class Bank:
             if len(self._scorers) == 1:
                 return found
             if scores is None:
-                scores = np.empty((len(readouts), len(self.detectors)), dtype=np.float64)
+                scores = np.empty((len(readouts), self.num_scores), dtype=np.float64)
             scores[:, places] = found
         return scores if scores is not None else np.empty((len(readouts), 0), dtype=np.float64)
 
@@ -172,12 +181,19 @@ class Bank:
         return MappingProxyType(columns)
 
     def _group(self) -> tuple[tuple[npt.NDArray[np.intp], Scorer], ...]:
-        by_class: dict[type[Detector], list[int]] = {}
-        for position, detector in enumerate(self.detectors):
-            by_class.setdefault(type(detector), []).append(position)
+        by_class: dict[type[Detector], list[Detector]] = {}
+        for detector in self.detectors:
+            by_class.setdefault(type(detector), []).append(detector)
         groups = []
-        for cls, places in by_class.items():
-            members = [self.detectors[place] for place in places]
-            columns = [self.columns[member.name] for member in members]
-            groups.append((np.array(places, dtype=np.intp), cls.scorer(members, columns)))
+        for cls, members in by_class.items():
+            places = [np.arange(member.channels) + self.index[member.name] for member in members]
+            scorer = cls.scorer(members, [self._given(member) for member in members])
+            groups.append((np.concatenate(places).astype(np.intp), scorer))
         return tuple(groups)
+
+    def _given(self, detector: Detector) -> Mapping[Tap, npt.NDArray[np.intp]]:
+        """The columns of the readouts that a detector scores with."""
+        own = self.columns[detector.name]
+        if not detector.reads_norm:
+            return own
+        return {tap: np.append(index, self.norm_column(tap)) for tap, index in own.items()}

@@ -67,6 +67,11 @@ class ModelRef(_Strict):
     num_layers: int = Field(gt=0)
     dtype: str = Field(description="dtype of the weights as served, e.g. float32")
 
+    def differing(self, other: ModelRef) -> tuple[str, ...]:
+        """The fields in which two models differ; the name is none of them."""
+        fields = [field for field in type(self).model_fields if field != "id"]
+        return tuple(field for field in fields if getattr(self, field) != getattr(other, field))
+
 
 class LengthBucket(_Strict):
     """The threshold for requests up to a length, and the benign requests of such lengths that it rests on."""
@@ -139,7 +144,9 @@ class Canary(_Strict):
     """
 
     tokens: tuple[int, ...] = Field(min_length=8, max_length=64, description="the prompt, as token ids")
-    scores: tuple[float, ...] = Field(min_length=1, description="of the tokens after the leading skip_first ones")
+    scores: tuple[float, ...] = Field(
+        min_length=1, description="of the tokens after the leading skip_first ones; of each token all its numbers"
+    )
     tolerance: float = Field(gt=0, description="greatest difference that is still the same score, in the score's unit")
     reference: str = Field(description="what computed the scores, e.g. 'transformers 5.0.0, float32'")
 
@@ -184,9 +191,12 @@ class Card(ArtifactCard):
         return self
 
     @model_validator(mode="after")
-    def _one_score_a_token(self) -> Self:
+    def _as_many_scores_a_token(self) -> Self:
         canary = self.canary
-        if canary is not None and len(canary.scores) != len(canary.tokens) - self.skip_first:
+        if canary is None:
+            return self
+        scored = len(canary.tokens) - self.skip_first
+        if scored < 1 or len(canary.scores) % scored:
             raise ValueError(
                 f"the canary has {len(canary.scores)} scores for {len(canary.tokens)} tokens, of which the first "
                 f"{self.skip_first} are not scored"

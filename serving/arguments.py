@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,14 +71,28 @@ def vllm_arguments(arguments: ServeArguments, folder: Path | None) -> list[str]:
         arguments: of telltale serve.
         folder: of the embedded model, or None for any other.
     """
-    flags = list(arguments.flags)
     defaults: dict[str, tuple[str, ...]] = {"--host": (DEFAULT_HOST,)}
     if folder is not None:
         defaults |= _EMBEDDED | {"--served-model-name": (arguments.model.partition(":")[2],)}
-    for flag, values in defaults.items():
-        if not is_given(flag, flags):
-            flags += [flag, *values]
-    return [str(folder) if folder is not None else arguments.model, *flags]
+    return _with_defaults(arguments.model, arguments.flags, folder, defaults)
+
+
+def engine_arguments(model: str, flags: Sequence[str], folder: Path | None) -> list[str]:
+    """The arguments for an engine of vLLM without a server.
+
+    Args:
+        model: as named by the user.
+        flags: vLLM's, as given.
+        folder: of the embedded model, or None for any other.
+    """
+    return _with_defaults(model, flags, folder, _EMBEDDED if folder is not None else {})
+
+
+def _with_defaults(
+    model: str, flags: Sequence[str], folder: Path | None, defaults: Mapping[str, tuple[str, ...]]
+) -> list[str]:
+    missing = [item for flag, values in defaults.items() if not is_given(flag, flags) for item in (flag, *values)]
+    return [str(folder) if folder is not None else model, *flags, *missing]
 
 
 def is_embedded(model: str) -> bool:

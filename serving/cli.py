@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 import serving
+from serving.commands.detector import detector_app
+from serving.commands.gate import gate_app
 from serving.commands.steer_cli import steer_app
 from serving.packages import shadowed_packages
 
@@ -24,6 +26,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(steer_app, name="steer")
+app.add_typer(detector_app, name="detector")
+app.add_typer(gate_app, name="gate")
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 
 
@@ -63,6 +67,35 @@ def doctor(
     from serving.commands.doctor import doctor as run
 
     run(model, policy)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def collect(
+    context: typer.Context,
+    prompts: Annotated[Path, typer.Argument(help="Prompts, conversations or replies (.jsonl).", show_default=False)],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the activations.", show_default=False)],
+    taps: Annotated[str, typer.Option(help="Where, e.g. resid_post.12,resid_post.15.", show_default=False)],
+    text_format: Annotated[str, typer.Option("--format", help="What the prompts are: chat or raw.")] = "chat",
+    positions: Annotated[str, typer.Option(help="Tokens kept: last, template, response, prompt or all.")] = "last",
+    model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
+    shard_mib: Annotated[int, typer.Option(min=1, help="Size of a shard, at most.")] = 256,
+    shard_tokens: Annotated[int, typer.Option(min=1, help="Tokens computed for a shard, at most.")] = 65536,
+) -> None:
+    """Capture activations with the serving engine, at the same taps: telltale collect PROMPTS ... [any vLLM flag]."""
+    from serving.commands.collect import collect as run
+
+    run(
+        prompts,
+        out=out,
+        taps=taps,
+        text_format=text_format,
+        positions=positions,
+        model=model,
+        shard_mib=shard_mib,
+        shard_tokens=shard_tokens,
+        flags=context.args,
+    )
 
 
 @app.command()
@@ -139,7 +172,7 @@ def calibrate(
         list[str] | None, typer.Option("--format", help="chat or raw, once or twice; the card's if left out.")
     ] = None,
     stage: Annotated[str, typer.Option(help="prompt, stream or response.")] = "prompt",
-    aggregate: Annotated[str | None, typer.Option(help="KIND,NAME=NUMBER,...; the card's if left out.")] = None,
+    aggregate: Annotated[str | None, typer.Option(help="KIND,NAME=VALUE,...; the card's if left out.")] = None,
     target_fpr: Annotated[
         float | None, typer.Option(min=1e-6, max=0.5, help="Share of benign requests that may fire; 0.01 if left out.")
     ] = None,

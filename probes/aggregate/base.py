@@ -25,6 +25,14 @@ class Aggregator(BaseModel, ABC):
     one_score_decides: ClassVar[bool] = False
     """Whether the statistic lies above a limit exactly if one score so far does."""
 
+    reads_before: ClassVar[bool] = False
+    """Whether the row before the first one that a rule reads is wanted too, as the first value."""
+
+    @property
+    def channels(self) -> int:
+        """C, the numbers of a row that one running statistic takes: 1 unless the aggregate goes with one kind."""
+        return 1
+
     @property
     @abstractmethod
     def state_size(self) -> int:
@@ -41,7 +49,7 @@ class Aggregator(BaseModel, ABC):
 
         Args:
             state: (R, S, B) float64, changed in place.
-            values: (T, R, B) float64, finite, oldest first.
+            values: (T, R, B * C) float64, finite, oldest first; the channels of a detector stand side by side.
         Returns: (T, R, B), the statistic after each score; ``-inf`` where it is not yet defined (never fires).
         """
 

@@ -33,11 +33,25 @@ class Directions:
     bias: Float64
 
 
+def standardised(tap: Tap, weight: Float64, bias: Float64, *, mean: Float64, scale: Float64) -> Directions:
+    """Directions that were fitted on ``(s - mean) / scale``, as directions on s itself: folded in float64.
+
+    Args:
+        tap: where they are read.
+        weight: (k, d_model), in standardised units.
+        bias: (k,).
+        mean: (d_model,).
+        scale: (d_model,), positive.
+    """
+    folded = np.ascontiguousarray((weight / scale).T)
+    return Directions(tap, folded, bias - mean @ folded)
+
+
 class Scorer(Protocol):
     """Turns the readouts of many rows into the scores of several detectors of one kind."""
 
     def __call__(self, readouts: npt.NDArray[np.floating]) -> Float64:
-        """Map (n, width of the bank), as the engine wrote them, to (n, number of detectors) float64.
+        """Map (n, width of the bank), as the engine wrote them, to (n, channels of all the detectors) float64.
 
         Wide rows hold the columns of all kinds: pick first, then convert.
         """
@@ -50,6 +64,12 @@ class Detector(ABC):
     kind: ClassVar[str]
     score_is_readout: ClassVar[bool] = False
     """Whether a row's score is one number that was read of it, as it stands."""
+    reads_norm: ClassVar[bool] = False
+    """Whether the squared norm of the activation is wanted too: the last number of each tap."""
+    aggregate_kind: ClassVar[str | None] = None
+    """The one kind of aggregate that goes with this one; None: any that takes one number of a row."""
+    may_block_alone: ClassVar[bool] = True
+    """Whether a rule that stops requests may rest on this kind alone."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -63,6 +83,11 @@ class Detector(ABC):
             probes.artifact.ArtifactError: a tensor is missing, has the wrong shape or holds a NaN.
         """
 
+    @property
+    def channels(self) -> int:
+        """Numbers that a row gives to an aggregate: 1, or as many as the one takes that goes with the kind."""
+        return 1
+
     @abstractmethod
     def directions(self) -> Sequence[Directions]:
         """What to read, at most one entry per tap."""
@@ -72,9 +97,25 @@ class Detector(ABC):
         """Token scores from this detector's own readouts.
 
         Args:
-            readouts: per tap (n, k) float64 in the order of ``directions``.
-        Returns: (n,) float64.
+            readouts: per tap (n, k) float64 in the order of ``directions``; with ``reads_norm`` (n, k + 1).
+        Returns: (n,) float64, or (n, channels) where there are several.
         """
+
+    def read(self, activations: Mapping[Tap, npt.NDArray[np.floating]]) -> dict[Tap, Float64]:
+        """What an engine reads of activations, for ``score``.
+
+        Args:
+            activations: per tap (n, d_model).
+        Returns: per tap (n, k) float64, or (n, k + 1).
+        """
+        found: dict[Tap, Float64] = {}
+        for part in self.directions():
+            rows = activations[part.tap].astype(np.float64)
+            readout = rows @ part.weight + part.bias
+            if self.reads_norm:
+                readout = np.column_stack([readout, np.einsum("nd,nd->n", rows, rows)])
+            found[part.tap] = readout
+        return found
 
     @classmethod
     def scorer(cls, detectors: Sequence[Self], columns: Sequence[Mapping[Tap, npt.NDArray[np.intp]]]) -> Scorer:
@@ -84,7 +125,8 @@ class Detector(ABC):
 
         Args:
             detectors: of this kind.
-            columns: for each detector and tap, the columns of the bank's readouts that hold its directions.
+            columns: for each detector and tap, the columns of the bank's readouts that ``score`` is given.
+        Returns: gives the channels of the first detector, then those of the next.
         """
 
         def score_each(readouts: npt.NDArray[np.floating]) -> Float64:
@@ -92,6 +134,6 @@ class Detector(ABC):
                 detector.score({tap: readouts[:, index].astype(np.float64) for tap, index in places.items()})
                 for detector, places in zip(detectors, columns, strict=True)
             ]
-            return np.stack(parts, axis=1)
+            return np.concatenate([part.reshape(len(readouts), -1) for part in parts], axis=1)
 
         return score_each

@@ -8,16 +8,15 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from probes.artifact import Artifact, ArtifactError
-from probes.detectors.base import Detector, Directions, Float64, Scorer
+from probes.artifact import Artifact
+from probes.detectors.base import Detector, Directions, Float64, Scorer, standardised
 from probes.taps import Tap
 
 
 class Linear(Detector):
     """score = direction . (s - mean) / scale + bias, in logits for a logistic-regression probe.
 
-    The artifact holds ``direction``, ``mean``, ``scale`` (d_model,) and ``bias`` (1,), any float dtype. Standardisation
-    is folded into one weight and one bias in float64: w = direction / scale, b = bias - mean . w.
+    The artifact holds ``direction``, ``mean``, ``scale`` (d_model,) and ``bias`` (1,), any float dtype.
     """
 
     kind = "linear"
@@ -33,21 +32,11 @@ class Linear(Detector):
     def from_artifact(cls, artifact: Artifact, *, name: str) -> Self:
         """See ``Detector.from_artifact``."""
         width = artifact.card.model.d_model
-        direction = artifact.vector("direction", width)
-        mean = artifact.vector("mean", width)
-        scale = artifact.vector("scale", width)
-        bias = artifact.vector("bias", 1)
-        if not np.all(scale > 0):
-            raise ArtifactError(
-                f"{artifact.path}: tensor 'scale' holds {int(np.sum(scale <= 0))} values that are not positive. "
-                "Train the detector again: a dimension without spread needs scale 1."
-            )
-        if len(artifact.card.taps) != 1:
-            raise ArtifactError(
-                f"{artifact.path}: a linear detector reads one tap; its card lists {artifact.card.taps}."
-            )
-        weight = direction / scale
-        return cls(name, Tap.parse(artifact.card.taps[0]), weight, float(bias[0] - mean @ weight))
+        direction, mean = artifact.vector("direction", width), artifact.vector("mean", width)
+        scale, bias = artifact.positive("scale", width), artifact.vector("bias", 1)
+        tap = artifact.only_tap
+        folded = standardised(tap, direction[None], bias, mean=mean, scale=scale)
+        return cls(name, tap, folded.weight[:, 0], float(folded.bias[0]))
 
     def directions(self) -> Sequence[Directions]:
         """One direction."""

@@ -57,6 +57,10 @@ class Activations:
         view: Float32 = self.means[self.layers.index(layer), self.aggregates.index(aggregate)]
         return view
 
+    def side_by_side(self, layers: Sequence[int], aggregate: Aggregator) -> Float32:
+        """(requests, layers * d_model)."""
+        return np.concatenate([self.at(layer, aggregate) for layer in layers], axis=1)
+
     def is_defined(self, aggregate: Aggregator) -> npt.NDArray[np.bool_]:
         """(requests,)."""
         mask: npt.NDArray[np.bool_] = self.defined[self.aggregates.index(aggregate)]
@@ -218,7 +222,7 @@ class ActivationReader:
         skip_first: int,
         stage: Stage,
     ) -> str:
-        parts = {
+        parts: dict[str, Any] = {
             "model": self.model.model_dump(exclude={"id"}),
             "format": text_format.value,
             "layers": self.layers,

@@ -8,13 +8,13 @@ from probes.card import Calibration
 from probes.fit.baselines import TfIdfPeer
 from probes.fit.controls import Control
 from probes.fit.evaluate import ScoredRows, at_threshold, compare, labels_of
-from probes.fit.linear_probe import LinearProbe
+from probes.fit.search import Probe
 from probes.fit.session import FitSession, statistics_of
 
 __all__ = ["measure_apart"]
 
 
-def measure_apart(session: FitSession, probe: LinearProbe, calibration: Calibration) -> dict[str, Any]:
+def measure_apart(session: FitSession, probe: Probe, calibration: Calibration) -> dict[str, Any]:
     """Figures by name of the set, beside the text baselines, in the format of one calibration.
 
     Sets with one label alone are left out.

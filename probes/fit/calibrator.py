@@ -11,6 +11,7 @@ import numpy as np
 from probes.aggregate import Aggregator
 from probes.artifact import Artifact
 from probes.card import Calibration, Card, Format, Stage
+from probes.detectors import load_detector, unfit_aggregate
 from probes.fit.activations import ActivationReader
 from probes.fit.buckets import even_edges, grows_with_length, merged_edges
 from probes.fit.calibrate import CalibrationError, Float64, Lengths, Promise, calibrate
@@ -66,6 +67,7 @@ class Calibrator:
                 f"{wrong} of the {len(benign)} benign requests are labelled 1. A threshold rests on requests that must "
                 "not fire: leave them out, or give them as labelled requests."
             )
+        aggregates = [self._fitting(artifact) for artifact in artifacts]
         found: list[list[Calibration]] = [[] for _ in artifacts]
         for text_format in Format:
             chosen = [
@@ -79,7 +81,7 @@ class Calibrator:
             scored = self._read(some, benign, text_format, "benign requests")
             judged = self._read(some, labelled, text_format, "labelled requests")
             for place, number in enumerate(chosen):
-                made = self._calibrate(artifacts[number], promises[number], benign, scored[place], text_format)
+                made = self._calibrate(aggregates[number], promises[number], benign, scored[place], text_format)
                 if labelled:
                     statistics = statistics_of_requests(made.aggregate, self.stage, judged[place])
                     made = made.model_copy(update={"platt": fit_platt(statistics, labelled)})
@@ -101,15 +103,21 @@ class Calibrator:
             label=label,
         )
 
+    def _fitting(self, artifact: Artifact) -> Aggregator:
+        """The aggregate, if the detector's kind goes with it."""
+        aggregate = self.aggregate or aggregate_of(artifact.card, self.stage)
+        if problem := unfit_aggregate(load_detector(artifact), aggregate):
+            raise CalibrationError(f"detector {artifact.card.name!r}: {problem}")
+        return aggregate
+
     def _calibrate(
         self,
-        artifact: Artifact,
+        aggregate: Aggregator,
         promise: Promise,
         benign: Sequence[Example],
         scored: Sequence[RequestScores],
         text_format: Format,
     ) -> Calibration:
-        aggregate = self.aggregate or aggregate_of(artifact.card, self.stage)
         statistics = statistics_of_requests(aggregate, self.stage, scored)
         lengths = np.array([len(request.scores) for request in scored], dtype=np.int64)
         return calibrate(

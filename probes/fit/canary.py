@@ -85,22 +85,21 @@ def make_canary(detector: Detector, reader: ActivationReader, *, skip_first: int
     if len(tokens) < max(_MIN_TOKENS, skip_first + 1):
         raise CanaryError(f"the canary's text is {len(tokens)} tokens of this model, too few to score.")
     stream = reader.stream(tokens)
-    readouts, products = {}, 0.0
+    activations, products = {}, 0.0
     for directions in detector.directions():
         tap = directions.tap
         if tap.site is not Site.RESID_POST:
             raise CanaryError(f"detector {detector.name!r} reads {tap}; a canary is written for resid_post only.")
-        activations = stream[tap.layer].astype(np.float64)
-        readouts[tap] = activations @ directions.weight + directions.bias
-        longest = float(np.linalg.norm(activations[skip_first:], axis=1).max())
+        activations[tap] = stream[tap.layer].astype(np.float64)
+        longest = float(np.linalg.norm(activations[tap][skip_first:], axis=1).max())
         products = max(products, longest * float(np.linalg.norm(directions.weight, axis=0).max()))
-    scores = detector.score(readouts)[skip_first:]
+    scores = detector.score(detector.read(activations))[skip_first:].reshape(len(tokens) - skip_first, -1)
     # A dtype that we do not know is at least not wider than bfloat16.
     share, floor = _OF_SPREAD.get(dtype, _OF_SPREAD["bfloat16"]), _OF_PRODUCTS.get(dtype, _OF_PRODUCTS["bfloat16"])
-    tolerance = max(share * float(scores.std()), floor * products)
+    tolerance = max(share * float(scores.std(axis=0).min()), floor * products)
     return Canary(
         tokens=tuple(tokens),
-        scores=tuple(float(score) for score in scores),
+        scores=tuple(float(score) for score in scores.ravel()),
         tolerance=tolerance,
         reference=f"transformers {metadata.version('transformers')}, float32",
     )

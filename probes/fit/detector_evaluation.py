@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from probes.fit.cross_source import (
     random_folds,
     source_folds,
 )
-from probes.fit.delay import Delay, detection_delay, first_crossing
 from probes.fit.evaluate import (
     ScoredRows,
     compare,
@@ -36,12 +34,12 @@ from probes.fit.evaluate import (
 )
 from probes.fit.evaluation import Absent, DetectorRef, FormatReport, Report, SweepPoint
 from probes.fit.evaluation_rows import EvaluationError, Rows, data_ref
-from probes.fit.example import Example
 from probes.fit.linear_probe import LinearProbe, standard_units
 from probes.fit.model_controls import knowing_nothing, on_random_weights
 from probes.fit.refit import Refit, fitter_of
 from probes.fit.resampling import RESAMPLES
-from probes.fit.scores import RequestScores, read_scores, statistics_of_requests
+from probes.fit.scores import read_scores, statistics_of_requests
+from probes.fit.stream_delay import stream_delay
 from probes.fit.verdict import least
 from probes.fit.weigh import Home, weigh
 from probes.taps import Tap
@@ -50,8 +48,8 @@ __all__ = ["DetectorEvaluation"]
 
 Float64 = npt.NDArray[np.float64]
 
-_REFITTED = "linear"
-"""The kind whose fit can be repeated."""
+_REFITTED = frozenset({"linear", "ensemble"})
+"""The kinds whose fit can be repeated: one linear probe, or one on several layers side by side."""
 _NO_TRAINING_ROWS = "it needs the training rows (--train)"
 
 
@@ -89,17 +87,16 @@ class DetectorEvaluation:
         self._model_dir, self._model, self._cache_dir = model_dir, model, cache_dir
         self._progress = progress
         self._measured, self._split = rows.apart()
-        taps = [Tap.parse(tap) for tap in artifact.card.taps]
-        self._tap = taps[0]
+        self._taps = tuple(Tap.parse(tap) for tap in artifact.card.taps)
         self._reader = ActivationReader(
             model_dir,
             model=model,
-            layers=sorted({tap.layer for tap in taps}),
-            site=self._tap.site,
+            layers=sorted({tap.layer for tap in self._taps}),
+            site=self._taps[0].site,
             cache_dir=cache_dir,
             progress=progress,
         )
-        self._refits = rows.train is not None and artifact.card.kind == _REFITTED
+        self._refits = rows.train is not None and artifact.card.kind in _REFITTED
         self._folds = source_folds(rows.train, seed=seed) if rows.train is not None and self._refits else []
         self._peers: Mapping[Control, Float64] = {}
         self._peer_folds: Sequence[Mapping[Control, Float64]] = []
@@ -157,13 +154,7 @@ class DetectorEvaluation:
             label="measured rows",
         )[0]
         statistics = statistics_of_requests(calibration.aggregate, stage, scores)
-        refit = Refit(
-            fitter=fitter_of(self._artifact)[0],
-            tap=self._tap,
-            aggregate=calibration.aggregate,
-            stage=stage,
-            skip_first=self._artifact.card.skip_first,
-        )
+        refit = Refit.of(self._artifact, calibration, kinds=_REFITTED)
         peers = dict(self._peers)
         if self._refits and self._rows.train is not None:
             peers[Control.RANDOM_INIT] = on_random_weights(
@@ -205,7 +196,7 @@ class DetectorEvaluation:
             reliability=None
             if calibration.platt is None
             else report_reliability(calibration.platt, statistics, self._measured, seed=self._seed),
-            delay=self._delay(calibration, scores) if stage is Stage.STREAM else None,
+            delay=stream_delay(calibration, self._measured, scores, self._reader) if stage is Stage.STREAM else None,
             leave_one_out=home.leave_one_out,
             in_distribution=home.in_distribution,
             trivial_in_training=dict(home.trivial),
@@ -237,38 +228,12 @@ class DetectorEvaluation:
 
     def _units(self, refit: Refit, text_format: Format) -> LinearProbe:
         """The units of each dimension, in which random directions are drawn."""
-        artifact = self._artifact
-        if artifact.card.kind == _REFITTED:
-            return LinearProbe(
-                direction=artifact.vector("direction", self._model.d_model).astype(np.float32),
-                mean=artifact.vector("mean", self._model.d_model).astype(np.float32),
-                scale=artifact.vector("scale", self._model.d_model).astype(np.float32),
-                bias=0.0,
-            )
+        if self._artifact.card.kind in _REFITTED:
+            tensors = {name: np.asarray(tensor, np.float32).ravel() for name, tensor in self._artifact.tensors.items()}
+            return LinearProbe(tensors["direction"], tensors["mean"], tensors["scale"], 0.0)
         features = refit.features(self._reader, self._measured, text_format, label="measured rows")
-        mean, scale = standard_units(features.values)
+        mean, scale = standard_units(features.means)
         return LinearProbe(np.zeros_like(mean), mean, scale, 0.0)
-
-    def _delay(self, calibration: Calibration, scores: Sequence[RequestScores]) -> Delay:
-        crossings, onsets = [], []
-        for example, request in zip(self._measured, scores, strict=True):
-            if not example.label:
-                continue
-            aggregate = calibration.aggregate
-            values = request.scores.reshape(len(request.scores), 1, -1)
-            running = aggregate.update(aggregate.new_state(1, 1), values)[:, 0, 0] if len(values) else np.empty(0)
-            crossings.append(first_crossing(running, calibration.threshold))
-            onsets.append(self._onset(example, request, calibration.format))
-        return detection_delay(crossings, onsets)
-
-    def _onset(self, example: Example, request: RequestScores, text_format: Format) -> int:
-        """Index, in the read sequence, of the token at which the reply becomes what its label says."""
-        if example.onset is None:
-            return 0
-        stage = Stage.STREAM if example.onset else Stage.PROMPT
-        before = replace(example, response=example.response[: example.onset])
-        (rendered,) = self._reader.render([before], text_format=text_format, stage=stage)
-        return max(0, len(rendered.tokens) - request.first)
 
     def _calibration(self, stage: Stage, text_format: Format) -> Calibration:
         card = self._artifact.card
@@ -334,6 +299,7 @@ def _sweep(training: Mapping[str, object]) -> tuple[SweepPoint, ...]:
     if not isinstance(listed, Sequence):
         return ()
     return tuple(
-        SweepPoint(layer=layer, aggregate=aggregate, fitter=fitter, auroc=value)
+        SweepPoint(layer=layer, aggregate=str(aggregate), fitter=str(fitter), auroc=value)
         for layer, aggregate, fitter, value in listed
+        if isinstance(layer, int)
     )

@@ -62,8 +62,12 @@ class Example:
 
 
 def text_digest(text: str) -> str:
-    """SHA-256 of the text in lower case with everything but letters and digits as one space."""
-    return hashlib.sha256(_NOT_ALPHANUMERIC.sub(" ", text.lower()).strip().encode()).hexdigest()
+    """SHA-256 of the text in lower case with everything but Latin letters and digits as one space.
+
+    Of a text without any of these, in another script, say, that of the text itself.
+    """
+    normal = _NOT_ALPHANUMERIC.sub(" ", text.lower()).strip()
+    return hashlib.sha256((normal or text.strip()).encode()).hexdigest()
 
 
 @cache

@@ -55,7 +55,7 @@ def knowing_nothing(
     if train is not None:
         features = refit.features(reader, train, text_format, label="training rows")
         drawn[Control.SHUFFLED_LABELS] = shuffled_probes(
-            features.values, labels_of(train), fitter=refit.fitter, count=NUM_SHUFFLED, generator=generator
+            features.means, labels_of(train), fitter=refit.whole_fitter, count=NUM_SHUFFLED, generator=generator
         )
     probes = [each for some in drawn.values() for each in some]
     found = refit.statistics(probes, reader, measured, text_format, label="measured rows, controls")
@@ -89,14 +89,15 @@ def on_random_weights(
         progress: told how far it is.
     """
     rows = random.Random(seed).sample(list(train), _MOST_ROWS) if len(train) > _MOST_ROWS else train  # noqa: S311
+    layers = [tap.layer for tap in refit.taps]
     with random_model(
-        model_dir, model=model, depth=refit.tap.layer + 1, seed=seed, folder=cache_dir / "random-init"
+        model_dir, model=model, depth=max(layers) + 1, seed=seed, folder=cache_dir / "random-init"
     ) as made:
         reader = ActivationReader(
             made.path,
             model=made.model,
-            layers=[refit.tap.layer],
-            site=refit.tap.site,
+            layers=layers,
+            site=refit.taps[0].site,
             cache_dir=cache_dir,
             progress=progress,
         )

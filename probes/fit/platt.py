@@ -1,4 +1,4 @@
-"""From a statistic to a probability: Platt scaling, and how well the probabilities fit what they are to say."""
+"""From a statistic to a probability: Platt scaling, measured on rows that it was not fitted on."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sklearn.model_selection import StratifiedGroupKFold
 from probes.card import Platt
 from probes.errors import TelltaleError
 from probes.fit.example import Example, data_digest
+from probes.fit.reliability import reliability
 
-__all__ = ["PlattError", "Sigmoid", "expected_calibration_error", "fit_platt", "fit_sigmoid"]
+__all__ = ["PlattError", "Sigmoid", "fit_platt", "fit_sigmoid"]
 
 Float64 = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
 _FOLDS = 5
-_BINS = 15
 
 
 class PlattError(TelltaleError, ValueError):
@@ -73,8 +73,8 @@ def fit_platt(statistics: Float64, examples: Sequence[Example]) -> Platt:
         intercept=whole.intercept,
         num_positive=int(labels.sum()),
         num_negative=int(labels.size - labels.sum()),
-        ece_before=expected_calibration_error(expit(scores), labels),
-        ece_after=expected_calibration_error(held_out, labels),
+        ece_before=reliability(expit(scores), labels).error,
+        ece_after=reliability(held_out, labels).error,
         data_digest=data_digest(rows),
     )
 
@@ -100,17 +100,3 @@ def fit_sigmoid(statistics: Float64, labels: Labels) -> Sigmoid:
     fitted.fit(features, both, sample_weight=weights)
     slope = float(fitted.coef_[0, 0]) / spread
     return Sigmoid(slope, float(fitted.intercept_[0]) - slope * center)
-
-
-def expected_calibration_error(probabilities: Float64, labels: Labels, *, bins: int = _BINS) -> float:
-    """Mean distance between stated and observed frequency, over bins with equally many rows (Nixon et al., 2019).
-
-    Args:
-        probabilities: (n,) in [0, 1].
-        labels: (n,) 0 or 1.
-        bins: at most so many.
-    """
-    order = np.argsort(probabilities, kind="stable")
-    parts = np.array_split(order, min(bins, len(order)))
-    gaps = [len(part) * abs(float(probabilities[part].mean() - labels[part].mean())) for part in parts]
-    return sum(gaps) / len(order)

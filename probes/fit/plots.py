@@ -12,6 +12,7 @@ import matplotlib as mpl
 from markupsafe import escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from probes.fit.controls import TEXT_PEERS, Control
 from probes.fit.evaluation import FormatReport, Row, SweepPoint
@@ -23,7 +24,6 @@ __all__ = ["Plot", "draw_format", "draw_sweep"]
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 _STYLES = ((_BLUE, "-"), (_ORANGE, "--"), (_GREEN, "-."), (_RED, ":"))
 _LEAST_FPR = 1e-3
-_SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "telltale", "font.size": 9.0, "axes.grid": True, "grid.alpha": 0.3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ def draw_sweep(points: Sequence[SweepPoint]) -> Plot | None:
         axes = figure.subplots()
         axes.plot(layers, [best[layer] for layer in layers], color=_BLUE, marker="o")
         axes.set(xlabel="layer", ylabel="mean AUROC over the folds")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     caption = (
         f"{len(layers)} layers that the search tried; best: layer {top} with a mean AUROC of {best[top]:.3f} over its "
@@ -182,7 +183,9 @@ def _label(row: Row) -> str:
 def _svg(draw: Callable[[Figure], None], name: str, caption: str, size: tuple[float, float]) -> str:
     """The drawing as one element, its ids prefixed so that several may stand in one page."""
     written = io.StringIO()
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "telltale", "font.size": 9.0, "axes.grid": True, "grid.alpha": 0.3}
+    ):
         # Not pyplot: it keeps figures in a global list, and would look for a screen.
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)

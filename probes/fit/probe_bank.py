@@ -1,4 +1,4 @@
-"""Many linear probes at one tap, read in one pass: what stands beside a detector costs one more run, not hundreds."""
+"""Many linear probes at the same taps, read in one pass: controls cost one more run of the model, not hundreds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def probe_statistics(
     requests: Sequence[Rendered],
     source: ActivationSource,
     *,
-    tap: Tap,
+    taps: Sequence[Tap],
     aggregate: Aggregator,
     stage: Stage,
     skip_first: int,
@@ -33,10 +33,10 @@ def probe_statistics(
     """The statistic that each probe would be judged by on each request, as a server computes it.
 
     Args:
-        probes: K, of the width at the tap.
+        probes: K, of the taps' widths side by side.
         requests: n.
         source: of their activations.
-        tap: where all probes read.
+        taps: where all probes read.
         aggregate: how token scores become one number.
         stage: when it is judged.
         skip_first: leading positions that are not scored.
@@ -46,11 +46,12 @@ def probe_statistics(
     weights = np.stack([probe.weight for probe in probes], axis=1)
     biases = np.array([probe.constant for probe in probes])
     found = np.full((len(probes), len(requests)), -np.inf)
-    for number, activations in source.sweep(requests, [tap], label=label):
+    for number, activations in source.sweep(requests, taps, label=label):
         positions = requests[number].positions(skip_first)
         if positions.size == 0:
             continue
-        scores = activations[tap][positions[0] :].astype(np.float64) @ weights + biases
+        rows = np.concatenate([activations[tap][positions[0] :] for tap in taps], axis=1)
+        scores = rows.astype(np.float64) @ weights + biases
         running = aggregate.update(aggregate.new_state(1, len(probes)), scores[:, None, :])[:, 0]
         found[:, number] = running.max(axis=0) if stage is Stage.STREAM else running[-1]
     return found

@@ -15,6 +15,7 @@ from probes.card import Format, Stage
 from probes.errors import TelltaleError, did_you_mean
 from probes.fit.fitters import AnyFitter
 from probes.fit.sources import AnySource, source_kinds
+from probes.fit.token_fitters import AnyTokenFitter
 from probes.taps import Site
 
 __all__ = ["Calibrate", "Development", "LeaveOut", "Recipe", "RecipeError", "Search", "Training", "read_recipe"]
@@ -79,6 +80,14 @@ class Search(_Strict):
         tuple[AnyFitter, ...],
         Field(min_length=1, description="how the direction is found, those that are preferred among equals first"),
     ]
+    ensembles: Annotated[
+        tuple[Annotated[int, Field(ge=2, le=64)], ...],
+        Field(description="how many of the best layers are averaged, tried after single ones; none: one layer"),
+    ] = ()
+    token_fitters: Annotated[
+        tuple[AnyTokenFitter, ...],
+        Field(description="probes over all tokens, tried at the best layer after linear ones; they need memory"),
+    ] = ()
     leave_out: LeaveOut = LeaveOut.GROUP
 
 
@@ -119,6 +128,15 @@ class Recipe(_Strict):
     search: Search
     calibration: Calibrate = Calibrate()
     development: Development = Development()
+
+    @model_validator(mode="after")
+    def _ends_where_tokens_are_fitted(self) -> Recipe:
+        if self.search.token_fitters and self.stage is Stage.STREAM:
+            raise ValueError(
+                "'search.token_fitters' are fitted on whole requests, the stage 'stream' judges them at every token: "
+                "leave them out, or say stage: response"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_benign_rows(self) -> Recipe:

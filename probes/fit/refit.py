@@ -1,19 +1,20 @@
-"""The fit of a linear detector, to be repeated: on other rows, on permuted labels, on another model."""
+"""The fit of a linear detector or an ensemble, to be repeated: on other rows, permuted labels, another model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from probes.aggregate import Aggregator
+from probes.aggregate import Aggregator, parse_aggregator
 from probes.aggregate.mean import Mean
 from probes.artifact import Artifact
-from probes.card import Format, Stage
+from probes.card import Calibration, Format, Stage
 from probes.fit.activations import ActivationReader
 from probes.fit.baselines import labels_of
+from probes.fit.ensemble import SideBySide
 from probes.fit.example import Example
 from probes.fit.fitters import Fitter, parse_fitter
 from probes.fit.fitters.logistic import Logistic
@@ -35,46 +36,81 @@ _FALLBACK = Logistic(inverse_penalty=0.01)
 class Refit:
     """One way to fit: where is read, and how what is read becomes a probe and a statistic.
 
-    A probe is fitted on what the aggregate gives, where that is linear in the scores, else on the mean over tokens.
-
     Attributes:
-        fitter: of the direction.
-        tap: where is read.
+        fitter: of the direction at each tap.
+        taps: where is read, all at one site; several are an ensemble's.
+        fitted_on: whose weighted means of the activations a probe is fitted on; linear in the scores.
         aggregate: how token scores become the statistic.
         stage: when it is judged.
         skip_first: leading positions that are never read.
     """
 
     fitter: Fitter
-    tap: Tap
+    taps: tuple[Tap, ...]
+    fitted_on: Aggregator
     aggregate: Aggregator
     stage: Stage
     skip_first: int
 
+    @classmethod
+    def of(cls, artifact: Artifact, calibration: Calibration, *, kinds: Collection[str]) -> Refit:
+        """As the card says that the detector was made; see ``fitter_of``.
+
+        For a kind that is not fitted again, a way to read linear probes at its first tap.
+
+        Args:
+            artifact: of the detector.
+            calibration: aggregate and stage.
+            kinds: that are fitted again.
+        """
+        card = artifact.card
+        taps = tuple(Tap.parse(tap) for tap in card.taps)
+        again = card.kind in kinds
+        # An aggregate of several numbers a token has nothing to take from one direction.
+        aggregate = calibration.aggregate if calibration.aggregate.channels == 1 else Mean()
+        chosen = card.training.get("chosen")
+        named = chosen.get("fitted_on") if isinstance(chosen, dict) else None
+        fitted_on = aggregate if named is None else parse_aggregator(named)
+        linear = is_linear(fitted_on) if fitted_on.channels == 1 else False
+        return cls(
+            fitter=fitter_of(artifact)[0] if again else _FALLBACK,
+            taps=taps if again else taps[:1],
+            fitted_on=fitted_on if linear else Mean(),
+            aggregate=aggregate,
+            stage=calibration.stage,
+            skip_first=card.skip_first,
+        )
+
     @property
-    def is_linear(self) -> bool:
-        """Whether the statistic is linear in the activations, so that what is fitted on says all about it."""
-        return self.stage is not Stage.STREAM and is_linear(self.aggregate)
+    def is_exact(self) -> bool:
+        """Whether the statistic is the score of the very means that are fitted on."""
+        return self.stage is not Stage.STREAM and self.fitted_on == self.aggregate
+
+    @property
+    def whole_fitter(self) -> Fitter:
+        """Of the probe on all taps side by side."""
+        count = len(self.taps)
+        return self.fitter if count == 1 else SideBySide(member=self.fitter, taps=count)
 
     def features(
         self, reader: ActivationReader, examples: Sequence[Example], text_format: Format, *, label: str
     ) -> Features:
         """What is fitted on."""
-        aggregate = self.aggregate if self.is_linear else Mean()
         read = reader.read(
             examples,
             text_format=text_format,
-            aggregates=[aggregate],
+            aggregates=[self.fitted_on],
             skip_first=self.skip_first,
             label=label,
             stage=self.stage,
         )
-        return Features(read.at(self.tap.layer, aggregate), read.is_defined(aggregate))
+        layers = [tap.layer for tap in self.taps]
+        return Features(read.side_by_side(layers, self.fitted_on), read.is_defined(self.fitted_on))
 
     def fit(self, features: Features, examples: Sequence[Example], rows: Sequence[int] | None = None) -> LinearProbe:
         """A probe on all rows, or on some."""
         chosen = np.arange(len(examples)) if rows is None else np.asarray(rows)
-        return self.fitter.fit(features.values[chosen], labels_of(examples)[chosen])
+        return self.whole_fitter.fit(features.means[chosen], labels_of(examples)[chosen])
 
     def statistics(
         self,
@@ -90,7 +126,7 @@ class Refit:
             probes,
             reader.render(examples, text_format=text_format, stage=self.stage),
             reader,
-            tap=self.tap,
+            taps=self.taps,
             aggregate=self.aggregate,
             stage=self.stage,
             skip_first=self.skip_first,
@@ -109,9 +145,9 @@ class Refit:
         """For each fold, the statistics of its test rows by a probe that was fitted on its training rows."""
         features = self.features(reader, examples, text_format, label=label)
         probes = [self.fit(features, examples, fold.train) for fold in folds]
-        if self.is_linear:
+        if self.is_exact:
             return [
-                np.where(features.defined[list(fold.test)], probe.score(features.values[list(fold.test)]), -np.inf)
+                np.where(features.defined[list(fold.test)], probe.score(features.means[list(fold.test)]), -np.inf)
                 for probe, fold in zip(probes, folds, strict=True)
             ]
         found = self.statistics(probes, reader, examples, text_format, label=label)

@@ -14,8 +14,8 @@ from probes.fit.controls import Control
 from probes.fit.cross_source import FoldScores, in_distribution, leave_one_out, peer_scores, random_folds
 from probes.fit.evaluate import ScoredRows, at_threshold, compare, labels_of, trivial_in
 from probes.fit.evaluation import SplitPolicy
-from probes.fit.linear_probe import Float64, LinearProbe
-from probes.fit.search import Candidate, Choice
+from probes.fit.linear_probe import Float64
+from probes.fit.search import Candidate, Choice, Probe, score_values
 from probes.fit.session import FitSession, statistics_of
 from probes.fit.split import Fold, length_matched_pairs
 from probes.fit.weigh import Home, weigh, weigh_folds
@@ -79,11 +79,11 @@ def training_rows(session: FitSession, choice: Choice, folds: Sequence[Fold], fo
 
 def development(
     session: FitSession,
-    probe: LinearProbe,
+    probe: Probe,
     candidate: Candidate,
     calibration: Calibration,
     *,
-    controls: Mapping[Control, Sequence[LinearProbe]],
+    controls: Mapping[Control, Sequence[Probe]],
     trained: Trained,
 ) -> dict[str, Any]:
     """The finished detector on rows of other sources, in the format of one calibration.
@@ -153,14 +153,13 @@ def development(
 
 
 def _fold_scores(session: FitSession, choice: Choice, folds: Sequence[Fold], text_format: Format) -> list[Float64]:
-    """For each fold, its test rows by the chosen fit on its training rows, on the means that it is fitted on."""
-    rows, aggregate = session.data.train, choice.fitted_on or choice.candidate.aggregate
-    read = session.read_means(rows, text_format, "training rows")
-    features, defined = read.at(choice.candidate.layer, aggregate), read.is_defined(aggregate)
-    labels = labels_of(rows)
+    """For each fold, its test rows by the chosen fit on its training rows, on what it is fitted on."""
+    setting = choice.fitted
+    features = session.features(session.data.train, text_format, setting, "training rows")
+    labels = labels_of(session.data.train)
     found = []
     for fold in folds:
-        train, test = list(fold.train), list(fold.test)
-        probe = choice.candidate.fitter.fit(features[train], labels[train])
-        found.append(np.where(defined[test], probe.score(features[test]), -np.inf))
+        probe = setting.fit(features.some(fold.train), labels[list(fold.train)])
+        test = list(fold.test)
+        found.append(np.where(features.defined[test], score_values(probe, features.some(test)), -np.inf))
     return found

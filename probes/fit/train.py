@@ -10,29 +10,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probes.aggregate import Aggregator
 from probes.artifact import Artifact, save_artifact
 from probes.cachedir import user_cache_dir
 from probes.card import Calibration, Card, Format, ModelRef
 from probes.detectors import load_detector
-from probes.fit.activations import ActivationReader, Activations
+from probes.fit.activations import ActivationReader
 from probes.fit.apart import measure_apart
-from probes.fit.baselines import random_probes, shuffled_probes
+from probes.fit.baselines import random_probes
 from probes.fit.calibrate import calibrate, shortfall
 from probes.fit.canary import make_canary
 from probes.fit.controls import Control
 from probes.fit.dataset import build_dataset, count_sources
-from probes.fit.evaluate import labels_of
-from probes.fit.example import Example, data_digest
+from probes.fit.ensemble import ensemble_tensors
+from probes.fit.example import data_digest
 from probes.fit.linear_probe import LinearProbe
 from probes.fit.model_controls import NUM_RANDOM, NUM_SHUFFLED
 from probes.fit.recipe import LeaveOut, read_recipe
 from probes.fit.report import development, training_rows
-from probes.fit.search import Candidate, Choice, Features, choose
+from probes.fit.search import Candidate, Choice, Probe, choose
 from probes.fit.serving_aggregate import choose_served
 from probes.fit.session import FitSession, statistics_of
 from probes.fit.sources import SourceContext
 from probes.fit.split import Fold, make_folds, make_source_folds
+from probes.fit.stacked import StackedRows
+from probes.fit.token_fitters import TokenProbe
 from probes.fit.wheels import WheelStore
 from probes.modelref import read_model_ref
 from probes.taps import Tap
@@ -91,32 +92,35 @@ def train(
     split = make_source_folds if recipe.search.leave_out is LeaveOut.SOURCE else make_folds
     folds = split(data.train, context.rng("folds"))
     trained_on = {f: session.read_means(data.train, f, "training rows") for f in recipe.training.formats}
-    found = _search(session, trained_on, folds)
-    features, labels = _stacked(data.train, trained_on, found.candidate)
-    probe = found.candidate.fitter.fit(features, labels)
+    stacked = StackedRows(session, trained_on)
+    found = _search(session, stacked, folds)
+    features = stacked.features(found.candidate)
+    probe = found.candidate.fit(features.values, stacked.labels)
     choice = choose_served(session, found, trained_on, folds)
     session = session.finish(choice.candidate)
     calibrations = tuple(_calibrate(session, probe, choice.candidate, f) for f in recipe.calibration.formats)
     progress("measuring on the development rows, beside the baselines")
     generator = np.random.default_rng(recipe.seed)
-    shuffled = shuffled_probes(
-        features, labels, fitter=choice.candidate.fitter, count=NUM_SHUFFLED, generator=generator
-    )
-    controls = {
-        Control.SHUFFLED_LABELS: shuffled,
-        Control.RANDOM_DIRECTION: random_probes(probe, count=NUM_RANDOM, generator=generator),
+    controls: dict[Control, Sequence[Probe]] = {
+        Control.SHUFFLED_LABELS: [
+            found.candidate.fit(features.values, generator.permutation(stacked.labels)) for _ in range(NUM_SHUFFLED)
+        ]
     }
+    if isinstance(probe, LinearProbe):
+        controls[Control.RANDOM_DIRECTION] = random_probes(probe, count=NUM_RANDOM, generator=generator)
     trained = training_rows(session, choice, folds, recipe.training.formats)
     evaluation: dict[str, Any] = {"leave_one_source_out": trained.report}
     for calibration in calibrations:
         measured = development(session, probe, choice.candidate, calibration, controls=controls, trained=trained)
         evaluation[calibration.format.value] = measured | measure_apart(session, probe, calibration)
+    layers = choice.candidate.layers
+    kind, tensors = _stored(probe, len(layers))
     card = Card(
         name=recipe.name,
-        kind="linear",
+        kind=kind,
         description=recipe.description,
         model=model,
-        taps=(str(Tap(choice.candidate.layer, recipe.search.site)),),
+        taps=tuple(str(Tap(layer, recipe.search.site)) for layer in layers),
         formats=recipe.calibration.formats,
         skip_first=skip_first,
         tensors_digest="0" * 64,
@@ -126,22 +130,14 @@ def train(
         created_by=_created_by(),
     )
     path = out / f"{recipe.name}.safetensors"
-    detector = load_detector(Artifact(path, card, probe.tensors()))
+    detector = load_detector(Artifact(path, card, tensors))
     canary = make_canary(detector, reader, skip_first=skip_first, dtype=model.dtype)
-    return save_artifact(path, card.model_copy(update={"canary": canary}), probe.tensors())
+    return save_artifact(path, card.model_copy(update={"canary": canary}), tensors)
 
 
-def _search(session: FitSession, trained_on: dict[Format, Activations], folds: Sequence[Fold]) -> Choice:
-    """Fit on all training formats at once, test on each: the rows of a further format follow those of the first."""
-    count, copies = len(session.data.train), len(trained_on)
-    reads = list(trained_on.values())
-
-    def features_at(layer: int, aggregate: Aggregator) -> Features:
-        return Features(
-            np.concatenate([read.at(layer, aggregate) for read in reads]),
-            np.concatenate([read.is_defined(aggregate) for read in reads]),
-        )
-
+def _search(session: FitSession, stacked: StackedRows, folds: Sequence[Fold]) -> Choice:
+    """Fit on all training formats at once, test on each."""
+    count, copies = len(session.data.train), len(session.recipe.training.formats)
     repeated = [
         Fold(
             fold.name,
@@ -151,25 +147,28 @@ def _search(session: FitSession, trained_on: dict[Format, Activations], folds: S
         for copy in range(copies)
         for fold in folds
     ]
+    search = session.recipe.search
     return choose(
-        features_at,
-        np.tile(labels_of(session.data.train), copies),
+        stacked.features,
+        stacked.labels,
         repeated,
-        layers=session.recipe.search.layers,
-        aggregates=session.recipe.search.aggregates,
-        fitters=session.recipe.search.fitters,
+        layers=search.layers,
+        aggregates=search.aggregates,
+        fitters=search.fitters,
+        ensembles=search.ensembles,
+        token_fitters=search.token_fitters,
         progress=session.progress,
     )
 
 
-def _stacked(
-    examples: Sequence[Example], trained_on: dict[Format, Activations], candidate: Candidate
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    parts = [read.at(candidate.layer, candidate.aggregate) for read in trained_on.values()]
-    return np.concatenate(parts), np.tile(labels_of(examples), len(parts))
+def _stored(probe: Probe, layers: int) -> tuple[str, dict[str, npt.NDArray[np.float32]]]:
+    """Kind and tensors of the artifact."""
+    if isinstance(probe, TokenProbe):
+        return probe.kind, probe.tensors()
+    return ("linear", probe.tensors()) if layers == 1 else ("ensemble", ensemble_tensors(probe, layers))
 
 
-def _calibrate(session: FitSession, probe: LinearProbe, candidate: Candidate, text_format: Format) -> Calibration:
+def _calibrate(session: FitSession, probe: Probe, candidate: Candidate, text_format: Format) -> Calibration:
     rows = session.data.calibration
     read = session.read(rows, text_format, "calibration rows")
     calibration = calibrate(
@@ -204,11 +203,11 @@ def _training_record(session: FitSession, model: ModelRef, choice: Choice) -> di
             **{name: data_digest(rows) for name, rows in data.apart.items()},
         },
         "chosen": {
-            "layer": choice.candidate.layer,
+            "layer": _layers(choice.candidate),
             "aggregate": choice.candidate.aggregate.config(),
             "fitted_on": (choice.fitted_on or choice.candidate.aggregate).config(),
             "fitter": choice.candidate.fitter.config(),
-            "depth": round((choice.candidate.layer + 1) / model.num_layers, 3),
+            "depth": round((max(choice.candidate.layers) + 1) / model.num_layers, 3),
         },
         "search": [_setting(c, choice) for c in best],
         "layers": [_setting(c, choice) for c in _best_of_layers(choice)],
@@ -220,13 +219,21 @@ def _training_record(session: FitSession, model: ModelRef, choice: Choice) -> di
 def _best_of_layers(choice: Choice) -> list[Candidate]:
     best: dict[int, Candidate] = {}
     for candidate, value in choice.table.items():
-        if candidate.layer not in best or value > choice.table[best[candidate.layer]]:
-            best[candidate.layer] = candidate
+        if len(candidate.layers) > 1:
+            continue
+        layer = candidate.layers[0]
+        if layer not in best or value > choice.table[best[layer]]:
+            best[layer] = candidate
     return [best[layer] for layer in sorted(best)]
 
 
 def _setting(candidate: Candidate, choice: Choice) -> list[Any]:
-    return [candidate.layer, str(candidate.aggregate), str(candidate.fitter), round(choice.table[candidate], 4)]
+    return [_layers(candidate), str(candidate.aggregate), str(candidate.fitter), round(choice.table[candidate], 4)]
+
+
+def _layers(candidate: Candidate) -> int | list[int]:
+    """As a card says it: one layer, or those of an ensemble."""
+    return candidate.layers[0] if len(candidate.layers) == 1 else list(candidate.layers)
 
 
 def _created_by() -> str:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Word = TypeVar("Word", bound=StrEnum)
 _AUTO, _OFF = "auto", "off"
+_CAUGHT = (0.9, 0.5)
+"""Shares of the positive requests for which it is said what alarms are worth."""
 
 
 class CalibrateError(TelltaleError, ValueError):
@@ -101,6 +103,10 @@ def _rows(path: Path, *, label: int | None = None) -> list[Example]:
 
     rows = read_jsonl(path, label=label)
     kept = without_dropped(rows)
+    if not kept:
+        raise CalibrateError(
+            f"{path}: there are no requests in it that may be used. Give a file with some, one a line."
+        )
     if len(kept) < len(rows):
         say(f"{path}: {len(rows) - len(kept)} of {len(rows)} rows stand in public test sets and are left out")
     return kept
@@ -139,13 +145,15 @@ def _aggregate(text: str | None) -> Aggregator | None:
     kind, *parameters = text.split(",")
     fields: dict[str, object] = {"kind": kind}
     for parameter in parameters:
-        key, _, value = parameter.partition("=")
+        key, equals, value = parameter.partition("=")
+        if not equals:
+            raise CalibrateError(
+                f"--aggregate is {text!r}: {parameter!r} is no NAME=VALUE. Write it as in ema,alpha=0.12."
+            )
         try:
             fields[key] = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise CalibrateError(
-                f"--aggregate is {text!r}: {parameter!r} is no NAME=NUMBER. Write it as in ema,alpha=0.12."
-            ) from error
+        except json.JSONDecodeError:  # a word, such as the one in delta,of=last
+            fields[key] = value
     try:
         return parse_aggregator(fields)
     except ValidationError as error:
@@ -195,7 +203,7 @@ def _show(name: str, calibrations: Sequence[Calibration], promise: Promise) -> N
                 f"{bound_of(part, promise):.3g} ({calibration.confidence:.0%})",
                 "yes" if part.certified else "no",
             )
-            longest = part.max_tokens or 0 if isinstance(part, LengthBucket) else 0
+            longest = (part.max_tokens or 0) if isinstance(part, LengthBucket) else 0
     console.print(table)
     for calibration in calibrations:
         if missing := shortfall(calibration):
@@ -211,21 +219,16 @@ def _show(name: str, calibrations: Sequence[Calibration], promise: Promise) -> N
 
 
 def _show_panel(console: Console, promise: Promise) -> None:
-    from probes.fit.base_rate import base_rate_panel
+    from probes.fit.evaluate import base_rates
 
     table = Table(
-        title=f"of 10,000 requests, if {promise.target_fpr:.3g} of the benign ones fire", title_justify="left"
+        title=f"of 10,000 requests, if {promise.target_fpr:.3g} of the harmless ones fire", title_justify="left"
     )
-    for column in ("positive", "of them caught", "alarms", "right", "right alarms"):
+    for column in ("positive", "of them caught", "alarms", "right alarms"):
         table.add_column(column)
-    for row in base_rate_panel(promise.target_fpr):
-        table.add_row(
-            f"{1e4 * row.prevalence:g}",
-            f"{row.tpr:.0%}",
-            f"{row.alarms:.1f}",
-            f"{row.right:.1f}",
-            f"{row.precision:.1%}",
-        )
+    rows = [(tpr, row) for tpr in _CAUGHT for row in base_rates(tpr, promise.target_fpr)]
+    for tpr, row in rows:
+        table.add_row(f"{1e4 * row.prevalence:g}", f"{tpr:.0%}", f"{row.alarms:.1f}", f"{row.positive_value:.1%}")
     console.print(table)
 
 

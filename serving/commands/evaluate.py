@@ -65,13 +65,19 @@ def evaluate(
     from probes.fit.lint import lint
     from probes.fit.sources.jsonl import read_jsonl
     from probes.fit.text_encoder import InputEmbeddings, MiniLm
+    from probes.fit.wheels import WheelError
 
     name = model or DEFAULT_MODEL
     folder = embedded_folder(name) or Path(name)
     cache = user_cache_dir()
 
     def encode() -> TextEncoder:
-        return MiniLm(cache, progress=say) if chosen_encoder is Encoder.MINILM else InputEmbeddings(folder)
+        if chosen_encoder is Encoder.INPUT:
+            return InputEmbeddings(folder)
+        try:
+            return MiniLm(cache, progress=say)
+        except WheelError as error:
+            raise EvaluateError(f"{error} Or pass --encoder input, a weaker peer that needs no package.") from error
 
     evaluation = DetectorEvaluation(
         artifact,

@@ -70,10 +70,10 @@ def evaluate(path: Path, options: EvalOptions) -> None:
     positions = positions_of(options.positions)
     strengths = _numbers(options.strengths)
 
-    from probes.fit.behaviour import Judge, read_examples
-    from probes.fit.steer_evaluation import evaluate_steer
-    from probes.fit.steered_model import SteeredModel
-    from probes.fit.trial import Trial, default_strengths, operators_at, read_prompts
+    from probes.fit.steer.behaviour import Judge, read_examples
+    from probes.fit.steer.evaluation import evaluate_steer
+    from probes.fit.steer.steered_model import SteeredModel
+    from probes.fit.steer.trial import Trial, default_strengths, operators_at, read_prompts
 
     if options.report is not None:
         _require_report(options.report)
@@ -102,7 +102,7 @@ def evaluate(path: Path, options: EvalOptions) -> None:
     )
     found.write_card()
     if options.report is not None:
-        from probes.fit.steer_report import write_report
+        from probes.fit.steer.report import write_report
 
         say(f"wrote {write_report(found, options.report, command=options.command(path))}")
     recommended = found.verdict.recommended
@@ -129,9 +129,9 @@ def causal(
     """
     artifact = Artifact.load(path)
 
-    from probes.fit.causal import measure_causal
-    from probes.fit.causal_cases import read_cases
-    from probes.fit.steered_model import SteeredModel
+    from probes.fit.steer.causal import measure_causal
+    from probes.fit.steer.causal_cases import read_cases
+    from probes.fit.steer.steered_model import SteeredModel
 
     cases = read_cases(pairs)
     folder = model_folder(model)

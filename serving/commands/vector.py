@@ -40,8 +40,8 @@ def vector(
     Raises:
         probes.errors.TelltaleError: the source or the model is not usable.
     """
-    from probes.fit.pairs import VectorMethod
-    from probes.fit.vector import (
+    from probes.fit.steer.pairs import VectorMethod
+    from probes.fit.steer.vector import (
         Subject,
         import_vector,
         read_gguf_direction,

@@ -66,7 +66,7 @@ class Heartbeat:
     def admit(self, request_id: str, tokens: Sequence[int]) -> None:
         """A canary has come. Tokens that no card knows are only checked for being read at all."""
         prompt = self._watch.prompt(tokens) or CanaryPrompt(tuple(tokens))
-        shape = (len(prompt.tokens), len(self._bank.detectors))
+        shape = (len(prompt.tokens), self._bank.num_scores)
         self._live[request_id] = _Live(prompt, np.full(shape, np.nan), np.zeros(shape[0], dtype=bool))
         self._watch.arrived(request_id, self._clock())
 

@@ -15,6 +15,7 @@ import structlog
 import serving
 from probes.errors import TelltaleError
 from serving.engine import compat
+from serving.engine.capture import CAPTURE_KEY, captured_taps
 from serving.engine.refusals import RefusedError, refuse_unmonitorable, refuse_unsteerable
 from serving.engine.runtime import load_deployment, policy_path
 from serving.engine.trust import ensure_key
@@ -88,17 +89,17 @@ def configure(config: VllmConfig) -> None:
         probes.errors.TelltaleError: the policy, an artifact or the model is not usable.
     """
     refuse_unmonitorable(config, schedulers=_SCHEDULERS.values())
+    if captured_taps(config):
+        raise RefusedError(
+            f"{CAPTURE_KEY} in --additional-config has the engine capture activations instead of reading what the "
+            "policy's detectors read. Leave it out; telltale collect sets it in an engine of its own."
+        )
     ensure_key()
     deployment = load_deployment(config)
     plan, bank = deployment.plan, deployment.plan.bank
     refuse_unsteerable(config, plan)
-    parallel, scheduling = config.parallel_config, config.scheduler_config
-    worker = _WORKERS.get(parallel.worker_cls)
-    if worker is None and parallel.worker_cls not in _WORKERS.values():
-        raise RefusedError(
-            f"the worker class is {parallel.worker_cls!r}; taps exist for {sorted(_WORKERS)}. Leave --worker-cls out."
-        )
-    parallel.worker_cls = worker or parallel.worker_cls
+    use_tapped_worker(config)
+    scheduling = config.scheduler_config
     scheduling.scheduler_cls = _SCHEDULERS[bool(scheduling.async_scheduling)]
     from serving.engine.gate_op import GATE_VERSION
     from serving.engine.ops import OP_VERSION
@@ -117,6 +118,21 @@ def configure(config: VllmConfig) -> None:
     }
     config.additional_config = {**_additional(config), "telltale": structure}
     log.info("monitoring", policy=str(policy_path()), taps=structure["taps"], digest=plan.digest[:12])
+
+
+def use_tapped_worker(config: VllmConfig) -> None:
+    """Put our worker class in the place of vLLM's.
+
+    Raises:
+        RefusedError: another one was chosen, which has no taps.
+    """
+    parallel = config.parallel_config
+    worker = _WORKERS.get(parallel.worker_cls)
+    if worker is None and parallel.worker_cls not in _WORKERS.values():
+        raise RefusedError(
+            f"the worker class is {parallel.worker_cls!r}; taps exist for {sorted(_WORKERS)}. Leave --worker-cls out."
+        )
+    parallel.worker_cls = worker or parallel.worker_cls
 
 
 def _additional(config: VllmConfig) -> dict[str, Any]:

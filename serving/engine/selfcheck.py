@@ -18,7 +18,7 @@ from torch import nn
 
 from probes.taps import Site, Tap
 from serving.engine.layers import LayerError
-from serving.engine.runtime import load_deployment
+from serving.engine.runtime import load_worker_plan
 from serving.engine.taps import TapSet, install_taps, output_of, rows_of
 from serving.engine.witness import Call, noisy_attention, witnesses
 
@@ -35,7 +35,7 @@ _EXTEND = "Its entry in serving/engine/layers/known.py does not fit this model a
 
 
 def tap_model(model: nn.Module, vllm_config: VllmConfig, *, max_rows: int, device: torch.device) -> TapSet:
-    """Tap a model as the policy of its engine says, and check the taps.
+    """Tap a model as its engine's plan says, and check the taps.
 
     Args:
         model: loaded, before its first forward, as the runner holds it without its wrappers.
@@ -45,10 +45,8 @@ def tap_model(model: nn.Module, vllm_config: VllmConfig, *, max_rows: int, devic
     Raises:
         LayerError: the layers are not known, or a tap reads something else than it should.
     """
-    deployment = load_deployment(vllm_config)
-    taps = install_taps(
-        model, deployment.plan.bank, num_layers=deployment.model.num_layers, max_rows=max_rows, device=device
-    )
+    plan = load_worker_plan(vllm_config)
+    taps = install_taps(model, plan.bank, num_layers=plan.num_layers, max_rows=max_rows, device=device)
     check_taps(model, taps, vllm_config, device=device)
     return taps
 

@@ -16,7 +16,7 @@ from probes.taps import Tap
 from serving.engine import steer_op
 from serving.engine.gates import GateSet, install_gates
 from serving.engine.layers import LayerClass, Stack
-from serving.engine.runtime import load_deployment
+from serving.engine.runtime import load_worker_plan
 from serving.engine.steer_order import SteerOrder, StepOrders
 from serving.engine.taps import TapSet, rows_of
 
@@ -125,7 +125,7 @@ class SteerSet:
 
 
 def make_writable(taps: TapSet, vllm_config: VllmConfig, *, max_rows: int, device: torch.device) -> SteerSet | None:
-    """Make the layers of a tapped model writable as the policy of its engine says; None if it has no steers.
+    """Make the layers of a tapped model writable as its engine's plan says; None if it has no steers.
 
     Args:
         taps: of the model.
@@ -133,7 +133,7 @@ def make_writable(taps: TapSet, vllm_config: VllmConfig, *, max_rows: int, devic
         max_rows: the most rows of one step.
         device: of the model.
     """
-    steering = load_deployment(vllm_config).plan.steering
+    steering = load_worker_plan(vllm_config).steering
     if not steering.steers:
         return None
     requests = vllm_config.scheduler_config.max_num_seqs

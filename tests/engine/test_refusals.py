@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from serving.deployment import check_policy
+from serving.engine.capture import CAPTURE_KEY
 from serving.engine.plugin import configure
 from serving.engine.refusals import RefusedError, refuse_unmonitorable, refuse_unsteerable
 from tests.support.tiny import D_MODEL, TinyModel, save_direction
@@ -106,6 +107,11 @@ def test_a_setting_is_refused_by_its_name(tiny: TinyModel, flag: str) -> None:
     with pytest.raises(RefusedError, match=flag) as caught:
         refuse_unmonitorable(config_with(tiny, **SETTINGS[flag]))
     assert "Leave it out" in str(caught.value)
+
+
+def test_a_server_does_not_capture_activations(tiny: TinyModel) -> None:
+    with pytest.raises(RefusedError, match=f"{CAPTURE_KEY} in --additional-config"):
+        configure(config_with(tiny, additional_config={CAPTURE_KEY: ["resid_post.0"]}))
 
 
 RULE = (

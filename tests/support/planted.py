@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from probes.card import ModelRef
-from probes.fit.steered_model import SteeredModel
+from probes.fit.steer.steered_model import SteeredModel
 from probes.modelref import read_model_ref
 from tests.support.tiny import D_MODEL, TinyModel, make_tiny_model
 

@@ -16,11 +16,11 @@ from probes.card import Card, Format, Stage
 from probes.fit.activations import ActivationReader
 from probes.fit.baselines import labels_of
 from probes.fit.calibrate import calibrate
+from probes.fit.ensemble import SideBySide, ensemble_tensors
 from probes.fit.example import Example, data_digest
 from probes.fit.fitters.logistic import Logistic
-from probes.fit.linear_probe import LinearProbe
 from probes.fit.platt import fit_platt
-from probes.fit.probe_bank import probe_statistics
+from probes.fit.scores import read_scores, statistics_of_requests
 from probes.fit.sources.jsonl import read_jsonl
 from probes.modelref import read_model_ref
 from probes.taps import Tap
@@ -63,8 +63,14 @@ def write_rows(path: Path, sources: list[str], count: int, seed: int, *, replies
     return path
 
 
-def make_word_detector(model_dir: Path, folder: Path, stage: Stage, aggregate: Aggregator) -> WordDetector:
-    """Fit, calibrate and save it, as training does; its card has Platt scaling at the stage prompt."""
+def make_word_detector(
+    model_dir: Path, folder: Path, stage: Stage, aggregate: Aggregator, *, taps: tuple[Tap, ...] = (TAP,)
+) -> WordDetector:
+    """Fit, calibrate and save it, as training does; its card has Platt scaling at the stage prompt.
+
+    On several taps it is an ensemble; for the aggregate ``attention``, a probe of one head that looks where its score
+    is high.
+    """
     replies = stage is not Stage.PROMPT
     train = write_rows(folder / "train.jsonl", ["forum", "manual"], 90, 0, replies=replies)
     data = write_rows(folder / "data.jsonl", ["elsewhere", "tickets"], 75, 1, replies=replies)
@@ -72,15 +78,44 @@ def make_word_detector(model_dir: Path, folder: Path, stage: Stage, aggregate: A
         row for row in read_jsonl(write_rows(folder / "b.jsonl", ["b"], 300, 2, replies=replies)) if not row.label
     ]
     model = read_model_ref(model_dir, model_id=str(model_dir), dtype="float32", cache_dir=folder)
-    reader = ActivationReader(model_dir, model=model, layers=[TAP.layer], cache_dir=folder, progress=lambda _: None)
+    layers = [tap.layer for tap in taps]
+    reader = ActivationReader(model_dir, model=model, layers=layers, cache_dir=folder, progress=lambda _: None)
     rows = read_jsonl(train)
-    pooled = aggregate if stage is Stage.PROMPT else Mean()
+    pooled = aggregate if stage is Stage.PROMPT and aggregate.channels == 1 else Mean()
     fitter = Logistic(inverse_penalty=0.1)
+    whole = fitter if len(taps) == 1 else SideBySide(member=fitter, taps=len(taps))
     read = reader.read(rows, text_format=Format.CHAT, aggregates=[pooled], skip_first=1, label="t", stage=stage)
-    probe = fitter.fit(read.at(TAP.layer, pooled), labels_of(rows))
+    probe = whole.fit(read.side_by_side(layers, pooled), labels_of(rows))
+    kind, tensors = "linear", probe.tensors()
+    if len(taps) > 1:
+        kind, tensors = "ensemble", ensemble_tensors(probe, len(taps))
+    elif aggregate.channels > 1:
+        kind = "attention"
+        tensors |= {"query": probe.direction[None], "value": probe.direction[None]}
+        del tensors["direction"]
+    card = Card(
+        name="stealing",
+        kind=kind,
+        description="Mentions stealing.",
+        model=model,
+        taps=tuple(str(tap) for tap in taps),
+        formats=(Format.CHAT,),
+        skip_first=1,
+        tensors_digest="0" * 64,
+        training={
+            "chosen": {"fitter": fitter.config()},
+            "layers": [[0, "mean", str(fitter), 0.8], [1, "mean", str(fitter), 0.97]],
+            "data_digests": {"train": data_digest(rows)},
+        },
+        evaluation={"chat": {"kept": True}},
+    )
+    artifact = save_artifact(folder / "stealing.safetensors", card, tensors)
 
     def statistics(examples: list[Example]) -> np.ndarray:
-        return _statistics(probe, reader, examples, stage, aggregate)
+        (found,) = read_scores(
+            [artifact], examples, reader, text_format=Format.CHAT, stage=stage, cache_dir=folder, label="x"
+        )
+        return statistics_of_requests(aggregate, stage, found)
 
     calibration = calibrate(
         statistics(benign),
@@ -93,36 +128,5 @@ def make_word_detector(model_dir: Path, folder: Path, stage: Stage, aggregate: A
     )
     if stage is Stage.PROMPT:
         calibration = calibration.model_copy(update={"platt": fit_platt(statistics(rows), rows)})
-    card = Card(
-        name="stealing",
-        kind="linear",
-        description="Mentions stealing.",
-        model=model,
-        taps=(str(TAP),),
-        formats=(Format.CHAT,),
-        skip_first=1,
-        tensors_digest="0" * 64,
-        calibrations=(calibration,),
-        training={
-            "chosen": {"fitter": fitter.config()},
-            "layers": [[0, "mean", str(fitter), 0.8], [1, "mean", str(fitter), 0.97]],
-            "data_digests": {"train": data_digest(rows)},
-        },
-        evaluation={"chat": {"kept": True}},
-    )
-    return WordDetector(save_artifact(folder / "stealing.safetensors", card, probe.tensors()), train, data)
-
-
-def _statistics(
-    probe: LinearProbe, reader: ActivationReader, examples: list[Example], stage: Stage, aggregate: Aggregator
-) -> np.ndarray:
-    return probe_statistics(
-        [probe],
-        reader.render(examples, text_format=Format.CHAT, stage=stage),
-        reader,
-        tap=TAP,
-        aggregate=aggregate,
-        stage=stage,
-        skip_first=1,
-        label="x",
-    )[0]
+    calibrated = artifact.card.model_copy(update={"calibrations": (calibration,)})
+    return WordDetector(save_artifact(artifact.path, calibrated, tensors), train, data)

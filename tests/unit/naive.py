@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from monitor.check import Check
 from monitor.types import Role
 from probes.aggregate import Aggregator
+from probes.aggregate.after import After
+from probes.aggregate.attention import Attention
 from probes.aggregate.cusum import Cusum
+from probes.aggregate.delta import Delta
 from probes.aggregate.ema import Ema
 from probes.aggregate.last import Last
 from probes.aggregate.logsumexp import LogSumExp
 from probes.aggregate.m_of_n import MOfN
 from probes.aggregate.max import Max
 from probes.aggregate.mean import Mean
+from probes.aggregate.multimax import MultiMax
 from probes.aggregate.rolling import Rolling
 from probes.aggregate.topk import TopK
 from probes.card import Stage
@@ -62,7 +67,40 @@ def naive_cusum(aggregator: Aggregator, scores: Sequence[float]) -> float:
     return value
 
 
-NAIVE: dict[type[Aggregator], Callable[[Aggregator, Sequence[float]], float]] = {
+def naive_attention(aggregator: Aggregator, rows: Sequence[Sequence[float]]) -> float:
+    assert isinstance(aggregator, Attention)
+    statistic = 0.0
+    for head in range(aggregator.heads):
+        top = max(row[head] for row in rows)
+        weights = [math.exp(row[head] - top) for row in rows]
+        values = [row[aggregator.heads + head] for row in rows]
+        statistic += math.fsum(w * v for w, v in zip(weights, values, strict=True)) / math.fsum(weights)
+    return statistic
+
+
+def naive_multimax(aggregator: Aggregator, rows: Sequence[Sequence[float]]) -> float:
+    assert isinstance(aggregator, MultiMax)
+    return math.fsum(max(row[head] for row in rows) for head in range(aggregator.heads))
+
+
+def naive_delta(aggregator: Aggregator, scores: Sequence[float]) -> float:
+    assert isinstance(aggregator, Delta)
+    moved = [score - scores[0] for score in scores[1:]]
+    if not moved:
+        return UNDEFINED
+    return {"last": moved[-1], "mean": math.fsum(moved) / len(moved), "max": max(moved)}[aggregator.of]
+
+
+def naive_after(aggregator: Aggregator, scores: Sequence[Any]) -> float:
+    assert isinstance(aggregator, After)
+    return NAIVE[type(aggregator.of)](aggregator.of, scores) if len(scores) >= aggregator.tokens else UNDEFINED
+
+
+NAIVE: dict[type[Aggregator], Callable[[Aggregator, Sequence[Any]], float]] = {
+    After: naive_after,
+    Attention: naive_attention,
+    Delta: naive_delta,
+    MultiMax: naive_multimax,
     Last: lambda _, scores: scores[-1],
     Mean: lambda _, scores: sum(scores) / len(scores),
     Max: lambda _, scores: max(scores),
@@ -75,8 +113,8 @@ NAIVE: dict[type[Aggregator], Callable[[Aggregator, Sequence[float]], float]] = 
 }
 
 
-def naive_values(aggregator: Aggregator, scores: Sequence[float]) -> list[float]:
-    """The statistic after each score."""
+def naive_values(aggregator: Aggregator, scores: Sequence[Any]) -> list[float]:
+    """The statistic after each score; of an aggregate with channels, after each row of them."""
     value = NAIVE[type(aggregator)]
     return [value(aggregator, scores[:end]) for end in range(1, len(scores) + 1)]
 
@@ -85,6 +123,17 @@ def naive_reads(
     check: Check, position: int, roles: Sequence[Role] | None, *, num_prompt: int, stream_from: int
 ) -> bool:
     """Whether a check reads a position; ``roles`` of the prompt, None if nobody knows them."""
+
+    def read(place: int) -> bool:
+        return _in_its_segment(check, place, roles, num_prompt=num_prompt, stream_from=stream_from)
+
+    before = check.aggregate.reads_before and position >= check.skip_first and read(position + 1)
+    return read(position) or (before and not any(read(place) for place in range(position)))
+
+
+def _in_its_segment(
+    check: Check, position: int, roles: Sequence[Role] | None, *, num_prompt: int, stream_from: int
+) -> bool:
     if position < check.skip_first:
         return False
     if check.stage is not Stage.PROMPT:

@@ -14,33 +14,54 @@ from pydantic import ValidationError
 
 from monitor.config import When
 from probes.aggregate import AggregateError, Aggregator, aggregator_kinds, parse_aggregator
+from probes.aggregate.after import After
+from probes.aggregate.attention import Attention
 from probes.aggregate.base import Scores
 from probes.aggregate.cusum import Cusum
+from probes.aggregate.delta import Delta
 from probes.aggregate.ema import Ema
 from probes.aggregate.last import Last
 from probes.aggregate.logsumexp import LogSumExp
 from probes.aggregate.m_of_n import MOfN
 from probes.aggregate.max import Max
 from probes.aggregate.mean import Mean
+from probes.aggregate.multimax import MultiMax
 from probes.aggregate.rolling import Rolling
 from probes.aggregate.topk import TopK
 from tests.unit.naive import NAIVE, naive_values
 
 TOLERANCE = 1e-9
 VARIANTS: dict[type[Aggregator], list[Aggregator]] = {
+    After: [After(tokens=2, of=Max()), After(tokens=5, of=Ema(alpha=0.3))],
+    Attention: [Attention(heads=1), Attention(heads=3)],
     Cusum: [Cusum(), Cusum(drift=0.5), Cusum(drift=-2.0)],
+    Delta: [Delta(of="last"), Delta(of="mean"), Delta(of="max")],
     Ema: [Ema(), Ema(alpha=1.0), Ema(alpha=0.9)],
     LogSumExp: [LogSumExp(), LogSumExp(temperature=0.05), LogSumExp(temperature=40.0)],
     MOfN: [MOfN(), MOfN(count=1, window=1), MOfN(count=1, window=4), MOfN(count=4, window=4), MOfN(count=2, window=3)],
+    MultiMax: [MultiMax(heads=1), MultiMax(heads=4)],
     Rolling: [Rolling(), Rolling(window=1), Rolling(window=2), Rolling(window=5)],
     TopK: [TopK(), TopK(k=1), TopK(k=3)],
 }
-ALL = [variant for cls in aggregator_kinds().values() for variant in VARIANTS.get(cls, [cls()])]
+WIDE = {Attention, MultiMax}
+"""Those whose plain definition takes a row of numbers."""
+ALL = [variant for cls in aggregator_kinds().values() for variant in (VARIANTS.get(cls) or [cls()])]
 each_kind = pytest.mark.parametrize("aggregator", ALL, ids=str)
 
 
 def whole(aggregator: Aggregator, values: Scores) -> Scores:
-    return aggregator.update(aggregator.new_state(*values.shape[1:]), values)
+    return aggregator.update(fresh(aggregator, values), values)
+
+
+def widened(aggregator: Aggregator, values: Scores) -> Scores:
+    """(T, R, B) as (T, R, B * channels): the further channels are the same numbers at other times, and larger."""
+    channels = [np.roll(values, number, axis=0) * (1 + number) for number in range(aggregator.channels)]
+    return np.stack(channels, axis=-1).reshape(*values.shape[:2], -1)
+
+
+def fresh(aggregator: Aggregator, values: Scores) -> Scores:
+    """State for widened scores."""
+    return aggregator.new_state(values.shape[1], values.shape[2] // aggregator.channels)
 
 
 @st.composite
@@ -66,8 +87,8 @@ def assert_equal(found: Scores, expected: Scores, values: Scores) -> None:
 @settings(max_examples=40, deadline=None)
 @given(case=sequences())
 def test_any_chunking_is_the_batch(aggregator: Aggregator, case: tuple[Scores, list[int]]) -> None:
-    values, cuts = case
-    state = aggregator.new_state(*values.shape[1:])
+    values, cuts = widened(aggregator, case[0]), case[1]
+    state = fresh(aggregator, values)
     parts = [aggregator.update(state, values[start:end]) for start, end in pairwise(cuts)]
     assert_equal(np.concatenate(parts), whole(aggregator, values), values)
 
@@ -77,11 +98,12 @@ def test_any_chunking_is_the_batch(aggregator: Aggregator, case: tuple[Scores, l
 @settings(max_examples=25, deadline=None)
 @given(case=sequences())
 def test_a_request_in_a_batch_is_as_if_alone(aggregator: Aggregator, case: tuple[Scores, list[int]]) -> None:
-    values, _ = case
+    values, count = widened(aggregator, case[0]), aggregator.channels
     together = whole(aggregator, values)
     for request in range(values.shape[1]):
-        for detector in range(values.shape[2]):
-            alone = whole(aggregator, values[:, request : request + 1, detector : detector + 1])
+        for detector in range(values.shape[2] // count):
+            own = slice(detector * count, (detector + 1) * count)
+            alone = whole(aggregator, values[:, request : request + 1, own])
             assert_equal(alone[:, 0, 0], together[:, request, detector], values)
 
 
@@ -93,21 +115,22 @@ def test_each_kind_has_a_plain_definition() -> None:
 @settings(max_examples=25, deadline=None)
 @given(scores=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30))
 def test_equals_its_definition(aggregator: Aggregator, scores: list[float]) -> None:
-    values = np.array(scores)[:, None, None]
-    assert_equal(whole(aggregator, values)[:, 0, 0], np.array(naive_values(aggregator, scores)), values)
+    values = widened(aggregator, np.array(scores)[:, None, None])
+    rows = values[:, 0].tolist() if type(aggregator) in WIDE else scores
+    assert_equal(whole(aggregator, values)[:, 0, 0], np.array(naive_values(aggregator, rows)), values)
 
 
 @each_kind
 def test_conforms(aggregator: Aggregator) -> None:
     """What the monitor relies on, for every kind that discovery finds."""
     rng = np.random.default_rng(0)
-    values = rng.standard_normal((7, 4, 3))
+    values = widened(aggregator, rng.standard_normal((7, 4, 3)))
     untouched = values.copy()
     state = aggregator.new_state(4, 3)
     assert state.shape == (4, aggregator.state_size, 3)
     assert state.dtype == np.float64
     running = aggregator.update(state, values)
-    assert running.shape == values.shape
+    assert running.shape == (7, 4, 3)
     assert running.dtype == np.float64
     assert not np.isnan(running).any()
     assert not np.isposinf(running).any()
@@ -191,6 +214,12 @@ def test_cusum_loses_no_digits_on_a_long_way_down() -> None:
     values = np.full((4096, 1, 1), -1e6)
     values[-1] = 0.25
     assert whole(Cusum(), values)[-1, 0, 0] == 0.25
+
+
+@pytest.mark.parametrize("value", [{"kind": "attention", "heads": 2}, {"kind": "delta"}])
+def test_what_waits_is_an_aggregate_for_any_detector(value: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="goes with one kind of detector alone"):
+        parse_aggregator({"kind": "after", "tokens": 3, "of": value})
 
 
 @pytest.mark.parametrize("value", ["max", 3, None, {}, {"kind": 3}, {"window": 3}])

@@ -11,25 +11,42 @@ import pytest
 from hypothesis import given, settings
 from pydantic import ValidationError
 from scipy.stats import norm
+from typer.testing import CliRunner
 
 from monitor.check import Check, LengthLimits
 from monitor.monitor import Monitor
-from monitor.policy import Plan
+from monitor.policy import Plan, compile_plan
 from monitor.segments import PromptMap
 from monitor.yaml_file import PolicyError
 from probes.aggregate.max import Max
+from probes.artifact import Artifact
 from probes.card import Calibration, Format, LengthBucket, Stage
 from probes.fit.buckets import even_edges, grows_with_length, merged_edges
 from probes.fit.calibrate import calibrate
 from probes.fit.example import Example
+from probes.steering.artifact import SteerArtifact, save_steer
 from probes.threshold import benign_needed
-from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, rule, unit_artifact
+from serving.cli import app
+from serving.engine.records import Record
+from tests.unit.artifacts import (
+    D_MODEL,
+    NUM_LAYERS,
+    calibration,
+    make_card,
+    plan_of,
+    policy_text,
+    rule,
+    saved_artifact,
+    unit_artifact,
+    write_policy,
+)
 from tests.unit.script import Script, chat
+from tests.unit.test_steers import STEER, direction, do
 
 Float64 = npt.NDArray[np.float64]
 TARGET = 0.01
 NEEDED = benign_needed(TARGET)
-SHORTEST, LONGEST = 8, 256
+SHORTEST, LONGEST = 8, 128
 
 
 def grown(count: int, seed: int = 0) -> tuple[Float64, npt.NDArray[np.int64]]:
@@ -54,7 +71,7 @@ def calibrated(statistics: Float64, lengths: npt.NDArray[np.int64], edges: tuple
 
 
 def test_the_rate_is_flat_in_length_with_buckets_and_not_without() -> None:
-    statistics, lengths = grown(32_000)
+    statistics, lengths = grown(32_000, seed=1)
     assert grows_with_length(statistics, lengths)
     edges = even_edges(statistics, lengths, needed=NEEDED)
     found = calibrated(statistics, lengths, edges)
@@ -66,7 +83,7 @@ def test_the_rate_is_flat_in_length_with_buckets_and_not_without() -> None:
     assert np.abs(flat - np.mean(flat)).max() <= 0.005
     assert np.mean(flat) <= TARGET
     steep = rate(np.full(every.size, found.threshold), every)
-    assert steep[0] < 0.002
+    assert steep[0] < TARGET - 0.005
     assert steep[-1] > TARGET + 0.01
 
 
@@ -219,6 +236,48 @@ def test_a_rate_is_asked_for_by_length_where_all_lengths_prove_it(tmp_path: Path
     with pytest.raises(PolicyError, match="is not certified"):
         card = make_card(calibrations=[bucketed(Stage.PROMPT, certified=False)])
         plan_of(tmp_path, policy_text(rule("p")), {"harm": unit_artifact(card)})
+
+
+def test_the_digest_sees_the_threshold_of_every_length(tmp_path: Path) -> None:
+    def digest(longest: float) -> str:
+        whole = bucketed(Stage.PROMPT)
+        last = whole.buckets[-1].model_copy(update={"threshold": longest})
+        card = make_card(calibrations=[whole.model_copy(update={"buckets": (*whole.buckets[:-1], last)})])
+        return plan_of(tmp_path, policy_text(rule("p")), {"harm": unit_artifact(card)}).digest
+
+    assert digest(3.0) == digest(3.0) != digest(3.5)
+
+
+def test_the_engine_has_no_gate_for_it(tmp_path: Path) -> None:
+    """A row opens a gate in the pass itself, where nobody knows the length: the steer begins behind the prompt."""
+    save_steer(tmp_path / "calm.safetensors", direction(), np.eye(D_MODEL)[3])
+    steer = {"calm": SteerArtifact.load(tmp_path / "calm.safetensors")}
+    card = make_card(calibrations=[bucketed(Stage.PROMPT)])
+
+    def compiled(positions: str) -> Plan:
+        calm = f"{{name: calm, artifact: calm.safetensors, op: cap, positions: {positions}}}"
+        text = policy_text(do("r", STEER, stage="prompt"), head=f"steers: [{calm}]\n")
+        file, artifacts = write_policy(tmp_path, text), {"harm": unit_artifact(card)}
+        return compile_plan(file, artifacts, steer, d_model=D_MODEL, num_layers=NUM_LAYERS)
+
+    assert compiled("generated").policies[0].rules[0].gate is None
+    with pytest.raises(PolicyError, match="threshold depends on the request's length"):
+        compiled("all")
+
+
+def test_people_and_clients_are_told_the_limits(tmp_path: Path) -> None:
+    saved_artifact(tmp_path, make_card(calibrations=[bucketed(Stage.PROMPT)]))
+    text = policy_text(rule("p"), policy="expose: scores")
+    file = write_policy(tmp_path, text)
+    said = CliRunner().invoke(app, ["check", str(tmp_path / "telltale.yaml")], env={"COLUMNS": "250"})
+    assert "chat > 1 up to 3 tokens; 2 up to 6 tokens; 3 beyond" in " ".join(said.output.split())
+    artifacts = {"harm": Artifact.load(tmp_path / "harm.safetensors")}
+    record = Record(compile_plan(file, artifacts, d_model=D_MODEL, num_layers=NUM_LAYERS))
+    record.fmt = Format.CHAT
+    (described,) = record.describe()["detectors"]
+    assert described["thresholds_by_length"] == [
+        {"max_tokens": 3, "threshold": 1.0}, {"max_tokens": 6, "threshold": 2.0}, {"max_tokens": None, "threshold": 3.0}
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from probes.fit.sources.jsonl import read_jsonl
 from probes.modelref import read_model_ref
 from probes.threshold import allowed_exceedances, benign_needed
 from serving.cli import app
+from tests.support.kinds import AGGREGATE, LAYERS, MAKE
 from tests.support.words import D_MODEL, NUM_LAYERS, WORDS, make_word_model
 from tests.unit.artifacts import calibration, linear_tensors, make_card, policy_text, rule
 
@@ -150,6 +151,27 @@ def test_lengths_and_replies_and_probabilities(model_dir: Path, benign: Path, tm
     assert "calibration error" in done.output
 
 
+@pytest.mark.parametrize("kind", sorted(MAKE))
+def test_every_kind_is_calibrated(model_dir: Path, benign: Path, tmp_path: Path, kind: str) -> None:
+    model = read_model_ref(model_dir, model_id="words", dtype="float32")
+    tensors = MAKE[kind](np.random.default_rng(0), D_MODEL)
+    path = tmp_path / f"{kind}.safetensors"
+    save_artifact(path, make_card(kind, kind=kind, layers=LAYERS.get(kind, (1,)), model=model), tensors)
+    aggregate = AGGREGATE.get(kind, Max())
+    words = ",".join(
+        [aggregate.kind, *(f"{key}={value}" for key, value in aggregate.config().items() if key != "kind")]
+    )
+    done = run(model_dir, benign, [path], "--aggregate", words, "--stage", "response", "--target-fpr", "0.05")
+    assert done.exit_code == 0, done.output
+    card = Artifact.load(path).card
+    assert {item.format: item.aggregate for item in card.calibrations} == dict.fromkeys(Format, aggregate)
+    for item in card.calibrations:
+        found = statistics(path, model_dir, benign, item, tmp_path)
+        allowed = allowed_exceedances(BENIGN, 0.05)
+        assert allowed is not None
+        assert np.sum(found > item.threshold) <= allowed < np.sum(found >= item.threshold)  # some requests are the same
+
+
 def test_a_total_is_divided(model_dir: Path, benign: Path, tmp_path: Path) -> None:
     paths = [detector(model_dir, tmp_path, name) for name in ("one", "other")]
     done = run(model_dir, benign, paths, "--total-fpr", "0.02", "--weights", "3,1", "--aggregate", "last")
@@ -165,8 +187,10 @@ def test_a_total_is_divided(model_dir: Path, benign: Path, tmp_path: Path) -> No
     [
         ((), "never been calibrated.*--aggregate"),
         (("--aggregate", "emma"), "not known. Did you mean 'ema'"),
-        (("--aggregate", "ema,alpha"), "no NAME=NUMBER"),
+        (("--aggregate", "ema,alpha"), "no NAME=VALUE"),
+        (("--aggregate", "ema,alpha=much"), "alpha: .*valid number"),
         (("--aggregate", "ema,alpha=2"), "alpha: .*less than or equal to 1"),
+        (("--aggregate", "attention,heads=2"), "does not take the one number"),
         (("--stage", "promt"), "Did you mean 'prompt'"),
         (("--format", "chatt"), "Did you mean 'chat'"),
         (("--method", "pack"), "Did you mean 'pac'"),
@@ -201,11 +225,11 @@ def test_rows_that_cannot_be_used(
         assert isinstance(done.exception, TelltaleError), done.output
         return str(done.exception)
 
-    assert "there are no benign requests" in failure("")
+    assert "benign.jsonl: there are no requests in it" in failure("")
     assert "1 of the 2 benign requests are labelled 1" in failure('{"text": "a"}\n{"text": "b", "label": 1}')
     assert "benign.jsonl:2" in failure('{"text": "a"}\n{"txt": "b"}')
     assert "no response" in failure('{"text": "a"}', "--stage", "response")
     from probes.fit import example as example_module
 
     monkeypatch.setattr(example_module, "drop_list", lambda: frozenset({text_digest("plan")}))
-    assert "there are no benign requests" in failure('{"text": "plan"}')
+    assert "there are no requests in it that may be used" in failure('{"text": "plan"}')

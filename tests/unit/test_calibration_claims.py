@@ -13,7 +13,6 @@ from scipy.stats import beta, binom, poisson
 
 from probes.aggregate.max import Max
 from probes.card import Calibration, Format, Stage
-from probes.fit.base_rate import base_rate_panel
 from probes.fit.calibrate import CalibrationError, Promise, bound_of, calibrate, shares, shortfall
 from probes.fit.example import Example
 from probes.threshold import (
@@ -237,12 +236,3 @@ def test_fewer_defined_statistics_than_may_fire() -> None:
     assert (found.threshold, found.certified) == (0.0, True)
     with pytest.raises(CalibrationError, match="at least one must be finite"):
         made(np.full(400, -np.inf))
-
-
-def test_the_panel_of_base_rates() -> None:
-    """The published example: one positive in 1,000, 90 % caught, 1 % false alarms."""
-    rows = {(row.prevalence, row.tpr): row for row in base_rate_panel(0.01)}
-    assert rows[1e-3, 0.9].alarms == pytest.approx(9 + 99.9)
-    assert round(100 * rows[1e-3, 0.9].precision, 1) == 8.3
-    assert round(100 * rows[1e-4, 0.9].precision, 1) == 0.9
-    assert base_rate_panel(0.0, tprs=(0.0,))[0].precision == 0.0

@@ -18,14 +18,15 @@ EVERY, DEADLINE = 60.0, 10.0
 
 
 def expected(column: int = 0, tolerance: float = 0.1) -> Expected:
-    return Expected(f"d{column}", column, SKIP, np.linspace(-1, 1, len(TOKENS) - SKIP) * (column + 1), tolerance)
+    scores = np.linspace(-1, 1, len(TOKENS) - SKIP)[:, None] * (column + 1)
+    return Expected(f"d{column}", column, SKIP, scores, tolerance)
 
 
 def right(*, detectors: int = 2) -> tuple[CanaryPrompt, np.ndarray, np.ndarray]:
     entries = tuple(expected(column) for column in range(detectors))
     scores = np.full((len(TOKENS), detectors), 1e4)  # the sink may hold anything finite
     for entry in entries:
-        scores[SKIP:, entry.column] = entry.scores
+        scores[SKIP:, entry.column] = entry.scores[:, 0]
     return CanaryPrompt(TOKENS, entries), scores, np.ones(len(TOKENS), dtype=bool)
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from probes.artifact import Artifact, write_card
 from probes.card import Format
-from probes.fit.causal import CARD_KEY, CausalFindings, CausalTest, Level, level_of, measure_causal, predictive
-from probes.fit.causal_cases import Case, CausalError, read_cases
+from probes.fit.steer.causal import CARD_KEY, CausalFindings, CausalTest, Level, level_of, measure_causal, predictive
+from probes.fit.steer.causal_cases import Case, CausalError, read_cases
 from probes.taps import Site
 from serving.commands.steer import causal
 from tests.support.planted import OTHER, WORD, PlantedModel, make_planted_model

@@ -16,7 +16,10 @@ from tests.unit.artifacts import calibration, make_card, policy_text, rule, save
 from tests.unit.test_steers import CALM, STEER, do
 from tests.unit.test_steers import saved as saved_steer
 
-COMMANDS = ("serve", "check", "doctor", "train", "calibrate", "canary", "schema", "bench", "steer")
+COMMANDS = (
+    *("serve", "check", "doctor", "train", "eval", "report", "calibrate", "canary", "schema", "bench", "steer", "gate"),
+    *("detector", "collect"),
+)
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:

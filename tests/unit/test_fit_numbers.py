@@ -10,7 +10,7 @@ from probes.fit.evaluate import at_threshold
 from probes.fit.example import Example
 from probes.fit.fitters.logistic import Logistic
 from probes.fit.measure import auroc, measure, positive_value, tpr_at_fpr
-from probes.fit.search import Features, choose
+from probes.fit.search import Candidate, Features, choose
 from probes.fit.split import Fold, hold_out, length_matched_pairs, make_folds, match_negatives, vary_form
 from probes.threshold import allowed_exceedances, benign_needed, threshold_for
 from tests.support.planted_rows import planted
@@ -94,7 +94,7 @@ def test_the_search_finds_the_layer_that_knows() -> None:
         Fold(str(k), tuple(i for i in range(400) if i // 80 != k), tuple(range(80 * k, 80 * k + 80))) for k in range(5)
     ]
     choice = choose(
-        lambda layer, _aggregate: Features(features if layer == 1 else noise, np.ones(400, dtype=np.bool_)),
+        lambda setting: Features(features if setting.layers == (1,) else noise, np.ones(400, dtype=np.bool_)),
         labels,
         folds,
         layers=[0, 1],
@@ -102,9 +102,36 @@ def test_the_search_finds_the_layer_that_knows() -> None:
         fitters=[Logistic(inverse_penalty=c) for c in (0.001, 0.01, 0.1)],
         progress=lambda _: None,
     )
-    assert choice.candidate.layer == 1
+    assert choice.candidate.layers == (1,)
     assert len(choice.fold_scores) == 5
     assert len(choice.table) == 6
+
+
+def test_an_ensemble_wins_where_each_layer_knows_a_part() -> None:
+    """Two layers with noise of their own: their average tells more than either, and the blind third is left out."""
+    generator = np.random.default_rng(7)
+    labels = np.arange(400) % 2
+    seen = [generator.standard_normal((400, 6)).astype(np.float32) for _ in range(3)]
+    for layer in (0, 2):
+        seen[layer][:, 0] += 1.2 * labels
+    folds = [
+        Fold(str(k), tuple(i for i in range(400) if i // 80 != k), tuple(range(80 * k, 80 * k + 80))) for k in range(5)
+    ]
+    search = {
+        "layers": [0, 1, 2],
+        "aggregates": [parse_aggregator({"kind": "last"})],
+        "fitters": [Logistic(inverse_penalty=0.01)],
+        "progress": lambda _: None,
+    }
+
+    def features_at(setting: Candidate) -> Features:
+        return Features(np.concatenate([seen[i] for i in setting.layers], axis=1), np.ones(400, dtype=np.bool_))
+
+    choice = choose(features_at, labels, folds, ensembles=[2, 3], **search)
+    assert choice.candidate.layers == (0, 2)
+    alone = choose(features_at, labels, folds, **search)
+    assert len(alone.candidate.layers) == 1
+    assert choice.table[choice.candidate] > alone.table[alone.candidate] + 0.02
 
 
 def test_auroc_and_tpr_by_hand() -> None:

@@ -229,3 +229,9 @@ def test_twins_are_the_same_for_a_seed_and_all_different() -> None:
     assert 300 < questions < 1200
     with pytest.raises(ValueError, match="Ask for fewer"):
         make_twins(10**6, random.Random(0))
+
+
+def test_texts_in_another_script_are_told_apart() -> None:
+    assert text_digest("Привет, мир") != text_digest("Как дела?")
+    assert text_digest("  你好 ") == text_digest("你好")
+    assert text_digest("What's  NEW?") == text_digest("what s new")

@@ -13,10 +13,10 @@ import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from probes.artifact import Artifact
-from probes.card import Format, Stage
+from probes.card import Format
 from probes.fit.dataset import build_dataset
 from probes.fit.example import Example
-from probes.fit.recipe import read_recipe
+from probes.fit.recipe import RecipeError, read_recipe
 from probes.fit.scores import open_reader, read_scores, statistics_of_requests
 from probes.fit.sources import SourceContext, parse_source
 from probes.fit.split import make_source_folds
@@ -38,10 +38,11 @@ training:
   small_talk: 0.0
   formats: [chat]
 search:
-  layers: [1]
+  layers: {layers}
   aggregates: [{{kind: mean}}]
   fitters: [{{kind: logistic, inverse_penalty: 0.1}}]
   serve: {serve}
+  {more}
 calibration:
   held_out: 0.0
   benign: [{{kind: jsonl, path: benign.jsonl}}]
@@ -82,14 +83,36 @@ def write_rows(path: Path, count: int, seed: int, *, both: bool = True) -> None:
     path.write_text("\n".join(lines))
 
 
-def trained(folder: Path, model_dir: Path, stage: str, serve: str) -> Artifact:
+def recipe_text(stage: str, serve: str, *, layers: str = "[1]", more: str = "") -> str:
+    return RECIPE.format(stage=stage, serve=serve, layers=layers, more=more)
+
+
+def trained(folder: Path, model_dir: Path, text: str) -> Artifact:
     for name, count, seed, both in (("rows", 240, 0, True), ("others", 60, 1, True), ("benign", 90, 2, False)):
         write_rows(folder / f"{name}.jsonl", count, seed, both=both)
     recipe = folder / "stealing.recipe.yaml"
-    recipe.write_text(RECIPE.format(stage=stage, serve=serve))
+    recipe.write_text(text)
     return train(
         recipe, model_dir=model_dir, model_id="t", out=folder, progress=lambda _: None, cache_dir=folder / "cache"
     )
+
+
+def require_served(artifact: Artifact, folder: Path, model_dir: Path) -> None:
+    """The largest benign statistics on the card are those of the artifact's own token scores."""
+    (calibration,) = artifact.card.calibrations
+    stage = calibration.stage
+    store = WheelStore(folder=folder, progress=lambda _: None)
+    benign = parse_source({"kind": "jsonl", "path": "benign.jsonl"}).load(
+        SourceContext(wheels=store, folder=folder, seed=0)
+    )
+    model = read_model_ref(model_dir, model_id="t", dtype="float32", cache_dir=folder / "cache")
+    reader = open_reader([artifact], model_dir, model=model, cache_dir=folder / "cache", progress=lambda _: None)
+    (scores,) = read_scores(
+        [artifact], benign, reader, text_format=Format.CHAT, stage=stage, cache_dir=folder, label="benign"
+    )
+    served = np.sort(statistics_of_requests(calibration.aggregate, stage, scores))[::-1]
+    np.testing.assert_allclose(calibration.top_scores, served[: len(calibration.top_scores)], atol=2e-5)
+    assert calibration.num_benign == len(benign)
 
 
 @pytest.mark.parametrize(
@@ -103,26 +126,45 @@ def trained(folder: Path, model_dir: Path, stage: str, serve: str) -> Artifact:
     ],
 )
 def test_the_calibrated_statistic_is_the_served_one(model_dir: Path, tmp_path: Path, stage: str, serve: str) -> None:
-    artifact = trained(tmp_path, model_dir, stage, serve)
+    artifact = trained(tmp_path, model_dir, recipe_text(stage, serve))
     (calibration,) = artifact.card.calibrations
     assert calibration.stage == stage
     assert (calibration.aggregate.kind == "mean") == (serve == "[]")
-    store = WheelStore(folder=tmp_path, progress=lambda _: None)
-    benign = parse_source({"kind": "jsonl", "path": "benign.jsonl"}).load(
-        SourceContext(wheels=store, folder=tmp_path, seed=0)
-    )
-    model = read_model_ref(model_dir, model_id="t", dtype="float32", cache_dir=tmp_path / "cache")
-    reader = open_reader([artifact], model_dir, model=model, cache_dir=tmp_path / "cache", progress=lambda _: None)
-    (scores,) = read_scores(
-        [artifact], benign, reader, text_format=Format.CHAT, stage=Stage(stage), cache_dir=tmp_path, label="benign"
-    )
-    served = np.sort(statistics_of_requests(calibration.aggregate, Stage(stage), scores))[::-1]
-    np.testing.assert_allclose(calibration.top_scores, served[: len(calibration.top_scores)], atol=2e-5)
-    assert calibration.num_benign == len(benign)
+    require_served(artifact, tmp_path, model_dir)
     apart = artifact.card.evaluation["chat"]["apart"]["others"]
     assert (apart["num_positive"], apart["num_negative"]) == (20, 40)
     if stage != "prompt":  # the word stands in the replies alone
         assert apart["probe"]["auroc"][0] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("kind", "serve", "more"),
+    [
+        ("multimax", "[]", "token_fitters: [{kind: multimax, heads: 1, epochs: 20}]"),
+        ("attention", "[{kind: max}]", "token_fitters: [{kind: attention, heads: 1, epochs: 20, learning_rate: 0.05}]"),
+        ("ensemble", "[]", "ensembles: [2, 3]"),
+        ("ensemble", "[{kind: max}]", "ensembles: [3]"),
+    ],
+)
+def test_kinds_beside_linear_come_from_recipes(
+    kind: str, serve: str, more: str, model_dir: Path, tmp_path: Path
+) -> None:
+    artifact = trained(tmp_path, model_dir, recipe_text("response", serve, layers="[0, 1, 2]", more=more))
+    tried = [setting[0] for setting in artifact.card.training["search"]]
+    # A single layer may be as good as several; what is asked for is tried, and what wins is served as it was measured.
+    assert artifact.card.kind == kind or (kind == "ensemble" and any(isinstance(layers, list) for layers in tried))
+    chosen = artifact.card.training["chosen"]["layer"]
+    assert len(artifact.card.taps) == (len(chosen) if artifact.card.kind == "ensemble" else 1)
+    require_served(artifact, tmp_path, model_dir)
+    assert artifact.card.evaluation["chat"]["apart"]["others"]["probe"]["auroc"][0] > 0.9
+    assert artifact.card.canary is not None
+
+
+def test_what_is_fitted_on_whole_requests_is_not_judged_at_every_token(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(recipe_text("stream", "[]", more="token_fitters: [{kind: attention}]"))
+    with pytest.raises(RecipeError, match="leave them out, or say stage: response"):
+        read_recipe(path)
 
 
 def test_sets_are_held_out_as_a_whole() -> None:
@@ -148,7 +190,7 @@ def test_a_group_with_both_labels_stands_on_one_side(tmp_path: Path) -> None:
         for label, word in ((0, "bake"), (1, "steal"))
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    text = RECIPE.format(stage="prompt", serve="[]").replace("held_out: 0.0", "held_out: 0.3")
+    text = recipe_text("prompt", "[]").replace("held_out: 0.0", "held_out: 0.3")
     text = text.replace("  benign: [{kind: jsonl, path: benign.jsonl}]\n", "").replace("others.jsonl", "none.jsonl")
     (tmp_path / "r.yaml").write_text(text.partition("development:")[0])
     store = WheelStore(folder=tmp_path, progress=lambda _: None)

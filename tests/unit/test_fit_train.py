@@ -110,6 +110,11 @@ def test_train_and_serve(model_dir: Path, recipe: Path, tmp_path: Path) -> None:
     assert report["probe"]["auroc"][0] > 0.9
     assert {"tf_idf", "length_only", "question_mark_only", "shuffled_labels", "random_direction"} <= set(report)
     assert loaded.card.evaluation["chat"]["at_threshold"]["pairs"]["fired_positive"][1] == 40
+    # A word is in the text: TF-IDF finds it too, on a careless split the fit is as good as elsewhere.
+    assert loaded.card.evaluation["chat"]["in_distribution"]["auroc"][0] > 0.9
+    assert loaded.card.evaluation["chat"]["verdict"] == "assist"
+    assert "tf_idf" in loaded.card.evaluation["chat"]["verdict_reasons"][0]
+    assert [layer for layer, *_ in loaded.card.training["layers"]] == [0, 2]
     assert any("calibration" in line for line in lines)
     assert trained("again").card == made.card
 
@@ -142,7 +147,7 @@ def require_canary(artifact: Artifact, model_dir: Path) -> None:
     (directions,) = detector.directions()
     stream = activations_by_hooks(model_dir, list(canary.tokens))[directions.tap.layer]
     expected = stream.astype(np.float64) @ directions.weight + directions.bias
-    known = Expected("d", 0, artifact.card.skip_first, np.array(canary.scores), canary.tolerance)
+    known = Expected("d", 0, artifact.card.skip_first, np.array(canary.scores)[:, None], canary.tolerance)
     prompt, seen = CanaryPrompt(canary.tokens, (known,)), np.ones(len(canary.tokens), dtype=bool)
     assert prompt.compare(expected, seen) is None
     spread = float(expected[artifact.card.skip_first :].std())

@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
+from probes.card import LengthBucket
 from probes.fit.delay import detection_delay, first_crossing
-from probes.fit.evaluate import ScoredRows, base_rates, compare, histogram
+from probes.fit.evaluate import ScoredRows, base_rates, compare, histogram, limits_of, report_threshold
 from probes.fit.example import Example
 from probes.fit.measure import FPR_TARGETS, MeasureError, Measurer, auroc, average_precision, measure, tpr_at_fpr
 from probes.fit.platt import Sigmoid
 from probes.fit.reliability import reliability
 from probes.fit.resampling import draw_clusters
+from tests.unit.artifacts import calibration
 
 
 def scored(count: int, seed: int, *, gap: float = 1.0, levels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -164,6 +166,24 @@ def test_delays_of_planted_series() -> None:
     assert found.late == pytest.approx(np.percentile([0, 7, 2], 90))
     nothing = detection_delay([None, None], [0, 3])
     assert (nothing.detected, nothing.median) == (0, None)
+
+
+def test_thresholds_by_length_are_used_where_the_card_has_them() -> None:
+    one = calibration(threshold=2.0)
+    assert limits_of(one, [1, 100]).tolist() == [2.0, 2.0]
+    buckets = tuple(
+        LengthBucket(max_tokens=end, threshold=value, num_benign=400, certified=certified, top_scores=(9.0,))
+        for end, value, certified in ((10, 1.0, True), (20, 3.0, True), (None, 5.0, False))
+    )
+    several = one.model_copy(update={"buckets": buckets})
+    assert limits_of(several, [1, 10, 11, 20, 21, 900]).tolist() == [1.0, 1.0, 3.0, 3.0, 5.0, 5.0]
+    scores, labels = np.array([2.0, 2.0, 6.0, 4.0]), np.array([1, 1, 0, 0], dtype=np.int64)
+    found = report_threshold(several, scores, labels, [10, 11, 30, 30])
+    assert (found.caught.count, found.false_alarms.count) == (1, 1)
+    assert found.by_length
+    assert not found.certified, "one bucket is not"
+    # Clopper and Pearson: 1 of 2 lies anywhere between 1.3 % and 98.7 %.
+    assert (found.caught.low, found.caught.high) == pytest.approx((0.0126, 0.9874), abs=1e-4)
 
 
 def test_base_rates_are_the_closed_form() -> None:

@@ -35,6 +35,8 @@ RULES = [
          action="flag", mode="shadow"),
     rule("tool-max", when="segments: [tool], aggregate: {kind: max}, above: {value: 1.2}", action="flag"),
     rule("said-ema", when="segments: [user, assistant], aggregate: {kind: ema, alpha: 0.4}, above: {value: 0.6}"),
+    rule("moved", when="segments: [tool], aggregate: {kind: delta}, above: {value: 0.5}", action="flag"),
+    rule("moves", stage="stream", when="aggregate: {kind: delta, of: mean}, above: {value: 0.8}", action="flag"),
     rule("said", detector="other", when="segments: [user], aggregate: {kind: rolling, window: 3}, above: {value: 1}"),
 ]  # fmt: skip
 SKIP = 2

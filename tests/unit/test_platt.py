@@ -9,7 +9,7 @@ from scipy.special import expit
 from sklearn.calibration import _SigmoidCalibration
 
 from probes.fit.example import Example
-from probes.fit.platt import PlattError, Sigmoid, expected_calibration_error, fit_platt, fit_sigmoid
+from probes.fit.platt import PlattError, Sigmoid, fit_platt, fit_sigmoid
 
 Float64 = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -78,13 +78,3 @@ def test_too_few_labelled_groups_are_refused() -> None:
         fit_platt(statistics, rows(labels, groups=4))
     with pytest.raises(PlattError, match=r"0 groups.*label 1"):
         fit_platt(statistics, rows(np.zeros_like(labels)))
-
-
-def test_the_calibration_error_by_hand() -> None:
-    labels = np.array([0, 1, 1, 1])
-    assert expected_calibration_error(np.array([0.2, 0.4, 0.6, 0.9]), labels, bins=2) == pytest.approx(
-        (2 * abs(0.3 - 0.5) + 2 * abs(0.75 - 1.0)) / 4
-    )
-    sure = np.array([0.0, 1.0, 1.0, 1.0])
-    assert expected_calibration_error(sure, labels) == 0.0
-    assert expected_calibration_error(1 - sure, labels) == 1.0

@@ -93,12 +93,14 @@ def test_scores_are_those_of_a_plain_forward_pass(
             expected = plain.astype(np.float64) @ artifact.tensors["direction"].astype(np.float64) + 0.5
             np.testing.assert_allclose(row.scores, expected, atol=1e-5)
             assert list(row.positions) == list(range(first, len(request.tokens)))
+            assert len(row.before) == (first > 1)
     assert len(told) == 1
     again = read()  # from the cache: the model is not run
     assert len(told) == 1
     for rows, repeated in zip(found, again, strict=True):
         for row, copy in zip(rows, repeated, strict=True):
             np.testing.assert_array_equal(row.scores, copy.scores)
+            np.testing.assert_array_equal(row.before, copy.before)
             assert row.first == copy.first
 
 
@@ -128,7 +130,7 @@ def test_another_model_and_a_tap_too_high_are_refused(model_dir: Path, tmp_path:
     with pytest.raises(ArtifactError, match="does not fit"):
         open_reader([unit_artifact(make_card())], model_dir, model=one.card.model, cache_dir=tmp_path, progress=str)
     reader = open_reader([one], model_dir, model=one.card.model, cache_dir=tmp_path, progress=str)
-    with pytest.raises(ActivationError, match="up to layer 0"):
+    with pytest.raises(ActivationError, match="up to 0"):
         list(reader.sweep([Rendered((1, 2), 0)], [Tap(1)], label="rows"))
 
 
@@ -195,7 +197,8 @@ def test_a_nan_and_a_missing_request_are_errors() -> None:
     assert [list(row.scores) for row in found[0]] == [[1.0, 1.0]] * 2
 
 
-AGGREGATES = ("last", "mean", "max", "topk, k: 3", "ema, alpha: 0.3", "rolling, window: 3", "cusum, drift: 0.1")
+AGGREGATES = ("last", "mean", "max", "topk, k: 3", "ema, alpha: 0.3", "rolling, window: 3", "cusum, drift: 0.1",
+              "delta", "delta, of: max")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +238,11 @@ def test_the_statistic_is_the_served_one(
         length = num_prompt if check.stage is Stage.PROMPT else len(scores)
         first = num_prompt if check.stage is not Stage.PROMPT and text_format is Format.CHAT else 0
         positions = Rendered(tuple(range(length)), first).positions(check.skip_first)
-        offline = statistic_of(check.aggregate, check.stage, scores[positions].astype(np.float64))
+        begin = int(positions[0]) if len(positions) else length
+        before = scores[begin - 1 : begin] if begin > check.skip_first else scores[:0]
+        offline = statistic_of(
+            check.aggregate, check.stage, scores[positions].astype(np.float64), before=before.astype(np.float64)
+        )
         assert offline == served or abs(offline - served) < 1e-12
 
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from probes.artifact import card_path_of
-from probes.fit.behaviour import BehaviourError, Judge, read_examples
-from probes.fit.dose_response import Spread
 from probes.fit.measure import Estimate
-from probes.fit.side_effects import distinct_2, harmless_prompts, is_refusal, longest_repeat
-from probes.fit.steer_evaluation import CARD_KEY, SteerEvaluation, evaluate_steer
-from probes.fit.steer_report import write_report
-from probes.fit.steer_verdict import Grade, Reference, Strength, decide
-from probes.fit.trial import EvalError, Trial, default_strengths, operators_at, read_prompts
+from probes.fit.steer.behaviour import BehaviourError, Judge, read_examples
+from probes.fit.steer.dose_response import Spread
+from probes.fit.steer.evaluation import CARD_KEY, SteerEvaluation, evaluate_steer
+from probes.fit.steer.report import write_report
+from probes.fit.steer.side_effects import distinct_2, harmless_prompts, is_refusal, longest_repeat
+from probes.fit.steer.trial import EvalError, Trial, default_strengths, operators_at, read_prompts
+from probes.fit.steer.verdict import Grade, Reference, Strength, decide
 from probes.steering.artifact import SteerArtifact
 from probes.steering.base import SteerError
 from serving.commands.steer import EvalOptions, SteerCommandError, evaluate

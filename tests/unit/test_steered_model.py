@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from probes.fit.dose_response import random_steer
 from probes.fit.padded import left_padded
-from probes.fit.side_effects import NeutralText
-from probes.fit.steered_model import SteeredModel, SteeredModelError
-from probes.fit.teacher_forced import Line, TeacherForced
+from probes.fit.steer.dose_response import random_steer
+from probes.fit.steer.side_effects import NeutralText
+from probes.fit.steer.steered_model import SteeredModel, SteeredModelError
+from probes.fit.steer.teacher_forced import Line, TeacherForced
 from probes.steering.ablate import Ablate
 from probes.steering.add import Add
 from probes.steering.base import Operator, Vector

@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM
 
 from probes.card import Format
-from probes.fit import vector as module
-from probes.fit.pairs import PairError, VectorMethod, direction_of, quality_of, read_pairs
-from probes.fit.vector import (
+from probes.fit.steer import vector as module
+from probes.fit.steer.pairs import PairError, VectorMethod, direction_of, quality_of, read_pairs
+from probes.fit.steer.vector import (
     Subject,
     import_vector,
     read_gguf_direction,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from probes.fit.behaviour import MIN_AUROC
 from probes.fit.measure import Estimate
+from probes.fit.steer.behaviour import MIN_AUROC
 
 __all__ = ["LIMITS", "Grade", "Limits", "Reference", "SteerVerdict", "Strength", "decide"]
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from probes.fit.behaviour import Judge
 from probes.fit.measure import Estimate
-from probes.fit.side_effects import NeutralText, distinct_2, harmless_prompts, longest_repeat, refusal_rate
-from probes.fit.steered_model import Reply, SteeredModel
-from probes.fit.trial import Trial
+from probes.fit.steer.behaviour import Judge
+from probes.fit.steer.side_effects import NeutralText, distinct_2, harmless_prompts, longest_repeat, refusal_rate
+from probes.fit.steer.steered_model import Reply, SteeredModel
+from probes.fit.steer.trial import Trial
 from probes.steering.artifact import SteerArtifact
 from probes.steering.base import Float64, Sign
 from probes.steering.steer import Steer, make_steer

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from probes.fit.behaviour import MIN_AUROC
-from probes.fit.dose_response import ANTI_STEERED_BY, Condition
 from probes.fit.measure import Estimate
-from probes.fit.side_effects import harmless_prompts
-from probes.fit.steer_evaluation import SteerEvaluation
-from probes.fit.steer_verdict import LIMITS
+from probes.fit.steer.behaviour import MIN_AUROC
+from probes.fit.steer.dose_response import ANTI_STEERED_BY, Condition
+from probes.fit.steer.evaluation import SteerEvaluation
+from probes.fit.steer.side_effects import harmless_prompts
+from probes.fit.steer.verdict import LIMITS
 from probes.steering.base import Sign
 
 __all__ = ["write_report"]

@@ -9,14 +9,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from probes.artifact import write_card
-from probes.fit.behaviour import Judge
-from probes.fit.dose_response import Condition, DoseResponse, Figures, run_trial
 from probes.fit.measure import Estimate
 from probes.fit.ordinary import corpus_digest
-from probes.fit.side_effects import harmless_prompts
-from probes.fit.steer_verdict import Reference, SteerVerdict, Strength, decide
-from probes.fit.steered_model import SteeredModel
-from probes.fit.trial import Trial
+from probes.fit.steer.behaviour import Judge
+from probes.fit.steer.dose_response import Condition, DoseResponse, Figures, run_trial
+from probes.fit.steer.side_effects import harmless_prompts
+from probes.fit.steer.steered_model import SteeredModel
+from probes.fit.steer.trial import Trial
+from probes.fit.steer.verdict import Reference, SteerVerdict, Strength, decide
 from probes.steering.artifact import SteerArtifact
 
 __all__ = ["CARD_KEY", "SteerEvaluation", "evaluate_steer"]

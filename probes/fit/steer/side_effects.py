@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from probes.fit.ordinary import ordinary_lines
-from probes.fit.steered_model import SteeredModel
-from probes.fit.teacher_forced import Line, TeacherForced
+from probes.fit.steer.steered_model import SteeredModel
+from probes.fit.steer.teacher_forced import Line, TeacherForced
 from probes.steering.steer import Steer
 
 __all__ = [

@@ -19,11 +19,11 @@ from probes.card import Format
 from probes.detectors import load_detector
 from probes.detectors.linear import Linear
 from probes.fit.activations import ActivationReader
-from probes.fit.causal_cases import Case, CausalError, Preferences, cases_digest
-from probes.fit.dose_response import random_steer
 from probes.fit.ordinary import corpus_digest, read_ordinary
-from probes.fit.side_effects import NeutralText
-from probes.fit.steered_model import SteeredModel
+from probes.fit.steer.causal_cases import Case, CausalError, Preferences, cases_digest
+from probes.fit.steer.dose_response import random_steer
+from probes.fit.steer.side_effects import NeutralText
+from probes.fit.steer.steered_model import SteeredModel
 from probes.steering.ablate import Ablate
 from probes.steering.add import Add
 from probes.steering.base import Operator, Vector
