@@ -208,7 +208,7 @@ def test_positives_without_a_partner_go_where_the_recipe_says_so(tmp_path: Path)
     lines += [json.dumps({"text": f"bake  {'y' * (6 * i)}", "label": 0, "group": f"n{i}"}) for i in range(45)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     (tmp_path / "benign.jsonl").write_text(json.dumps({"text": "now", "label": 0}))
-    text = RECIPE.format(stage="prompt", serve="[]").partition("development:")[0]
+    text = recipe_text("prompt", "[]").partition("development:")[0]
     text = text.replace("  vary_form: 0.0", "  general_negatives: 0.0\n  match_positives: true\n  vary_form: 0.0")
     (tmp_path / "r.yaml").write_text(text)
     store = WheelStore(folder=tmp_path, progress=lambda _: None)
