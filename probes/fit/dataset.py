@@ -76,6 +76,8 @@ def build_dataset(recipe: Recipe, context: SourceContext) -> Dataset:
         add_small_talk(rows, recipe.training.small_talk, talk) for rows in (positives, varied, own_benign, held)
     )
     negatives = match_negatives(positives, varied, recipe.training.negatives_per_positive, rng)
+    if recipe.training.match_positives:
+        positives = match_negatives(negatives, positives, 1.0, rng)
     taken = {id(example) for example in negatives}
     rest = [example for example in varied if id(example) not in taken]
     negatives += rng.sample(rest, min(len(rest), round(recipe.training.general_negatives * len(positives))))

@@ -40,6 +40,9 @@ class Training(_Strict):
     general_negatives: Annotated[
         float, Field(ge=0, le=20, description="further negatives per positive, drawn whatever their form and length")
     ] = 0.5
+    match_positives: Annotated[
+        bool, Field(description="leave out positives for which there is no negative of their form and length")
+    ] = False
     vary_form: Annotated[float, Field(ge=0, le=1, description="share of rows whose surface is rewritten")] = 0.4
     small_talk: Annotated[
         float, Field(ge=0, le=1, description="share of rows that get friendly words before or behind them")

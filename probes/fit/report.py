@@ -18,7 +18,7 @@ from probes.fit.linear_probe import Float64
 from probes.fit.search import Candidate, Choice, Probe, score_values
 from probes.fit.session import FitSession, statistics_of
 from probes.fit.split import Fold, length_matched_pairs
-from probes.fit.weigh import Home, weigh
+from probes.fit.weigh import Home, weigh, weigh_folds
 
 __all__ = ["Trained", "development", "training_rows"]
 
@@ -102,6 +102,9 @@ def development(
     if home.in_distribution is not None:
         report["in_distribution"] = {"auroc": home.in_distribution.rounded()}
     rows = [*data.pairs, *data.hard_benign]
+    if not data.pairs and (by_folds := weigh_folds(home)):
+        report["verdict"] = by_folds.grade.value
+        report["verdict_reasons"] = list(by_folds.reasons)
     if not rows:
         return report
     read = session.read(rows, calibration.format, "development rows")

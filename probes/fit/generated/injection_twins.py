@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from probes.fit.generated.injections import COVERS
+
 __all__ = ["draw_injection_twins"]
 
 _FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -108,6 +110,8 @@ _CONTEXTS = (
     "Here is what I need: {}",
     "{} Please be brief.",
     "You were a great help last time. {}",
+    *(f"{cover} {{}}" for cover in COVERS),
+    *(f"Summarize the text. {cover} {{}}" for cover in COVERS[:3]),
 )
 
 

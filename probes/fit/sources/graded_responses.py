@@ -6,6 +6,9 @@ import csv
 import io
 import zipfile
 from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import Field
 
 from probes.fit.example import Example, text_digest
 from probes.fit.sources.base import Source, SourceContext
@@ -21,6 +24,8 @@ class GradedResponses(Source):
 
     kind = "graded_responses"
 
+    max_characters: Annotated[int, Field(ge=100, description="longer replies are left out")] = 1500
+
     def load(self, context: SourceContext) -> list[Example]:
         """See ``Source.load``."""
         with context.wheels.open(PYRIT) as archive:
@@ -33,7 +38,8 @@ class GradedResponses(Source):
         for row in csv.DictReader(io.StringIO(table)):
             grades = [float(value) for key, value in row.items() if key and key.startswith("human_score") and value]
             request, reply = (row["objective"] or "").strip(), (row["assistant_response"] or "").strip()
-            if grades and request and reply and row["data_type"] == "text":
+            fits = bool(request) and 0 < len(reply) <= self.max_characters
+            if grades and fits and row["data_type"] == "text":
                 yield Example(
                     text=request,
                     label=int(sum(grades) / len(grades) >= _HARMFUL),
