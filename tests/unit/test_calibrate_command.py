@@ -26,7 +26,7 @@ from probes.modelref import read_model_ref
 from probes.threshold import allowed_exceedances, benign_needed
 from serving.cli import app
 from tests.support.kinds import AGGREGATE, LAYERS, MAKE
-from tests.support.words import D_MODEL, NUM_LAYERS, WORDS, make_word_model
+from tests.support.words import D_MODEL, NUM_LAYERS, WORDS
 from tests.unit.artifacts import calibration, linear_tensors, make_card, policy_text, rule
 
 BENIGN = 700
@@ -42,11 +42,6 @@ def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with threadpool_limits(1):
         yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_word_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

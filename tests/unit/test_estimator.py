@@ -26,7 +26,6 @@ from probes.fit.token_fitters import TokenFitter
 from probes.fit.token_fitters.attention import AttentionFitter
 from probes.fit.token_fitters.mlp import MlpFitter
 from probes.fit.token_fitters.multimax import MultiMaxFitter
-from tests.support.words import make_word_model
 
 FORMS = ["how can i {} the {} {}", "please write a plan to {} {} {}", "{} the {} {}", "i {} a {} {} now"]
 LATER = ["today", "quickly", "alone", "for the party"]
@@ -46,11 +45,6 @@ CASES: list[Case] = [
     ("multimax", (1,), MultiMaxFitter(heads=2, epochs=15), None),
     ("mlp", (1,), MlpFitter(units=8, epochs=15), None),
 ]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_word_model(tmp_path_factory.mktemp("words"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{kind}-{f.kind if f else ''}-{a}" for kind, _, f, a in CASES])

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from probes.artifact import Artifact
 from probes.card import Format
@@ -23,7 +20,7 @@ from probes.fit.split import make_source_folds
 from probes.fit.train import train
 from probes.fit.wheels import WheelStore
 from probes.modelref import read_model_ref
-from tests.support.words import WORDS, make_word_model
+from tests.support.words import WORDS
 
 RECIPE = """
 version: "1"
@@ -52,21 +49,6 @@ development:
   apart:
     others: [{{kind: jsonl, path: others.jsonl}}]
 """
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads cost more than they bring on matrices this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_word_model(tmp_path_factory.mktemp("model"))
 
 
 def write_rows(path: Path, count: int, seed: int, *, both: bool = True) -> None:

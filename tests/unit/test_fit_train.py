@@ -1,13 +1,11 @@
 """The whole way from a recipe to a served score, on a tiny random model that is made here."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from monitor.canary import CanaryFailure, CanaryPrompt, Expected
 from probes.aggregate import parse_aggregator
@@ -22,7 +20,7 @@ from probes.fit.train import train
 from probes.fit.weights import WeightsError, score_weights
 from probes.modelref import read_model_ref
 from probes.taps import Site
-from tests.support.words import WORDS, activations_by_hooks, make_word_model
+from tests.support.words import WORDS, activations_by_hooks
 
 LINEAR_AGGREGATES = (
     {"kind": "last"},
@@ -50,21 +48,6 @@ calibration:
 development:
   pairs: [{kind: jsonl, path: development.jsonl}]
 """
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads cost more than they bring on matrices this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_word_model(tmp_path_factory.mktemp("model"))
 
 
 def sentences(count: int, seed: int) -> list[dict[str, object]]:

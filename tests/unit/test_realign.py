@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import probes.detectors
 from probes.artifact import Artifact, ArtifactError
@@ -39,13 +38,6 @@ class Normed(Linear):
     kind = "normed"
     reads_norm = True
 '''
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads cost more than they bring on matrices this small."""
-    with threadpool_limits(1):
-        yield
 
 
 def paired(rows: int, seed: int, noise: float = 0.1) -> tuple[np.ndarray, np.ndarray]:

@@ -9,9 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from hypothesis import given, settings
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from monitor.monitor import Monitor
 from monitor.policy import Plan
@@ -35,7 +33,7 @@ from probes.fit.scores import (
 )
 from probes.modelref import read_model_ref
 from probes.taps import Site, Tap
-from tests.support.words import D_MODEL, activations_by_hooks, make_word_model
+from tests.support.words import D_MODEL, activations_by_hooks
 from tests.unit.artifacts import linear_tensors, make_card, plan_of, policy_text, rule, unit_artifact
 from tests.unit.script import Script, chat
 
@@ -44,21 +42,6 @@ EXAMPLES = [
     Example(text="steal money", label=1, source="s", group="b", response="now"),
     Example(text="write a plan for the party today alone quickly", label=0, source="s", group="c", response="a plan"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads cost more than they bring on matrices this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_word_model(tmp_path_factory.mktemp("model"))
 
 
 def linear(model_dir: Path, cache: Path, *, layer: int, seed: int, skip_first: int = 1) -> Artifact:

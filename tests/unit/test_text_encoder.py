@@ -16,12 +16,7 @@ from probes.fit.example import Example
 from probes.fit.measure import auroc
 from probes.fit.text_encoder import InputEmbeddings, MiniLm
 from probes.fit.wheels import Wheel
-from tests.support.words import WORDS, make_word_model
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_word_model(tmp_path_factory.mktemp("model"))
+from tests.support.words import WORDS
 
 
 @pytest.fixture

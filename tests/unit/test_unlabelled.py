@@ -17,12 +17,7 @@ from probes.fit.measure import auroc
 from probes.fit.novelty import NoveltyError
 from probes.fit.unlabelled import Making, make_lens, make_novelty
 from probes.taps import Tap
-from tests.support.words import activations_by_hooks, make_word_model
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_word_model(tmp_path_factory.mktemp("words"))
+from tests.support.words import activations_by_hooks
 
 
 def making(model_dir: Path, folder: Path, layer: int = 1) -> Making:

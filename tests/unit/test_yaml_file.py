@@ -97,7 +97,7 @@ BY_SCHEMA = [  # replaced, by what, line, key, words of the message
     ("alpha: 0.3", "alpha: 1.5", 16, f"{WATCH}.when.aggregate.alpha", "less than or equal to 1. It is: weight"),
     ("alpha: 0.3", "alpa: 0.3", 16, f"{WATCH}.when.aggregate.alpa", "Did you mean 'alpha'? Known: alpha, kind."),
     ("alpha: 0.3", 'alpha: "0.3"', 16, f"{WATCH}.when.aggregate.alpha", "valid number"),
-    ("kind: ema", "kind: emma", 16, f"{WATCH}.when.aggregate", "Did you mean 'ema'? Known: cusum, ema, last,"),
+    ("kind: ema", "kind: emma", 16, f"{WATCH}.when.aggregate", "Did you mean 'ema'? Known: after, attention,"),
     ("directions: 8", "directions: 0", 19, "reserve.directions", "greater than or equal to 1. It is: columns per tap."),
     ("directions: 8", "directions: 8.5", 19, "reserve.directions", "valid integer"),
     ("rules:\n", "rules: []\n    rulez:\n", 10, "policies[0].rules", "at least 1 item"),
