@@ -158,7 +158,8 @@ def markdown(found: Measured, machine: Machine, command: str) -> str:
 {rows}
 
 In a round both sides compute the same {found.prompts} chats with {found.tokens:,} tokens in all, one new token each,
-without a prefix cache. Each side is first in every other round, and sleeps in the other's turn.
+without a prefix cache. Each side is first in every other round, and sleeps in the other's turn. A ratio
+above 1 is the machine's noise: nothing is computed faster for being read.
 
 * vLLM alone: `LLM.generate` with ready tokens, no taps.
 * Collecting: all that the command does once its engine runs. The file is read and checked, chats are rendered with

@@ -127,4 +127,7 @@ class RequestTokens:
 
 def _reason(error: Exception) -> str:
     # pydantic's own text repeats what was given, which nobody wants to read in a log.
-    return f"{error.errors(include_input=False)[0]['msg']}." if isinstance(error, ValidationError) else str(error)
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_input=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}."

@@ -237,22 +237,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tiny: TinyModel, prompts: Path, 
 
 
 @pytest.mark.parametrize(
-    ("text_format", "positions", "flag"),
-    [
-        ("chat", "last", "--async-scheduling"),
-        ("chat", "template", "--no-async-scheduling"),
-        ("chat", "response", "--no-async-scheduling"),
-        ("raw", "response", "--async-scheduling"),
-    ],
+    ("text_format", "positions"), [("chat", "last"), ("chat", "template"), ("chat", "response"), ("raw", "response")]
 )
 def test_kept_positions(
-    tiny: TinyModel, tmp_path: Path, store: ActivationStore, *, text_format: str, positions: str, flag: str
+    tiny: TinyModel, tmp_path: Path, store: ActivationStore, *, text_format: str, positions: str
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny.path)
     made = [line for line in lines(120) if "prompt" in line]
     path = saved(tmp_path / "prompts.jsonl", made)
     out = tmp_path / "out"
-    done = collect(tiny, path, out, "--positions", positions, "--format", text_format, flag, taps=TAPS[:2])
+    done = collect(tiny, path, out, "--positions", positions, "--format", text_format, taps=TAPS[:2])
     assert done.returncode == 0, done.stderr
     found = ActivationStore.open(out)
     full = {request.record.fields["id"]: request for request in store}
