@@ -194,9 +194,10 @@ def test_without_an_instruction_the_label_is_falsehood(tmp_path: Path, monkeypat
         assert row.turns[0] == ("system", row.turns[0][1]) and row.turns[0][1] in NEUTRAL
 
 
-def test_every_recipe_of_a_pack_reads_and_names_its_detector() -> None:
-    recipes = sorted(Path(probes.packs.__file__).parent.glob("*/*.recipe.yaml"))
-    assert len(recipes) >= 2
+def test_every_recipe_reads_and_names_its_detector() -> None:
+    examples = Path(__file__).parents[2] / "docs" / "examples" / "recipes"
+    recipes = [*Path(probes.packs.__file__).parent.glob("*/*.recipe.yaml"), *examples.glob("*.recipe.yaml")]
+    assert len(recipes) >= 9
     for path in recipes:
         recipe = read_recipe(path)
         assert path.name == f"{recipe.name}.recipe.yaml"
