@@ -54,17 +54,15 @@ class WatchGroup:
             return positions >= max(request.stream_from - self.aggregate.reads_before, self.skip_first)
         read = (positions < request.num_prompt) & (positions >= self.skip_first)
         if self.has_segments and request.roles is not None:
-            read[read] = self._wanted(request.roles)[positions[read]]
+            read[read] = self._mask[request.roles[positions[read]]]
+            if self.aggregate.reads_before:
+                read |= positions == self._before(request.roles)
         return read
 
-    def _wanted(self, roles: Codes) -> npt.NDArray[np.bool_]:
-        """Which tokens of a prompt are read by their roles: (num_prompt,) in and out."""
-        wanted = self._mask[roles]
-        if self.aggregate.reads_before:
-            wanted[: self.skip_first] = False
-            if wanted.any():
-                wanted[max(int(np.argmax(wanted)) - 1, 0)] = True
-        return wanted
+    def _before(self, roles: Codes) -> int:
+        """Position of the row before the first that is read by its role; -1 where there is none to read."""
+        wanted = np.flatnonzero(self._mask[roles[self.skip_first :]])
+        return int(wanted[0]) + self.skip_first - 1 if len(wanted) and wanted[0] > 0 else -1
 
     def grow(self, num_slots: int) -> None:
         """Make room; states of live requests stay as they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Self
@@ -20,6 +21,7 @@ from probes.card import Calibration, Card, Format, Stage
 from probes.detectors import load_detector
 from probes.errors import TelltaleError
 from probes.fit.activations import ActivationReader
+from probes.fit.baselines import labels_of
 from probes.fit.calibrate import calibrate
 from probes.fit.detector_evaluation import DetectorEvaluation
 from probes.fit.ensemble import SideBySide, ensemble_tensors
@@ -116,13 +118,8 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             EstimatorError: labels are others than these, or a token fitter is given several layers.
             TelltaleError: the model cannot be read, or a request has nothing to read at the stage.
         """
-        truth = np.asarray(labels, dtype=np.int64)
-        if len(truth) != len(requests) or set(truth.tolist()) != {0, 1}:
-            raise EstimatorError(
-                f"{len(requests)} requests and {len(truth)} labels ({sorted(set(truth.tolist()))}) were given; there "
-                "must be as many of one as of the other, and both labels, 0 and 1."
-            )
-        examples = [_example(request, int(label)) for request, label in zip(requests, truth, strict=True)]
+        examples = _labelled(requests, labels)
+        truth = labels_of(examples)
         self._model = read_model_ref(
             self.model_dir,
             model_id=self.model_id or self.model_dir.name,
@@ -197,13 +194,13 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             labels: (n,), 0 or 1.
             seed: of every draw.
         Raises:
-            EvaluationError: a label is missing, or it is not calibrated.
+            EstimatorError: labels are others than these.
+            EvaluationError: a label is missing in what is left, or it is not calibrated.
         """
         check_is_fitted(self, "probe_")
-        measured = [_example(request, int(label)) for request, label in zip(requests, labels, strict=True)]
         found = DetectorEvaluation(
             self.artifact("probe", "being fitted"),
-            Rows(measured=measured, file="given", train=self._examples, train_file="fitted on"),
+            Rows(measured=_labelled(requests, labels), file="given", train=self._examples, train_file="fitted on"),
             model_dir=self.model_dir,
             model=self._model,
             encoder=lambda: InputEmbeddings(self.model_dir),
@@ -288,6 +285,17 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             training={"fitter": fitter.config(), "data_digest": data_digest(self._examples), "stage": self.stage.value},
             created_by=f"telltale {metadata.version('telltale')}",
         )
+
+
+def _labelled(requests: Sequence[Request], labels: Sequence[int] | npt.NDArray[np.integer]) -> list[Example]:
+    truth = np.asarray(labels, dtype=np.int64)
+    if len(truth) != len(requests) or set(truth.tolist()) != {0, 1}:
+        raise EstimatorError(
+            f"{len(requests)} requests and {len(truth)} labels ({sorted(set(truth.tolist()))}) were given; there "
+            "must be as many of one as of the other, and both labels, 0 and 1."
+        )
+    # A row of a data set has a label of its own; what is given here counts.
+    return [replace(_example(request, 0), label=int(label)) for request, label in zip(requests, truth, strict=True)]
 
 
 def _example(request: Request, label: int) -> Example:

@@ -73,17 +73,18 @@ def make_novelty(
     model, reader = _open(making)
     skip_first = max(reader.sink_positions(requests[:_NORM_TEST_ROWS], text_format) for text_format in text_formats)
     tap = Tap(making.layer)
-    parts: list[npt.NDArray[np.float32]] = []
-    for text_format in text_formats:
-        rendered = reader.render(requests, text_format=text_format, stage=Stage.PROMPT)
-        for number, found in reader.sweep(rendered, [tap], label=f"ordinary requests ({text_format.value})"):
-            parts.append(found[tap][rendered[number].positions(skip_first)].copy())
-    rows = np.concatenate([part for part in parts if len(part)] or [np.empty((0, model.d_model), np.float32)])
-    if len(rows) > _MOST_ROWS:
+    rendered = {each: reader.render(requests, text_format=each, stage=Stage.PROMPT) for each in text_formats}
+    count = sum(len(request.positions(skip_first)) for some in rendered.values() for request in some)
+    if count > _MOST_ROWS:
         raise NoveltyError(
-            f"the requests have {len(rows)} tokens, {_MOST_ROWS} are allowed: that many say all there is to say. Give "
+            f"the requests have {count} tokens, {_MOST_ROWS} are allowed: that many say all there is to say. Give "
             "fewer requests."
         )
+    parts: list[npt.NDArray[np.float32]] = [np.empty((0, model.d_model), np.float32)]
+    for text_format, some in rendered.items():
+        for number, found in reader.sweep(some, [tap], label=f"ordinary requests ({text_format.value})"):
+            parts.append(found[tap][some[number].positions(skip_first)].copy())
+    rows = np.concatenate(parts)
     training = {"data_digest": data_digest(requests), "requests": len(requests), "rows": len(rows)}
     return _finish(
         making, reader, "novelty", fit_novelty(rows, components=components), skip_first=skip_first, training=training

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import crepes
 import hypothesis.strategies as st
 import numpy as np
 import numpy.typing as npt
@@ -122,7 +123,6 @@ def test_what_one_percent_observed_proves(num_benign: int, percent: float) -> No
 
 def test_the_threshold_is_that_of_crepes() -> None:
     """A request fires exactly if crepes gives it a p-value of at most the target."""
-    crepes = pytest.importorskip("crepes")
     rng = np.random.default_rng(5)
     for num_benign, target in ((99, 0.01), (500, 0.01), (731, 0.05)):
         benign, new = rng.standard_normal(num_benign), rng.standard_normal(4000) + 1

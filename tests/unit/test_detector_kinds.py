@@ -24,7 +24,7 @@ from probes.aggregate.max import Max
 from probes.artifact import Artifact, ArtifactError
 from probes.bank import Bank
 from probes.card import Canary, Card, Format, Stage
-from probes.detectors import Detector, detector_kinds, load_detector
+from probes.detectors import detector_kinds, load_detector, unfit_aggregate
 from probes.taps import Tap
 from tests.support.kinds import AGGREGATE, HEADS, LAYERS, MAKE, Tensors, novelty
 from tests.unit.artifacts import D_MODEL, NUM_LAYERS, calibration, make_card, plan_of, policy_text, rule
@@ -300,7 +300,10 @@ def test_a_canary_with_too_few_numbers_is_refused() -> None:
         load_detector(with_canary(artifact, [0.0] * 8))
 
 
-def test_a_detector_gives_as_many_numbers_as_it_says() -> None:
-    for cls in detector_kinds().values():
-        assert issubclass(cls, Detector)
-        assert cls.aggregate_kind is None or cls.aggregate_kind in {a.kind for a in AGGREGATE.values()}
+@each_kind
+def test_a_detector_gives_as_many_numbers_as_it_says(kind: str) -> None:
+    rng = np.random.default_rng(13)
+    detector = load_detector(artifact_of(kind, rng))
+    found = detector.score(detector.read(streams_of(rng, 5)))
+    assert found.shape == ((5,) if detector.channels == 1 else (5, detector.channels))
+    assert unfit_aggregate(detector, AGGREGATE.get(kind, Max())) == ""

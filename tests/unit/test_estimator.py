@@ -18,6 +18,7 @@ from probes.card import Format, Stage
 from probes.detectors import load_detector
 from probes.fit.estimator import EstimatorError, ProbeEstimator
 from probes.fit.evaluation_rows import EvaluationError
+from probes.fit.example import Example
 from probes.fit.fitters import Fitter
 from probes.fit.fitters.lda import Lda
 from probes.fit.fitters.logistic import Logistic
@@ -100,6 +101,14 @@ def test_raw_texts_are_read_as_they_are(model_dir: Path, tmp_path: Path) -> None
 def test_labels_that_say_nothing_are_refused(labels: list[int], model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(EstimatorError, match="both labels, 0 and 1"):
         ProbeEstimator(model_dir, layers=(1,), cache_dir=tmp_path).fit(TEXTS, labels)
+
+
+def test_the_labels_given_count_also_for_rows_that_have_their_own(model_dir: Path, tmp_path: Path) -> None:
+    rows = [Example(text=text, label=1 - label, source="s", group=text) for text, label in REQUESTS]
+    probe = ProbeEstimator(model_dir, layers=(1,), cache_dir=tmp_path).fit(rows, LABELS)
+    assert auroc(probe.decision_function(TEXTS), np.array(LABELS)) > 0.95
+    with pytest.raises(EstimatorError, match="both labels, 0 and 1"):
+        probe.evaluate(TEXTS, LABELS[:-1])
 
 
 def test_a_token_fitter_reads_one_layer(model_dir: Path, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from probes.aggregate import Aggregator
 from probes.aggregate.attention import Attention
-from probes.fit.token_fitters.base import TokenFitter, TokenModule
+from probes.fit.token_fitters.base import HeadsModule, TokenFitter, TokenModule
 
 
-class AttentionModule(TokenModule):
+class AttentionModule(HeadsModule):
     """Queries begin at zero, so that it begins as the mean over the tokens."""
 
     def __init__(
@@ -25,25 +25,18 @@ class AttentionModule(TokenModule):
         heads: int,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(mean, scale)
+        super().__init__(mean, scale, heads=heads, generator=generator)
         self.query = torch.nn.Parameter(torch.zeros(heads, len(mean)))
-        self.value = torch.nn.Parameter(0.1 * torch.randn(heads, len(mean), generator=generator))
-        self.bias = torch.nn.Parameter(torch.zeros(heads))
 
     def statistic(self, rows: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         """See ``TokenModule.statistic``."""
         queries = (rows @ self.query.T * self.unit).masked_fill(~there[..., None], -torch.inf)
-        values = rows @ self.value.T * self.unit + self.bias
-        found: torch.Tensor = (torch.softmax(queries, dim=1) * values).sum(dim=(1, 2))
+        found: torch.Tensor = (torch.softmax(queries, dim=1) * self.values(rows)).sum(dim=(1, 2))
         return found
 
     def tensors(self) -> dict[str, npt.NDArray[np.float32]]:
         """See ``TokenModule.tensors``."""
-        return {
-            "query": (self.query.detach() * self.unit).numpy(),
-            "value": (self.value.detach() * self.unit).numpy(),
-            "bias": self.bias.detach().numpy().copy(),
-        }
+        return {**super().tensors(), "query": (self.query.detach() * self.unit).numpy()}
 
 
 class AttentionFitter(TokenFitter):

@@ -51,6 +51,36 @@ class TokenModule(torch.nn.Module, ABC):
         """As an artifact of the kind holds them, without ``mean`` and ``scale``."""
 
 
+class HeadsModule(TokenModule):
+    """Heads that each give a value of every row.
+
+    Args:
+        mean, scale: (d_model,), units of the rows.
+        heads: how many.
+        generator: of the first values.
+    """
+
+    def __init__(
+        self,
+        mean: npt.NDArray[np.float32],
+        scale: npt.NDArray[np.float32],
+        *,
+        heads: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(mean, scale)
+        self.value = torch.nn.Parameter(0.1 * torch.randn(heads, len(mean), generator=generator))
+        self.bias = torch.nn.Parameter(torch.zeros(heads))
+
+    def values(self, rows: torch.Tensor) -> torch.Tensor:
+        """(b, T, d_model) in standard units to (b, T, heads)."""
+        return rows @ self.value.T * self.unit + self.bias
+
+    def tensors(self) -> dict[str, npt.NDArray[np.float32]]:
+        """See ``TokenModule.tensors``."""
+        return {"value": (self.value.detach() * self.unit).numpy(), "bias": self.bias.detach().numpy().copy()}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenProbe:
     """A fitted probe.

@@ -11,33 +11,16 @@ from pydantic import Field
 
 from probes.aggregate import Aggregator
 from probes.aggregate.multimax import MultiMax
-from probes.fit.token_fitters.base import TokenFitter, TokenModule
+from probes.fit.token_fitters.base import HeadsModule, TokenFitter, TokenModule
 
 
-class MultiMaxModule(TokenModule):
-    """Values of all heads, and of each the largest."""
-
-    def __init__(
-        self,
-        mean: npt.NDArray[np.float32],
-        scale: npt.NDArray[np.float32],
-        *,
-        heads: int,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(mean, scale)
-        self.value = torch.nn.Parameter(0.1 * torch.randn(heads, len(mean), generator=generator))
-        self.bias = torch.nn.Parameter(torch.zeros(heads))
+class MultiMaxModule(HeadsModule):
+    """Of each head the largest value."""
 
     def statistic(self, rows: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         """See ``TokenModule.statistic``."""
-        values = (rows @ self.value.T * self.unit + self.bias).masked_fill(~there[..., None], -torch.inf)
-        found: torch.Tensor = values.amax(dim=1).sum(dim=1)
+        found: torch.Tensor = self.values(rows).masked_fill(~there[..., None], -torch.inf).amax(dim=1).sum(dim=1)
         return found
-
-    def tensors(self) -> dict[str, npt.NDArray[np.float32]]:
-        """See ``TokenModule.tensors``."""
-        return {"value": (self.value.detach() * self.unit).numpy(), "bias": self.bias.detach().numpy().copy()}
 
 
 class MultiMaxFitter(TokenFitter):
