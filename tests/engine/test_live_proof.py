@@ -223,12 +223,13 @@ def test_a_killed_engine_ends_the_server_with_an_error(server: Server) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
+        until(lambda: states)
+        assert states[0] == 200
         clients, code = kill_under_load(server, "EngineCore")
     finally:
         done.set()
         watcher.join()
     require_clean_end(clients, code)
-    assert states[0] == 200
     last_good = max(number for number, status in enumerate(states) if status == 200)
     assert all(status in {0, 503} for status in states[last_good + 1 :])
     assert states[-1] != 200
