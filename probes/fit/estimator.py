@@ -20,23 +20,23 @@ from probes.cachedir import user_cache_dir
 from probes.card import Calibration, Card, Format, Stage
 from probes.detectors import load_detector
 from probes.errors import TelltaleError
-from probes.fit.activations import ActivationReader
-from probes.fit.baselines import labels_of
-from probes.fit.calibrate import calibrate
-from probes.fit.detector_evaluation import DetectorEvaluation
-from probes.fit.ensemble import SideBySide, ensemble_tensors
-from probes.fit.evaluation import Report
-from probes.fit.evaluation_rows import Rows
-from probes.fit.example import Example, data_digest
+from probes.fit.calibration.calibrate import calibrate
+from probes.fit.evaluation.baselines import labels_of
+from probes.fit.evaluation.detector_evaluation import DetectorEvaluation
+from probes.fit.evaluation.evaluation import Report
+from probes.fit.evaluation.evaluation_rows import Rows
+from probes.fit.evaluation.text_encoder import InputEmbeddings
 from probes.fit.fitters import Fitter
 from probes.fit.fitters.logistic import Logistic
-from probes.fit.linear_probe import LinearProbe
-from probes.fit.rendered import Rendered
-from probes.fit.scores import score_requests, statistics_of_requests
-from probes.fit.sequences import Sequences
-from probes.fit.text_encoder import InputEmbeddings
+from probes.fit.reading.activations import ActivationReader
+from probes.fit.reading.rendered import Rendered
+from probes.fit.reading.scores import score_requests, statistics_of_requests
+from probes.fit.reading.sequences import Sequences
+from probes.fit.reading.weights import is_linear, score_weights
+from probes.fit.rows.example import Example, data_digest
 from probes.fit.token_fitters import TokenFitter, TokenProbe
-from probes.fit.weights import is_linear, score_weights
+from probes.fit.training.ensemble import SideBySide, ensemble_tensors
+from probes.fit.training.linear_probe import LinearProbe
 from probes.modelref import read_model_ref
 from probes.taps import Site, Tap
 

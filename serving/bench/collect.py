@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from probes.fit.twins import make_twins
+from probes.fit.generated.twins import make_twins
 from serving.arguments import engine_arguments
 from serving.bench import BenchError
 from serving.bench.machine import Machine, read_machine

@@ -25,21 +25,21 @@ import serving
 from probes.artifact import Artifact
 from probes.cachedir import user_cache_dir
 from probes.card import Format, ModelRef, Stage
-from probes.fit.activations import ActivationReader
-from probes.fit.dataset import build_dataset
-from probes.fit.example import Example
-from probes.fit.ordinary import ordinary_lines
+from probes.fit.reading.activations import ActivationReader
+from probes.fit.reading.rendered import Rendered
 from probes.fit.realign.repair import repair
 from probes.fit.realign.ridge import RealignError
-from probes.fit.recipe import read_recipe
-from probes.fit.rendered import Rendered
+from probes.fit.rows.dataset import build_dataset
+from probes.fit.rows.example import Example
+from probes.fit.rows.ordinary import ordinary_lines
+from probes.fit.rows.wheels import WheelStore
 from probes.fit.sources import SourceContext
 from probes.fit.staleness.check import check, record
 from probes.fit.staleness.comparison import Comparison, compare
 from probes.fit.staleness.decision import Decision, Margins, decide
 from probes.fit.staleness.reference import Reference
 from probes.fit.staleness.rows import Rows, read_build
-from probes.fit.wheels import WheelStore
+from probes.fit.training.recipe import read_recipe
 from probes.modelref import read_model_ref
 from probes.taps import Tap
 from serving.bench.rebuilds import Change, low_rank, rebuild, rotated, rounded

@@ -22,8 +22,8 @@ from serving.builtin import DEFAULT_MODEL
 from serving.commands.model import embedded_folder, say
 
 if TYPE_CHECKING:
-    from probes.fit.calibrate import Promise
-    from probes.fit.example import Example
+    from probes.fit.calibration.calibrate import Promise
+    from probes.fit.rows.example import Example
 
 Word = TypeVar("Word", bound=StrEnum)
 _AUTO, _OFF = "auto", "off"
@@ -62,8 +62,8 @@ def calibrate(paths: Sequence[Path], options: CalibrateOptions) -> None:
         probes.errors.TelltaleError: an artifact, the requests, the model or an option is not usable.
     """
     from probes.cachedir import user_cache_dir
-    from probes.fit.calibrator import Calibrator
-    from probes.fit.scores import open_reader
+    from probes.fit.calibration.calibrator import Calibrator
+    from probes.fit.reading.scores import open_reader
     from probes.modelref import read_model_ref
 
     artifacts = [Artifact.load(path) for path in paths]
@@ -98,7 +98,7 @@ def calibrate(paths: Sequence[Path], options: CalibrateOptions) -> None:
 
 def _rows(path: Path, *, label: int | None = None) -> list[Example]:
     """The rows of a file, but for those that stand in public test sets."""
-    from probes.fit.example import without_dropped
+    from probes.fit.rows.example import without_dropped
     from probes.fit.sources.jsonl import read_jsonl
 
     rows = read_jsonl(path, label=label)
@@ -114,7 +114,7 @@ def _rows(path: Path, *, label: int | None = None) -> list[Example]:
 
 def _promises(count: int, options: CalibrateOptions) -> list[Promise]:
     """What each detector's threshold is to promise."""
-    from probes.fit.calibrate import Promise, shares
+    from probes.fit.calibration.calibrate import Promise, shares
 
     if options.total_fpr is None:
         if options.weights is not None:
@@ -182,7 +182,7 @@ def _numbers(option: str, text: str, allowed: str = "numbers with commas between
 
 def _show(name: str, calibrations: Sequence[Calibration], promise: Promise) -> None:
     """The thresholds of one detector, what they promise, and what their alarms are worth."""
-    from probes.fit.calibrate import bound_of, shortfall
+    from probes.fit.calibration.calibrate import bound_of, shortfall
 
     console = Console()
     table = Table(title=f"{name}: thresholds by {promise.method.value}", title_justify="left")
@@ -219,7 +219,7 @@ def _show(name: str, calibrations: Sequence[Calibration], promise: Promise) -> N
 
 
 def _show_panel(console: Console, promise: Promise) -> None:
-    from probes.fit.evaluate import base_rates
+    from probes.fit.evaluation.evaluate import base_rates
 
     table = Table(
         title=f"of 10,000 requests, if {promise.target_fpr:.3g} of the harmless ones fire", title_justify="left"

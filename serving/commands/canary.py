@@ -15,7 +15,7 @@ def canary(path: Path, model: str | None) -> None:
     Raises:
         probes.errors.TelltaleError: the artifact is damaged, or the model is not the one on its card.
     """
-    from probes.fit.canary import canary_of
+    from probes.fit.training.canary import canary_of
 
     name = model or DEFAULT_MODEL
     folder = embedded_folder(name) or Path(name)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from probes.card import Format
 from probes.errors import TelltaleError, did_you_mean
-from probes.fit.activation_manifest import TokenPositions
+from probes.fit.reading.activation_manifest import TokenPositions
 from probes.taps import Tap
 from serving.arguments import engine_arguments
 from serving.builtin import DEFAULT_MODEL

@@ -12,7 +12,7 @@ from serving.builtin import DEFAULT_MODEL
 from serving.commands.model import embedded_folder, say
 
 if TYPE_CHECKING:
-    from probes.fit.unlabelled import Making
+    from probes.fit.training.unlabelled import Making
 
 detector_app = typer.Typer(help="Make detectors that need no labels.", no_args_is_help=True)
 _Layer = Annotated[int, typer.Option(min=0, help="Layer after which it reads.", show_default=False)]
@@ -35,7 +35,7 @@ def novelty(
     """Tell requests that are unlike your ordinary ones: another language, code, noise. Never blocks alone."""
     from probes.card import Format
     from probes.fit.sources.jsonl import read_jsonl
-    from probes.fit.unlabelled import make_novelty
+    from probes.fit.training.unlabelled import make_novelty
 
     rows = read_jsonl(requests, label=0)
     about = f"unlike the {len(rows)} requests of {requests.name}"
@@ -55,7 +55,7 @@ def lens(
     out: _Out = Path("detectors"),
 ) -> None:
     """Tell when a layer speaks for some next tokens rather than others."""
-    from probes.fit.unlabelled import make_lens
+    from probes.fit.training.unlabelled import make_lens
 
     about = f"{', '.join(map(repr, tokens))} rather than {', '.join(map(repr, contrast))}"
     making = _making(about, layer=layer, name=name, model=model, out=out)
@@ -63,7 +63,7 @@ def lens(
 
 
 def _making(description: str, *, layer: int, name: str, model: str | None, out: Path) -> Making:
-    from probes.fit.unlabelled import Making
+    from probes.fit.training.unlabelled import Making
 
     chosen = model or DEFAULT_MODEL
     return Making(

@@ -57,15 +57,15 @@ def evaluate(
     chosen_formats = [_word(Format, word, "--format") for word in formats] or calibrated or artifact.card.formats
 
     from probes.cachedir import user_cache_dir
-    from probes.fit.baselines import TextEncoder
-    from probes.fit.detector_evaluation import DetectorEvaluation
-    from probes.fit.evaluation_card import write_on_card
-    from probes.fit.evaluation_rows import Rows
-    from probes.fit.example import without_duplicates
-    from probes.fit.lint import lint
+    from probes.fit.evaluation.baselines import TextEncoder
+    from probes.fit.evaluation.detector_evaluation import DetectorEvaluation
+    from probes.fit.evaluation.evaluation_card import write_on_card
+    from probes.fit.evaluation.evaluation_rows import Rows
+    from probes.fit.evaluation.lint import lint
+    from probes.fit.evaluation.text_encoder import InputEmbeddings, MiniLm
+    from probes.fit.rows.example import without_duplicates
+    from probes.fit.rows.wheels import WheelError
     from probes.fit.sources.jsonl import read_jsonl
-    from probes.fit.text_encoder import InputEmbeddings, MiniLm
-    from probes.fit.wheels import WheelError
 
     name = model or DEFAULT_MODEL
     folder = embedded_folder(name) or Path(name)
@@ -116,14 +116,14 @@ def report(path: Path, html: Path | None) -> None:
     Raises:
         probes.errors.TelltaleError: it is no report, it lacks something, or the page cannot be written.
     """
-    from probes.fit.lint import read_report
+    from probes.fit.evaluation.lint import read_report
 
     if html is not None and (missing := [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]):
         raise EvaluateError(f"--html needs {' and '.join(missing)}, not installed here. Install the extra 'train'.")
     found = read_report(path)
     say(f"{path}: complete. Verdict: {found.verdict.grade.value}")
     if html is not None:
-        from probes.fit.html_report import render_page
+        from probes.fit.evaluation.html_report import render_page
 
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(render_page(found), encoding="utf-8")

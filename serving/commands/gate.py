@@ -17,7 +17,7 @@ from serving.commands.model import embedded_folder, say
 if TYPE_CHECKING:
     from probes.artifact import Artifact
     from probes.card import ModelRef
-    from probes.fit.activations import ActivationReader
+    from probes.fit.reading.activations import ActivationReader
     from probes.fit.staleness.check import CheckReport
     from probes.fit.staleness.rows import BuildReader
 
@@ -223,7 +223,7 @@ class _Build:
 def _reader(artifact: Artifact, name: str, dtype: str) -> ActivationReader:
     """A reader of a build as far up as the detector reads."""
     from probes.cachedir import user_cache_dir
-    from probes.fit.activations import ActivationReader
+    from probes.fit.reading.activations import ActivationReader
     from probes.fit.staleness.check import require_readable
     from probes.modelref import read_model_ref
 

@@ -15,7 +15,7 @@ def train(recipes: Sequence[Path], model: str | None, out: Path) -> None:
     Raises:
         probes.errors.TelltaleError: the recipe, the data or the model is not usable.
     """
-    from probes.fit.train import train as fit
+    from probes.fit.training.train import train as fit
 
     name = model or DEFAULT_MODEL
     folder = embedded_folder(name) or Path(name)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from probes.fit.activation_writer import ShardBuffer
+from probes.fit.reading.activation_writer import ShardBuffer
 from probes.taps import Tap
 from serving.engine import compat
 from serving.engine.capture import CAPTURE_KEY

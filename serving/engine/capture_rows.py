@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from probes.bank import Bank
 from probes.errors import TelltaleError
-from probes.fit.activation_writer import ShardBuffer
+from probes.fit.reading.activation_writer import ShardBuffer
 from serving.engine.readouts import WorkerReadouts
 
 _SINK_POSITIONS: Final = 4

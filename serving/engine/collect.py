@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import serving
 from monitor.types import Role
 from probes.card import Format
-from probes.fit.activation_manifest import CollectSettings, Manifest, TokenPositions
-from probes.fit.activation_writer import ActivationWriter, PreparedRequest, ShardBuffer, shards_of
-from probes.fit.prompt_file import PromptFile, PromptLine
+from probes.fit.reading.activation_manifest import CollectSettings, Manifest, TokenPositions
+from probes.fit.reading.activation_writer import ActivationWriter, PreparedRequest, ShardBuffer, shards_of
+from probes.fit.rows.prompt_file import PromptFile, PromptLine
 from probes.taps import Tap
 from serving.engine.capture_engine import CaptureEngine, batch_settings, capture_config
 from serving.engine.runtime import read_served_model
@@ -70,7 +70,7 @@ class Collector:
         Every line is looked at before the first one is computed.
 
         Args:
-            prompts: file of JSON lines; see ``probes.fit.prompt_file``.
+            prompts: file of JSON lines; see ``probes.fit.rows.prompt_file``.
             out: folder; a new one, or one in which the same run was interrupted.
             progress: told after each step how many tokens have been computed, and how many there are.
         Returns: the manifest of the finished folder.

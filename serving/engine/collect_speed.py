@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from probes.card import Format
-from probes.fit.activation_manifest import TokenPositions
+from probes.fit.reading.activation_manifest import TokenPositions
 from probes.taps import Tap
 from serving.engine.collect import Collector, CollectOrder
 from serving.engine.launch import server_environment

@@ -7,7 +7,7 @@ import numpy as np
 from monitor.segments import Codes
 from monitor.types import Role
 from probes.errors import TelltaleError
-from probes.fit.activation_manifest import TokenPositions
+from probes.fit.reading.activation_manifest import TokenPositions
 
 UNKNOWN_ROLE = 255
 """Role code of a token of which nobody can say who wrote it."""

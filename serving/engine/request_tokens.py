@@ -18,10 +18,10 @@ from vllm.renderers.base import BaseRenderer
 from monitor.segments import PromptMap
 from monitor.types import Role
 from probes.card import Format
-from probes.fit.activation_manifest import TokenPositions
-from probes.fit.activation_store import RequestRecord
-from probes.fit.activation_writer import PreparedRequest
-from probes.fit.prompt_file import PromptFile, PromptFileError, PromptLine
+from probes.fit.reading.activation_manifest import TokenPositions
+from probes.fit.reading.activation_store import RequestRecord
+from probes.fit.reading.activation_writer import PreparedRequest
+from probes.fit.rows.prompt_file import PromptFile, PromptFileError, PromptLine
 from serving.engine.kept_tokens import UNKNOWN_ROLE, KeptTokensError, kept_tokens, needs_response
 from serving.engine.rendering import render_chat_async
 from serving.origin import Origin, enter_origin, leave_origin

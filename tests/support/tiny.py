@@ -14,7 +14,7 @@ from probes.aggregate import Aggregator
 from probes.aggregate.max import Max
 from probes.artifact import Artifact, save_artifact
 from probes.card import Calibration, Card, Format, Stage
-from probes.fit.canary import canary_of
+from probes.fit.training.canary import canary_of
 from probes.modelref import read_model_ref
 from probes.steering.artifact import Safety, SteerArtifact, SteerCard, save_steer
 from probes.taps import Site, Tap

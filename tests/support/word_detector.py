@@ -13,15 +13,15 @@ from probes.aggregate import Aggregator
 from probes.aggregate.mean import Mean
 from probes.artifact import Artifact, save_artifact
 from probes.card import Card, Format, Stage
-from probes.fit.activations import ActivationReader
-from probes.fit.baselines import labels_of
-from probes.fit.calibrate import calibrate
-from probes.fit.ensemble import SideBySide, ensemble_tensors
-from probes.fit.example import Example, data_digest
+from probes.fit.calibration.calibrate import calibrate
+from probes.fit.calibration.platt import fit_platt
+from probes.fit.evaluation.baselines import labels_of
 from probes.fit.fitters.logistic import Logistic
-from probes.fit.platt import fit_platt
-from probes.fit.scores import read_scores, statistics_of_requests
+from probes.fit.reading.activations import ActivationReader
+from probes.fit.reading.scores import read_scores, statistics_of_requests
+from probes.fit.rows.example import Example, data_digest
 from probes.fit.sources.jsonl import read_jsonl
+from probes.fit.training.ensemble import SideBySide, ensemble_tensors
 from probes.modelref import read_model_ref
 from probes.taps import Tap
 from tests.support.words import WORDS

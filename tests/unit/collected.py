@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from probes.card import Format
-from probes.fit.activation_manifest import CollectSettings, TokenPositions
-from probes.fit.activation_store import RequestRecord
-from probes.fit.activation_writer import ActivationWriter, PreparedRequest, ShardBuffer, shards_of
+from probes.fit.reading.activation_manifest import CollectSettings, TokenPositions
+from probes.fit.reading.activation_store import RequestRecord
+from probes.fit.reading.activation_writer import ActivationWriter, PreparedRequest, ShardBuffer, shards_of
 from tests.unit.artifacts import D_MODEL, DIGEST, model_ref
 
 TAPS = ("resid_post.0", "mlp_out.2")

@@ -13,12 +13,12 @@ from probes.aggregate import Aggregator
 from probes.aggregate.ema import Ema
 from probes.artifact import save_artifact, write_card
 from probes.card import Format, Stage
-from probes.fit.activations import ActivationReader
-from probes.fit.calibrate import calibrate
-from probes.fit.canary import canary_of
-from probes.fit.example import Example
+from probes.fit.calibration.calibrate import calibrate
 from probes.fit.fitters.logistic import Logistic
+from probes.fit.reading.activations import ActivationReader
+from probes.fit.rows.example import Example
 from probes.fit.staleness.check import CheckReport
+from probes.fit.training.canary import canary_of
 from probes.modelref import read_model_ref
 from serving.bench.rebuilds import Change, rebuild
 from serving.cli import app

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from probes.card import Format
 from probes.errors import TelltaleError
-from probes.fit.activation_manifest import Manifest, StoreError, TokenPositions
-from probes.fit.activation_store import ActivationStore
-from probes.fit.activation_writer import ActivationWriter, ShardBuffer, shards_of
+from probes.fit.reading.activation_manifest import Manifest, StoreError, TokenPositions
+from probes.fit.reading.activation_store import ActivationStore
+from probes.fit.reading.activation_writer import ActivationWriter, ShardBuffer, shards_of
 from probes.taps import Site, Tap
 from tests.unit.artifacts import model_ref
 from tests.unit.collected import ROLES, TAPS, activations, requests, settings, write
@@ -233,7 +233,7 @@ def test_a_folder_without_a_manifest_is_told(tmp_path: Path) -> None:
 
 def test_reading_needs_no_torch() -> None:
     program = (
-        "import sys, probes.fit.activation_store, probes.fit.activation_writer;"
+        "import sys, probes.fit.reading.activation_store, probes.fit.reading.activation_writer;"
         "sys.exit(any(name in sys.modules for name in ('torch', 'vllm', 'transformers', 'sklearn')))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

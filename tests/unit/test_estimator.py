@@ -17,12 +17,12 @@ from probes.artifact import Artifact
 from probes.card import Format, Stage
 from probes.detectors import load_detector
 from probes.fit.estimator import EstimatorError, ProbeEstimator
-from probes.fit.evaluation_rows import EvaluationError
-from probes.fit.example import Example
+from probes.fit.evaluation.evaluation_rows import EvaluationError
+from probes.fit.evaluation.measure import auroc
 from probes.fit.fitters import Fitter
 from probes.fit.fitters.lda import Lda
 from probes.fit.fitters.logistic import Logistic
-from probes.fit.measure import auroc
+from probes.fit.rows.example import Example
 from probes.fit.token_fitters import TokenFitter
 from probes.fit.token_fitters.attention import AttentionFitter
 from probes.fit.token_fitters.mlp import MlpFitter

@@ -17,13 +17,13 @@ from probes.aggregate.mean import Mean
 from probes.artifact import Artifact
 from probes.card import Format, Stage
 from probes.errors import TelltaleError
-from probes.fit.controls import Control
-from probes.fit.evaluation import Report, SplitPolicy
-from probes.fit.evaluation_card import CARD_KEY
-from probes.fit.lint import ReportError, read_report
-from probes.fit.scores import open_reader, read_scores, statistics_of_requests
+from probes.fit.evaluation.controls import Control
+from probes.fit.evaluation.evaluation import Report, SplitPolicy
+from probes.fit.evaluation.evaluation_card import CARD_KEY
+from probes.fit.evaluation.lint import ReportError, read_report
+from probes.fit.evaluation.verdict import Grade
+from probes.fit.reading.scores import open_reader, read_scores, statistics_of_requests
 from probes.fit.sources.jsonl import read_jsonl
-from probes.fit.verdict import Grade
 from probes.taps import Tap
 from serving.cli import app
 from tests.support.word_detector import WordDetector, make_word_detector
@@ -244,8 +244,8 @@ def test_options_that_cannot_be_used(
 
 
 def test_the_random_model_is_another_one_and_gone_afterwards(model_dir: Path, tmp_path: Path) -> None:
-    from probes.fit.activations import ActivationReader
-    from probes.fit.random_init import random_model
+    from probes.fit.reading.activations import ActivationReader
+    from probes.fit.reading.random_init import random_model
     from probes.modelref import read_model_ref
 
     model = read_model_ref(model_dir, model_id="words", dtype="float32", cache_dir=tmp_path)

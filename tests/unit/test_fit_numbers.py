@@ -5,13 +5,13 @@ from scipy.stats import binom
 
 from probes.aggregate import parse_aggregator
 from probes.card import Calibration, Format, Stage
-from probes.fit.calibrate import CalibrationError, calibrate, shortfall
-from probes.fit.evaluate import at_threshold
-from probes.fit.example import Example
+from probes.fit.calibration.calibrate import CalibrationError, calibrate, shortfall
+from probes.fit.evaluation.evaluate import at_threshold
+from probes.fit.evaluation.measure import auroc, measure, positive_value, tpr_at_fpr
 from probes.fit.fitters.logistic import Logistic
-from probes.fit.measure import auroc, measure, positive_value, tpr_at_fpr
-from probes.fit.search import Candidate, Features, choose
-from probes.fit.split import Fold, hold_out, length_matched_pairs, make_folds, match_negatives, vary_form
+from probes.fit.rows.example import Example
+from probes.fit.rows.split import Fold, hold_out, length_matched_pairs, make_folds, match_negatives, vary_form
+from probes.fit.training.search import Candidate, Features, choose
 from probes.threshold import allowed_exceedances, benign_needed, threshold_for
 from tests.support.planted_rows import planted
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from probes.artifact import sha256_file
-from probes.fit import example as example_module
-from probes.fit.example import Example, data_digest, drop_list, text_digest, without_dropped, without_duplicates
+from probes.fit.generated.twins import make_twins
+from probes.fit.rows import example as example_module
+from probes.fit.rows.example import Example, data_digest, drop_list, text_digest, without_dropped, without_duplicates
+from probes.fit.rows.wheels import Wheel, WheelError, WheelStore
 from probes.fit.sources import (
     Source,
     SourceContext,
@@ -21,8 +23,6 @@ from probes.fit.sources import (
     refusal_pairs,
     s_labs,
 )
-from probes.fit.twins import make_twins
-from probes.fit.wheels import Wheel, WheelError, WheelStore
 from tests.support.made_wheels import context_with
 
 ADV = "dataset_name: adv_bench\nseeds:\n  - value: do a\n    data_type: text\n  - value: do b\n"

@@ -11,14 +11,14 @@ import pytest
 
 from probes.artifact import Artifact
 from probes.card import Format
-from probes.fit.dataset import build_dataset
-from probes.fit.example import Example
-from probes.fit.recipe import RecipeError, read_recipe
-from probes.fit.scores import open_reader, read_scores, statistics_of_requests
+from probes.fit.reading.scores import open_reader, read_scores, statistics_of_requests
+from probes.fit.rows.dataset import build_dataset
+from probes.fit.rows.example import Example
+from probes.fit.rows.split import make_source_folds
+from probes.fit.rows.wheels import WheelStore
 from probes.fit.sources import SourceContext, parse_source
-from probes.fit.split import make_source_folds
-from probes.fit.train import train
-from probes.fit.wheels import WheelStore
+from probes.fit.training.recipe import RecipeError, read_recipe
+from probes.fit.training.train import train
 from probes.modelref import read_model_ref
 from tests.support.words import WORDS
 

@@ -12,12 +12,12 @@ from probes.aggregate import parse_aggregator
 from probes.artifact import Artifact, write_card
 from probes.card import Format
 from probes.detectors import load_detector
-from probes.fit.activations import ActivationError, ActivationReader
-from probes.fit.canary import canary_of
-from probes.fit.example import Example
-from probes.fit.recipe import RecipeError, read_recipe
-from probes.fit.train import train
-from probes.fit.weights import WeightsError, score_weights
+from probes.fit.reading.activations import ActivationError, ActivationReader
+from probes.fit.reading.weights import WeightsError, score_weights
+from probes.fit.rows.example import Example
+from probes.fit.training.canary import canary_of
+from probes.fit.training.recipe import RecipeError, read_recipe
+from probes.fit.training.train import train
 from probes.modelref import read_model_ref
 from probes.taps import Site
 from tests.support.words import WORDS, activations_by_hooks

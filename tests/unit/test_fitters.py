@@ -11,11 +11,11 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
 import probes.fit.fitters
+from probes.fit.evaluation.measure import auroc
 from probes.fit.fitters import Fitter, FitterError, fitter_kinds, parse_fitter
 from probes.fit.fitters.lda import Lda
 from probes.fit.fitters.logistic import Logistic
 from probes.fit.fitters.mean_difference import MeanDifference
-from probes.fit.measure import auroc
 from tests.support.planted_rows import planted
 
 ALL: list[Fitter] = [
@@ -29,7 +29,7 @@ each = pytest.mark.parametrize("fitter", ALL, ids=str)
 LOUDEST = '''
 import numpy as np
 from probes.fit.fitters.base import Fitter
-from probes.fit.linear_probe import LinearProbe
+from probes.fit.training.linear_probe import LinearProbe
 
 
 class Loudest(Fitter):

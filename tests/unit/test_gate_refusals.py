@@ -12,9 +12,9 @@ import pytest
 
 from probes.artifact import Artifact, save_artifact, sha256_file
 from probes.card import Format, Stage
-from probes.fit.activation_manifest import TokenPositions
-from probes.fit.activation_store import RequestRecord
-from probes.fit.activation_writer import ActivationWriter, PreparedRequest, ShardBuffer, shards_of
+from probes.fit.reading.activation_manifest import TokenPositions
+from probes.fit.reading.activation_store import RequestRecord
+from probes.fit.reading.activation_writer import ActivationWriter, PreparedRequest, ShardBuffer, shards_of
 from probes.fit.staleness.changes import installed_libraries, library_changes, model_changes
 from probes.fit.staleness.check import CheckReport
 from probes.fit.staleness.decision import Verdict

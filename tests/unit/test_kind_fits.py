@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from probes.artifact import Artifact
 from probes.detectors import load_detector
-from probes.fit.drift import fit_drift
-from probes.fit.ensemble import SideBySide, ensemble_tensors
+from probes.fit.evaluation.measure import auroc
 from probes.fit.fitters.logistic import Logistic
-from probes.fit.lens import LensError, lens_tensors
-from probes.fit.measure import auroc
-from probes.fit.novelty import NoveltyError, fit_novelty
+from probes.fit.training.drift import fit_drift
+from probes.fit.training.ensemble import SideBySide, ensemble_tensors
+from probes.fit.training.lens import LensError, lens_tensors
+from probes.fit.training.novelty import NoveltyError, fit_novelty
 from probes.taps import Tap
 from tests.unit.artifacts import make_card, model_ref
 

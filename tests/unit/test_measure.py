@@ -11,10 +11,10 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
 from probes.card import LengthBucket
-from probes.fit.delay import detection_delay, first_crossing
-from probes.fit.evaluate import ScoredRows, base_rates, compare, histogram, limits_of, report_threshold
-from probes.fit.example import Example
-from probes.fit.measure import (
+from probes.fit.calibration.platt import Sigmoid
+from probes.fit.evaluation.delay import detection_delay, first_crossing
+from probes.fit.evaluation.evaluate import ScoredRows, base_rates, compare, histogram, limits_of, report_threshold
+from probes.fit.evaluation.measure import (
     FPR_TARGETS,
     Estimate,
     MeasureError,
@@ -24,9 +24,9 @@ from probes.fit.measure import (
     measure,
     tpr_at_fpr,
 )
-from probes.fit.platt import Sigmoid
-from probes.fit.reliability import reliability
-from probes.fit.resampling import draw_clusters
+from probes.fit.evaluation.reliability import reliability
+from probes.fit.evaluation.resampling import draw_clusters
+from probes.fit.rows.example import Example
 from tests.unit.artifacts import calibration
 
 

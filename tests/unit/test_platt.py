@@ -8,8 +8,8 @@ import pytest
 from scipy.special import expit
 from sklearn.calibration import _SigmoidCalibration
 
-from probes.fit.example import Example
-from probes.fit.platt import PlattError, Sigmoid, fit_platt, fit_sigmoid
+from probes.fit.calibration.platt import PlattError, Sigmoid, fit_platt, fit_sigmoid
+from probes.fit.rows.example import Example
 
 Float64 = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.fit.prompt_file import PromptFile, PromptFileError
+from probes.fit.rows.prompt_file import PromptFile, PromptFileError
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Why?"}

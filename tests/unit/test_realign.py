@@ -14,12 +14,12 @@ import probes.detectors
 from probes.artifact import Artifact, ArtifactError
 from probes.card import Card
 from probes.detectors import detector_kinds, load_detector
-from probes.fit.activations import ActivationReader
-from probes.fit.example import Example
+from probes.fit.reading.activations import ActivationReader
 from probes.fit.realign.fold import fold, require_foldable
 from probes.fit.realign.moments import Moments
 from probes.fit.realign.repair import repair
 from probes.fit.realign.ridge import LinearMap, RealignError, activations_r2, fit_map
+from probes.fit.rows.example import Example
 from probes.modelref import read_model_ref
 from probes.taps import Tap
 from serving.bench.rebuilds import rebuild, rounded

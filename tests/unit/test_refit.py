@@ -14,10 +14,10 @@ from probes.aggregate.max import Max
 from probes.aggregate.mean import Mean
 from probes.artifact import Artifact
 from probes.card import Stage
-from probes.fit.ensemble import SideBySide
+from probes.fit.evaluation.refit import Refit, fitter_of
 from probes.fit.fitters.lda import Lda
 from probes.fit.fitters.logistic import Logistic
-from probes.fit.refit import Refit, fitter_of
+from probes.fit.training.ensemble import SideBySide
 from tests.unit.artifacts import calibration, make_card
 
 KINDS = ("linear", "ensemble")

@@ -10,8 +10,8 @@ import transformers
 
 from monitor.segments import PromptMap
 from probes.card import Format, Stage
-from probes.fit.example import Example
-from probes.fit.rendered import RenderError, render
+from probes.fit.reading.rendered import RenderError, render
+from probes.fit.rows.example import Example
 from serving.builtin import DEFAULT_MODEL, ensure_builtin_model
 from serving.engine.segments import attempts, prompt_map
 

@@ -13,11 +13,11 @@ import pytest
 
 from probes.aggregate.mean import Mean
 from probes.card import Format, Platt, Stage
-from probes.fit.baselines import labels_of
-from probes.fit.controls import MODEL_CONTROLS, REQUIRED, Control
-from probes.fit.cross_source import FoldScores, leave_one_out
-from probes.fit.delay import detection_delay
-from probes.fit.evaluate import (
+from probes.fit.evaluation.baselines import labels_of
+from probes.fit.evaluation.controls import MODEL_CONTROLS, REQUIRED, Control
+from probes.fit.evaluation.cross_source import FoldScores, leave_one_out
+from probes.fit.evaluation.delay import detection_delay
+from probes.fit.evaluation.evaluate import (
     ScoredRows,
     compare,
     histogram,
@@ -27,7 +27,7 @@ from probes.fit.evaluate import (
     report_threshold,
     trivial_in,
 )
-from probes.fit.evaluation import (
+from probes.fit.evaluation.evaluation import (
     Absent,
     DataRef,
     DetectorRef,
@@ -37,12 +37,12 @@ from probes.fit.evaluation import (
     SplitPolicy,
     SweepPoint,
 )
-from probes.fit.example import Example
-from probes.fit.html_report import render_page
-from probes.fit.lint import ReportError, lint, read_report
-from probes.fit.resampling import RESAMPLES
-from probes.fit.split import Fold
-from probes.fit.weigh import Home, weigh
+from probes.fit.evaluation.html_report import render_page
+from probes.fit.evaluation.lint import ReportError, lint, read_report
+from probes.fit.evaluation.resampling import RESAMPLES
+from probes.fit.evaluation.weigh import Home, weigh
+from probes.fit.rows.example import Example
+from probes.fit.rows.split import Fold
 from tests.unit.artifacts import DIGEST, calibration
 
 HOSTILE = '</title><script>alert(\'x\')</script><img src="https://elsewhere.example/a.png" onerror="b()">'

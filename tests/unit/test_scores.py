@@ -19,10 +19,9 @@ from probes.artifact import Artifact, ArtifactError
 from probes.card import Format, Stage
 from probes.detectors import Detector
 from probes.detectors.base import Directions
-from probes.fit.activations import ActivationError
-from probes.fit.example import Example
-from probes.fit.rendered import Rendered
-from probes.fit.scores import (
+from probes.fit.reading.activations import ActivationError
+from probes.fit.reading.rendered import Rendered
+from probes.fit.reading.scores import (
     RequestScores,
     ScoreError,
     open_reader,
@@ -31,6 +30,7 @@ from probes.fit.scores import (
     statistic_of,
     statistics_of_requests,
 )
+from probes.fit.rows.example import Example
 from probes.modelref import read_model_ref
 from probes.taps import Site, Tap
 from tests.support.words import D_MODEL, activations_by_hooks

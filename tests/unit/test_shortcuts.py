@@ -8,17 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probes.fit.baselines import TfIdfPeer, labels_of
-from probes.fit.controls import Control
-from probes.fit.cross_source import FoldScores, in_distribution, leave_one_out, peer_scores, random_folds, source_folds
-from probes.fit.evaluate import ScoredRows, compare, trivial_in
-from probes.fit.evaluation import SplitPolicy
-from probes.fit.example import Example
+from probes.fit.evaluation.baselines import TfIdfPeer, labels_of
+from probes.fit.evaluation.controls import Control
+from probes.fit.evaluation.cross_source import (
+    FoldScores,
+    in_distribution,
+    leave_one_out,
+    peer_scores,
+    random_folds,
+    source_folds,
+)
+from probes.fit.evaluation.evaluate import ScoredRows, compare, trivial_in
+from probes.fit.evaluation.evaluation import SplitPolicy
+from probes.fit.evaluation.measure import Estimate
+from probes.fit.evaluation.verdict import SOURCE, Evidence, Grade, Trivial, Verdict, decide, least
+from probes.fit.evaluation.weigh import Home, weigh
 from probes.fit.fitters.logistic import Logistic
-from probes.fit.measure import Estimate
-from probes.fit.split import Fold
-from probes.fit.verdict import SOURCE, Evidence, Grade, Trivial, Verdict, decide, least
-from probes.fit.weigh import Home, weigh
+from probes.fit.rows.example import Example
+from probes.fit.rows.split import Fold
 
 WIDTH = 12
 CONCEPT, FROM, LENGTH = 0, 1, 2

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from probes.fit.evaluate import ScoredRows, report_slices
-from probes.fit.example import Example
-from probes.fit.slices import SliceKey, length_bucket, slices
+from probes.fit.evaluation.evaluate import ScoredRows, report_slices
+from probes.fit.rows.example import Example
+from probes.fit.rows.slices import SliceKey, length_bucket, slices
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from probes.fit.example import Example
-from probes.fit.small_talk import _ENDINGS, UNSEEN_ENDINGS, add_small_talk
+from probes.fit.rows.example import Example
+from probes.fit.rows.small_talk import _ENDINGS, UNSEEN_ENDINGS, add_small_talk
 
 
 def rows(count: int = 600) -> list[Example]:

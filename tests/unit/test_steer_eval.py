@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from probes.artifact import card_path_of
-from probes.fit.measure import Estimate
+from probes.fit.evaluation.measure import Estimate
 from probes.fit.steer.behaviour import BehaviourError, Judge, read_examples
 from probes.fit.steer.dose_response import Spread
 from probes.fit.steer.evaluation import CARD_KEY, SteerEvaluation, evaluate_steer

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from probes.fit.padded import left_padded
+from probes.fit.reading.padded import left_padded
 from probes.fit.steer.dose_response import random_steer
 from probes.fit.steer.side_effects import NeutralText
 from probes.fit.steer.steered_model import SteeredModel, SteeredModelError

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from probes.fit.baselines import EmbeddingPeer, TfIdfPeer, whole_text
-from probes.fit.controls import Control
-from probes.fit.example import Example
-from probes.fit.measure import auroc
-from probes.fit.text_encoder import InputEmbeddings, MiniLm
-from probes.fit.wheels import Wheel
+from probes.fit.evaluation.baselines import EmbeddingPeer, TfIdfPeer, whole_text
+from probes.fit.evaluation.controls import Control
+from probes.fit.evaluation.measure import auroc
+from probes.fit.evaluation.text_encoder import InputEmbeddings, MiniLm
+from probes.fit.rows.example import Example
+from probes.fit.rows.wheels import Wheel
 from tests.support.words import WORDS
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from probes.artifact import Artifact
 from probes.detectors import load_detector, unfit_aggregate
-from probes.fit.measure import auroc
-from probes.fit.sequences import Sequences, SequencesError
+from probes.fit.evaluation.measure import auroc
+from probes.fit.reading.sequences import Sequences, SequencesError
 from probes.fit.token_fitters import TokenFitter, TokenProbe, token_fitter_kinds
 from probes.fit.token_fitters.attention import AttentionFitter
 from probes.fit.token_fitters.mlp import MlpFitter

@@ -11,11 +11,11 @@ from transformers import AutoTokenizer
 from probes.artifact import Artifact
 from probes.card import Format
 from probes.detectors import load_detector
-from probes.fit.example import Example
-from probes.fit.lens import LensError
-from probes.fit.measure import auroc
-from probes.fit.novelty import NoveltyError
-from probes.fit.unlabelled import Making, make_lens, make_novelty
+from probes.fit.evaluation.measure import auroc
+from probes.fit.rows.example import Example
+from probes.fit.training.lens import LensError
+from probes.fit.training.novelty import NoveltyError
+from probes.fit.training.unlabelled import Making, make_lens, make_novelty
 from probes.taps import Tap
 from tests.support.words import activations_by_hooks
 

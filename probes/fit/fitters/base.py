@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from probes.fit.linear_probe import Floats, Labels, LinearProbe
+from probes.fit.training.linear_probe import Floats, Labels, LinearProbe
 
 
 class Fitter(BaseModel, ABC):

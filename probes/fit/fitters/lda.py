@@ -9,7 +9,7 @@ from pydantic import Field
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from probes.fit.fitters.base import Fitter
-from probes.fit.linear_probe import Floats, Labels, LinearProbe, standard_units
+from probes.fit.training.linear_probe import Floats, Labels, LinearProbe, standard_units
 
 
 class Lda(Fitter):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from probes.fit.fitters.base import Fitter
-from probes.fit.linear_probe import Floats, Labels, LinearProbe
+from probes.fit.training.linear_probe import Floats, Labels, LinearProbe
 
 
 class MeanDifference(Fitter):

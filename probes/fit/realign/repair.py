@@ -12,12 +12,12 @@ import numpy as np
 from probes.artifact import Artifact
 from probes.card import Format, ModelRef, Stage
 from probes.detectors import Detector, load_detector
-from probes.fit.example import Example
+from probes.fit.reading.rendered import Rendered
+from probes.fit.reading.scores import RequestScores, score_requests, statistics_of_requests
 from probes.fit.realign.fold import fold, require_foldable
 from probes.fit.realign.moments import Float64, Moments
 from probes.fit.realign.ridge import RealignError, activations_r2, fit_map
-from probes.fit.rendered import Rendered
-from probes.fit.scores import RequestScores, score_requests, statistics_of_requests
+from probes.fit.rows.example import Example
 from probes.fit.staleness.rows import BuildReader
 from probes.taps import Tap
 

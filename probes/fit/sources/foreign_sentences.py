@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from probes.fit.example import Example
 from probes.fit.generated.aligned_sentences import draw_aligned
+from probes.fit.rows.example import Example
 from probes.fit.sources.base import Source, SourceContext
 
 

@@ -10,9 +10,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from probes.fit.example import Example, text_digest
+from probes.fit.rows.example import Example, text_digest
+from probes.fit.rows.wheels import PYRIT
 from probes.fit.sources.base import Source, SourceContext
-from probes.fit.wheels import PYRIT
 
 _FOLDERS = ("pyrit/datasets/scorer_evals/harm/", "pyrit/datasets/scorer_evals/objective/")
 _HARMFUL = 0.5

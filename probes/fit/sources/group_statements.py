@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from probes.fit.example import Example, text_digest
 from probes.fit.generated.group_statements import draw_statements
+from probes.fit.rows.example import Example, text_digest
 from probes.fit.sources.base import Source, SourceContext
 
 

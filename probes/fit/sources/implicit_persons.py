@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from probes.fit.example import Example
 from probes.fit.generated.implicit_persons import IMPLICIT
+from probes.fit.rows.example import Example
 from probes.fit.sources.base import Source, SourceContext
 
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from probes.fit.example import Example, text_digest
 from probes.fit.generated.city_statements import CityStatement, state_cities
 from probes.fit.generated.instructions import NEUTRAL, TRAINED, UNSEEN, Wording
+from probes.fit.rows.example import Example, text_digest
 from probes.fit.sources.base import Source, SourceContext
 from probes.fit.sources.city_statements import large_cities
 

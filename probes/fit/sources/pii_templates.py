@@ -9,10 +9,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from probes.fit.example import Example, text_digest
 from probes.fit.generated.pii_fillers import HARMLESS, NEUTRAL, PERSONAL, Fill
+from probes.fit.rows.example import Example, text_digest
+from probes.fit.rows.wheels import PRESIDIO_EVALUATOR
 from probes.fit.sources.base import Source, SourceContext, SourceError
-from probes.fit.wheels import PRESIDIO_EVALUATOR
 
 _MEMBER = "presidio_evaluator/data_generator/raw_data/templates.txt"
 _SLOT = re.compile(r"\{\{\s*(\w+)\s*\}\}|\[([A-Z_]+)\]")

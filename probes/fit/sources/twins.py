@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from probes.fit.example import Example, text_digest
+from probes.fit.generated.twins import make_twins
+from probes.fit.rows.example import Example, text_digest
 from probes.fit.sources.base import Source, SourceContext
-from probes.fit.twins import make_twins
 
 
 class BenignTwins(Source):

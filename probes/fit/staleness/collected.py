@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from probes.artifact import sha256_file
 from probes.card import Format, ModelRef, Stage
-from probes.fit.activation_manifest import TokenPositions
-from probes.fit.activation_store import ActivationStore
-from probes.fit.example import Example
-from probes.fit.rendered import Rendered
+from probes.fit.reading.activation_manifest import TokenPositions
+from probes.fit.reading.activation_store import ActivationStore
+from probes.fit.reading.rendered import Rendered
+from probes.fit.rows.example import Example
 from probes.fit.staleness.rows import StalenessError
 from probes.taps import Tap
 
@@ -28,7 +28,7 @@ class CollectedBuild:
         data: the file of rows.
     Raises:
         StalenessError: the folder was collected of another file.
-        probes.fit.activation_manifest.StoreError: it is damaged or not complete.
+        probes.fit.reading.activation_manifest.StoreError: it is damaged or not complete.
     """
 
     def __init__(self, folder: Path, data: Path) -> None:
@@ -73,7 +73,7 @@ class CollectedBuild:
         """The rows that ``render`` gave, all of them; see ``ActivationSource.sweep``.
 
         Raises:
-            probes.fit.activation_manifest.StoreError: a tap was not collected.
+            probes.fit.reading.activation_manifest.StoreError: a tap was not collected.
         """
         for number, (request, found) in enumerate(zip(requests, self._store, strict=True)):
             yield number, {tap: found.at(tap)[: len(request.tokens)] for tap in taps}

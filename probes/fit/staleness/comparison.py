@@ -14,8 +14,8 @@ from scipy.special import ndtri
 from scipy.stats import rankdata
 
 from probes.errors import TelltaleError
-from probes.fit.measure import Measurer, auroc
-from probes.fit.resampling import draw_clusters
+from probes.fit.evaluation.measure import Measurer, auroc
+from probes.fit.evaluation.resampling import draw_clusters
 
 __all__ = [
     "UNLABELLED",

@@ -16,9 +16,9 @@ from probes.artifact import Artifact
 from probes.card import Calibration, Format, Stage
 from probes.detectors import load_detector
 from probes.errors import TelltaleError
-from probes.fit.example import Example
-from probes.fit.rendered import Rendered
-from probes.fit.scores import ActivationSource, score_requests, statistics_of_requests
+from probes.fit.reading.rendered import Rendered
+from probes.fit.reading.scores import ActivationSource, score_requests, statistics_of_requests
+from probes.fit.rows.example import Example
 from probes.fit.sources.jsonl import read_jsonl
 from probes.fit.staleness.comparison import UNLABELLED
 from probes.fit.staleness.decision import Claim
@@ -109,8 +109,8 @@ def read_build(
         calibration: says stage, format and aggregate.
         label: which build it is, for progress.
     Raises:
-        probes.fit.rendered.RenderError: an example has nothing to read at the stage.
-        probes.fit.scores.ScoreError: a score is NaN or infinite.
+        probes.fit.reading.rendered.RenderError: an example has nothing to read at the stage.
+        probes.fit.reading.scores.ScoreError: a score is NaN or infinite.
     """
     requests = reader.render(examples, text_format=calibration.format, stage=calibration.stage)
     (scores,) = score_requests(

@@ -14,10 +14,10 @@ from scipy.special import expit
 from sklearn.model_selection import GroupKFold
 
 from probes.errors import TelltaleError
-from probes.fit.baselines import Float64, TextBaseline
-from probes.fit.example import Example
-from probes.fit.json_lines import read_json_lines
-from probes.fit.measure import Estimate, measure
+from probes.fit.evaluation.baselines import Float64, TextBaseline
+from probes.fit.evaluation.measure import Estimate, measure
+from probes.fit.rows.example import Example
+from probes.fit.rows.json_lines import read_json_lines
 
 __all__ = ["MIN_AUROC", "BehaviourError", "Judge", "read_examples"]
 

@@ -18,8 +18,8 @@ from probes.cachedir import user_cache_dir
 from probes.card import Format
 from probes.detectors import load_detector
 from probes.detectors.linear import Linear
-from probes.fit.activations import ActivationReader
-from probes.fit.ordinary import corpus_digest, read_ordinary
+from probes.fit.reading.activations import ActivationReader
+from probes.fit.rows.ordinary import corpus_digest, read_ordinary
 from probes.fit.steer.causal_cases import Case, CausalError, Preferences, cases_digest
 from probes.fit.steer.dose_response import random_steer
 from probes.fit.steer.side_effects import NeutralText

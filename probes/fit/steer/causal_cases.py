@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from probes.card import Format
 from probes.errors import TelltaleError
-from probes.fit.json_lines import read_json_lines
+from probes.fit.rows.json_lines import read_json_lines
 from probes.fit.steer.steered_model import SteeredModel
 from probes.fit.steer.teacher_forced import Line, TeacherForced
 from probes.steering.base import Float64

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from probes.fit.measure import Estimate
+from probes.fit.evaluation.measure import Estimate
 from probes.fit.steer.behaviour import Judge
 from probes.fit.steer.side_effects import NeutralText, distinct_2, harmless_prompts, longest_repeat, refusal_rate
 from probes.fit.steer.steered_model import Reply, SteeredModel

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from probes.artifact import write_card
-from probes.fit.measure import Estimate
-from probes.fit.ordinary import corpus_digest
+from probes.fit.evaluation.measure import Estimate
+from probes.fit.rows.ordinary import corpus_digest
 from probes.fit.steer.behaviour import Judge
 from probes.fit.steer.dose_response import Condition, DoseResponse, Figures, run_trial
 from probes.fit.steer.side_effects import harmless_prompts

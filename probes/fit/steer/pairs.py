@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from probes.errors import TelltaleError
-from probes.fit.example import Example
-from probes.fit.json_lines import read_json_lines
+from probes.fit.rows.example import Example
+from probes.fit.rows.json_lines import read_json_lines
 from probes.steering.base import Float64
 
 __all__ = ["Pair", "PairError", "Quality", "VectorMethod", "direction_of", "pairs_digest", "quality_of", "read_pairs"]

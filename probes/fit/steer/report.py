@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from probes.fit.measure import Estimate
+from probes.fit.evaluation.measure import Estimate
 from probes.fit.steer.behaviour import MIN_AUROC
 from probes.fit.steer.dose_response import ANTI_STEERED_BY, Condition
 from probes.fit.steer.evaluation import SteerEvaluation

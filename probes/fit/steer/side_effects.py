@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from probes.fit.ordinary import ordinary_lines
+from probes.fit.rows.ordinary import ordinary_lines
 from probes.fit.steer.steered_model import SteeredModel
 from probes.fit.steer.teacher_forced import Line, TeacherForced
 from probes.steering.steer import Steer

@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from probes.card import Format, ModelRef
 from probes.errors import TelltaleError
-from probes.fit.example import Example
-from probes.fit.network import decoder_layers
-from probes.fit.padded import NO_POSITION, Padded, batches_by_length, left_padded
-from probes.fit.rendered import prompt_tokens
+from probes.fit.reading.network import decoder_layers
+from probes.fit.reading.padded import NO_POSITION, Padded, batches_by_length, left_padded
+from probes.fit.reading.rendered import prompt_tokens
+from probes.fit.rows.example import Example
 from probes.steering.base import Float64
 from probes.steering.steer import Steer
 
@@ -54,7 +54,7 @@ class SteeredModel:
         model_dir: its folder.
         model: which one that is.
     Raises:
-        probes.fit.network.ActivationError: its decoder layers are not found.
+        probes.fit.reading.network.ActivationError: its decoder layers are not found.
     """
 
     def __init__(self, model_dir: Path, *, model: ModelRef) -> None:

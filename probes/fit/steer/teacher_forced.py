@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from probes.fit.padded import Padded, batches_by_length, left_padded
+from probes.fit.reading.padded import Padded, batches_by_length, left_padded
 from probes.fit.steer.steered_model import SteeredModel
 from probes.steering.steer import Steer
 

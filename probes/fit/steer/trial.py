@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from probes.errors import TelltaleError
-from probes.fit.json_lines import read_json_lines
+from probes.fit.rows.json_lines import read_json_lines
 from probes.steering import operator_kinds, parse_operator
 from probes.steering.base import Operator
 from probes.steering.steer import Positions

@@ -17,8 +17,8 @@ from probes.aggregate.mean import Mean
 from probes.cachedir import user_cache_dir
 from probes.card import Format, ModelRef
 from probes.errors import did_you_mean
-from probes.fit.activations import ActivationReader
-from probes.fit.ordinary import Ordinary, corpus_digest, read_ordinary
+from probes.fit.reading.activations import ActivationReader
+from probes.fit.rows.ordinary import Ordinary, corpus_digest, read_ordinary
 from probes.fit.steer.pairs import PairError, VectorMethod, direction_of, pairs_digest, quality_of, read_pairs
 from probes.modelref import read_model_ref
 from probes.steering.artifact import Safety, SteerArtifact, SteerCard, save_steer

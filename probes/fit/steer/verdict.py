@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from probes.fit.measure import Estimate
+from probes.fit.evaluation.measure import Estimate
 from probes.fit.steer.behaviour import MIN_AUROC
 
 __all__ = ["LIMITS", "Grade", "Limits", "Reference", "SteerVerdict", "Strength", "decide"]

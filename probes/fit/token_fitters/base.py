@@ -12,9 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from probes.aggregate import Aggregator
-from probes.fit.descent import Descent, descend, statistics_by
-from probes.fit.linear_probe import Float64, Labels
-from probes.fit.sequences import Sequences
+from probes.fit.reading.sequences import Sequences
+from probes.fit.training.descent import Descent, descend, statistics_by
+from probes.fit.training.linear_probe import Float64, Labels
 
 
 class TokenModule(torch.nn.Module, ABC):

@@ -1,0 +1,1 @@
+"""Thresholds and probabilities from labelled and benign requests."""

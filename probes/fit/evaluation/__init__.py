@@ -1,0 +1,1 @@
+"""Judging a detector: figures with intervals, what stands beside them, the report and its verdict."""

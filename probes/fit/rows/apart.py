@@ -1,0 +1,41 @@
+"""Sets that a finished detector is measured on, each by itself: what the recipe names under ``development.apart``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from probes.card import Calibration
+from probes.fit.evaluation.baselines import TfIdfPeer
+from probes.fit.evaluation.controls import Control
+from probes.fit.evaluation.evaluate import ScoredRows, at_threshold, compare, labels_of
+from probes.fit.training.search import Probe
+from probes.fit.training.session import FitSession, statistics_of
+
+__all__ = ["measure_apart"]
+
+
+def measure_apart(session: FitSession, probe: Probe, calibration: Calibration) -> dict[str, Any]:
+    """Figures by name of the set, beside the text baselines, in the format of one calibration.
+
+    Sets with one label alone are left out.
+
+    Args:
+        session: rows and reader, finished.
+        probe: the detector.
+        calibration: its threshold.
+    """
+    report: dict[str, Any] = {}
+    for name, rows in session.data.apart.items():
+        labels = labels_of(rows)
+        if session.finished is None or labels.size == 0 or labels.min() == labels.max():
+            continue
+        read = session.read(rows, calibration.format, f"{name} rows")
+        statistics = statistics_of(probe, read, session.finished)
+        tested = ScoredRows(
+            examples=rows,
+            scores=statistics,
+            peers={Control.TF_IDF: TfIdfPeer().scores(session.data.train, rows)},
+        )
+        fired = at_threshold(calibration, {name: (statistics, labels)})
+        report[name] = compare(tested, seed=session.recipe.seed).card() | {"at_threshold": fired[name]}
+    return {"apart": report} if report else {}

@@ -1,0 +1,1 @@
+"""Making a detector: a recipe, the search over layers and fitters, the fit, the artifact."""
