@@ -29,6 +29,11 @@ class LengthLimits:
         """The threshold for a read sequence of so many tokens."""
         return self.values[bisect_left(self.ends, length)]
 
+    def longest(self, length: int) -> int | None:
+        """The longest length whose threshold is that of ``length``; None if whatever is longer has it."""
+        place = bisect_left(self.ends, length)
+        return self.ends[place] if place < len(self.ends) else None
+
 
 Limits = Mapping[Format, float | LengthLimits]
 """Above which a statistic fires, per format: at any length, or by length."""

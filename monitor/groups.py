@@ -34,7 +34,8 @@ class WatchGroup:
         checks: their positions in the plan.
         sources: (checks * C,), where what its aggregate takes stands in the bank's scores: C channels for each check.
         columns: where they stand in the arrays of the ``StateTable``, side by side.
-        state: (slots, S, checks).
+        state: (slots, S, checks). Slots lie side by side in memory where that changes no sum: a step feeds many
+            requests and few checks.
     """
 
     def __init__(self, reading: Reading, checks: Index, sources: Index, columns: slice) -> None:
@@ -46,6 +47,9 @@ class WatchGroup:
         self._mask = role_mask(reading.segments or ())
         self.checks = checks
         self.sources = sources
+        # With several channels or one check, numpy might add what belongs to one request in another order for one
+        # request than for many, and no request may change another's last bit.
+        self._slots_lie_together = aggregate.channels == 1 and len(checks) > 1
         self.state = aggregate.new_state(0, len(checks))
 
     def reads(self, request: Request, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -66,8 +70,12 @@ class WatchGroup:
 
     def grow(self, num_slots: int) -> None:
         """Make room; states of live requests stay as they are."""
-        fresh = self.aggregate.new_state(num_slots - self.state.shape[0], len(self.checks))
-        self.state = np.concatenate([self.state, fresh])
+        old = len(self.state)
+        fresh = self.aggregate.new_state(num_slots, len(self.checks))
+        if self._slots_lie_together:
+            fresh = np.moveaxis(np.ascontiguousarray(np.moveaxis(fresh, 0, -1)), -1, 0)
+        fresh[:old] = self.state
+        self.state = fresh
 
     def reset(self, slot: int) -> None:
         """Fresh state for a slot."""
@@ -81,7 +89,8 @@ class WatchGroup:
             scores: (T, width of the bank's scores).
         Returns: (T, checks of this group), the running statistic.
         """
-        return self.aggregate.update(self.state[slot : slot + 1], scores.take(self.sources, axis=1)[:, None])[:, 0]
+        values = np.ascontiguousarray(scores[:, self.sources])
+        return self.aggregate.update(self.state[slot : slot + 1], values[:, None])[:, 0]
 
     def feed_some(self, slots: Index, scores: Float64) -> Float64:
         """Feed one row to each of R requests.
@@ -92,7 +101,7 @@ class WatchGroup:
         Returns: (R, checks of this group), the running statistic.
         """
         state = self.state[slots]
-        running: Float64 = self.aggregate.update(state, scores[None])[0]
+        running: Float64 = self.aggregate.update(state, self._laid(scores)[None])[0]
         self.state[slots] = state
         return running
 
@@ -107,10 +116,14 @@ class WatchGroup:
         """
         state = self.state[first : first + len(scores)]
         kept = state[holes] if len(holes) else None
-        running: Float64 = self.aggregate.update(state, scores[None])[0]
+        running: Float64 = self.aggregate.update(state, self._laid(scores)[None])[0]
         if kept is not None:
             state[holes] = kept
         return running
+
+    def _laid(self, scores: Float64) -> Float64:
+        """Scores of a step as the state lies."""
+        return scores if self._slots_lie_together else np.ascontiguousarray(scores)
 
 
 def group_checks(checks: Sequence[Check], bank: Bank) -> tuple[WatchGroup, ...]:

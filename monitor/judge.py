@@ -9,11 +9,13 @@ import numpy.typing as npt
 
 from monitor.check import Check, LengthLimits
 from monitor.policy import CompiledPolicy, Plan
-from monitor.request import Float64, Index, Request
+from monitor.request import Decision, Float64, Index, Request
 from monitor.state import StateTable
 from monitor.tally import Tally
 from monitor.types import ON_GAP, Action, ActionCode, Gap, Mode
 from probes.card import Format, Stage
+
+_NOTHING = Decision(ActionCode.ALLOW, "", "")
 
 
 class Judge:
@@ -53,12 +55,12 @@ class Judge:
         """Whether a policy, by its position in the plan, has a check that is not calibrated for this format."""
         return (policy, fmt) in self._uncalibrated
 
-    def limits(self, policy: int, fmt: Format) -> Float64:
-        """(checks,) in the order of the table's columns: above which a check fires while a request runs.
+    def limits(self, policy: int, fmt: Format) -> tuple[Float64, Float64]:
+        """Above which checks fire while a request runs, and at its end: each (checks,), as the table's columns.
 
-        Of a check whose threshold depends on the prompt's length, ``set_by_length`` has to follow.
+        Of checks whose thresholds depend on a length, ``set_by_length`` has to follow.
         """
-        return self._limits[policy, fmt][0]
+        return self._limits[policy, fmt]
 
     def set_by_length(self, request: Request) -> None:
         """Set the limits of a new request that depend on the length of its prompt.
@@ -69,6 +71,7 @@ class Judge:
             if check.stage is Stage.PROMPT:
                 length = max(0, request.num_prompt - check.skip_first)
                 self._table.limits[request.slot, column] = limits.at(length)
+        self._set_at_end(request)
 
     def judge(self, live: Mapping[str, Request], request_ids: Sequence[str], numbers: Index, slots: Index) -> None:
         """Let fire what lies above its limit.
@@ -94,28 +97,40 @@ class Judge:
 
     def judge_end(self, request: Request) -> None:
         """The reply has ended: let fire what is judged only then."""
-        for column in np.flatnonzero(self._above_at_end(request)):
+        if not self._judges_ends:
+            return
+        for column in np.flatnonzero(self._above_at_end([request], np.array([request.slot]))[0]):
             self._fire(request, int(column))
 
-    def fired_if_ended(self, requests: Sequence[Request]) -> npt.NDArray[np.bool_]:
-        """(R, checks) in the order of the table's columns: what has fired, as if each reply ended here."""
-        fired = self._table.fired[[request.slot for request in requests]]
-        if self._judges_ends:
-            for row, request in enumerate(requests):
-                fired[row] |= self._above_at_end(request)
-        return fired
+    def if_ended(
+        self, requests: Sequence[Request], slots: Index
+    ) -> tuple[npt.NDArray[np.bool_], Mapping[str, Decision]]:
+        """What has fired and what is decided, as if each reply ended here.
 
-    def decision_if_ended(self, request: Request) -> tuple[ActionCode, str, str]:
-        """Action, rule and refusal of a live request, as if its reply ended here."""
-        decided = request.action, request.rule, request.text
+        Args:
+            requests: R live ones.
+            slots: (R,) theirs.
+        Returns: (R, checks) as the table's columns, maybe a view; and by the request's id every decision but allow.
+        """
+        decided = {
+            request.request_id: Decision(request.action, request.rule, request.text)
+            for request in requests
+            if request.action is not ActionCode.ALLOW
+        }
+        fired = self._table.of(self._table.fired, slots)
         if not self._judges_ends:
-            return decided
-        for column in np.flatnonzero(self._above_at_end(request)):
+            return fired, decided
+        above = self._above_at_end(requests, slots)
+        if not above.any():
+            return fired, decided
+        for column, row in zip(*np.nonzero(above.T), strict=True):
+            request = requests[row]
             for rule in self._policy_of(request).rules:
-                code = ActionCode(rule.action.severity)
-                if rule.check == self._table.order[column] and rule.mode is Mode.ENFORCE and code > decided[0]:
-                    decided = code, rule.name, rule.text
-        return decided
+                if rule.check == self._table.order[column] and rule.mode is Mode.ENFORCE:
+                    code = ActionCode(rule.action.severity)
+                    if code > decided.get(request.request_id, _NOTHING).action:
+                        decided[request.request_id] = Decision(code, rule.name, rule.text)
+        return fired | above, decided
 
     def gap(self, request: Request, reason: Gap, count: int) -> None:
         """Positions that should have been scored and were not: count them, and act on them."""
@@ -147,17 +162,26 @@ class Judge:
                 if rule.steer is not None and rule.gate is None and rule.mode is Mode.ENFORCE:
                     request.steers.add(rule.steer)
 
-    def _above_at_end(self, request: Request) -> npt.NDArray[np.bool_]:
-        """(checks,) in the order of the table: those at the stage response that fire if the reply ends here."""
-        _, at_end = self._limits[request.policy, request.fmt]
-        if by_length := self._lengths.get((request.policy, request.fmt)):
-            at_end = at_end.copy()
-            read_to = int(self._table.next_position[request.slot])
-            for column, check, limits in by_length:
-                if check.stage is Stage.RESPONSE:
-                    length = max(0, read_to - max(request.stream_from, check.skip_first))
-                    at_end[column] = limits.at(length)
-        return np.asarray(self._table.statistics[request.slot] > at_end)
+    def _above_at_end(self, requests: Sequence[Request], slots: Index) -> npt.NDArray[np.bool_]:
+        """(R, checks) in the order of the table: those at the stage response that fire if each reply ends here."""
+        table = self._table
+        for row in np.flatnonzero(table.next_position[slots] > table.end_limits_hold_to[slots]):
+            self._set_at_end(requests[row])
+        return np.asarray(table.of(table.statistics, slots) > table.of(table.limits_at_end, slots))
+
+    def _set_at_end(self, request: Request) -> None:
+        """Set the limits at the end that depend on the length of what has been read by now."""
+        table, slot = self._table, request.slot
+        hold_to = np.iinfo(np.int64).max
+        for column, check, limits in self._lengths.get((request.policy, request.fmt), ()):
+            if check.stage is Stage.RESPONSE:
+                start = max(request.stream_from, check.skip_first)
+                length = max(0, int(table.next_position[slot]) - start)
+                table.limits_at_end[slot, column] = limits.at(length)
+                longest = limits.longest(length)
+                if longest is not None:
+                    hold_to = min(hold_to, start + longest)
+        table.end_limits_hold_to[slot] = hold_to
 
     def _policy_of(self, request: Request) -> CompiledPolicy:
         return self.plan.policies[request.policy]

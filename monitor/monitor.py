@@ -14,7 +14,7 @@ from monitor.dose import Dose
 from monitor.groups import group_checks
 from monitor.judge import Judge
 from monitor.policy import CompiledPolicy, Plan
-from monitor.request import Float64, Index, Request
+from monitor.request import Decision, Float64, Index, Request
 from monitor.segments import PromptMap
 from monitor.state import StateTable
 from monitor.tally import Tally
@@ -51,6 +51,24 @@ class Ended:
     fired: npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """R live requests.
+
+    Attributes:
+        scored, sink: (R,) positions.
+        statistics: (R, checks) in the order of the plan.
+        fired: (R, checks), likewise.
+        decided: by the request's id every decision but allow.
+    """
+
+    scored: npt.NDArray[np.int64]
+    sink: npt.NDArray[np.int64]
+    statistics: Float64
+    fired: npt.NDArray[np.bool_]
+    decided: Mapping[str, Decision]
+
+
 class Monitor:
     """Scores, aggregates and decides for all live requests of one engine.
 
@@ -85,7 +103,7 @@ class Monitor:
             raise ValueError(f"request {request_id!r} is live already; the engine's ids are unique")
         number = self._policies.get(policy or "", 0)
         compiled = self.plan.policies[number]
-        slot = self._table.take(self._judge.limits(number, fmt), num_prompt)
+        slot = self._table.take(*self._judge.limits(number, fmt), num_prompt)
         request = Request(
             request_id,
             slot,
@@ -275,25 +293,18 @@ class Monitor:
         table.release(slot)
         return ended
 
-    def snapshot(self, requests: Sequence[Request]) -> tuple[Index, Index, Float64, npt.NDArray[np.bool_]]:
-        """Scored positions, sink positions, statistics and fired checks of live requests, in their order.
+    def snapshot(self, requests: Sequence[Request]) -> Snapshot:
+        """Live requests as they are, in their order.
 
         Checks at the stage response are shown as if each reply ended here: where it does is not always known here.
         """
         table = self._table
         if not requests:  # most steps have nothing new to tell
-            return table.scored[:0], table.sink[:0], table.statistics[:0], table.fired[:0]
+            return Snapshot(table.scored[:0], table.sink[:0], table.statistics[:0], table.fired[:0], {})
         slots = np.array([request.slot for request in requests], dtype=np.intp)
-        return (
-            table.scored[slots],
-            table.sink[slots],
-            table.in_plan_order(table.statistics[slots]),
-            table.in_plan_order(self._judge.fired_if_ended(requests)),
-        )
-
-    def decision_if_ended(self, request: Request) -> tuple[ActionCode, str, str]:
-        """Action, rule and refusal of a live request, as if its reply ended here."""
-        return self._judge.decision_if_ended(request)
+        fired, decided = self._judge.if_ended(requests, slots)
+        statistics = table.in_plan_order(table.of(table.statistics, slots))
+        return Snapshot(table.scored[slots], table.sink[slots], statistics, table.in_plan_order(fired), decided)
 
     def _observe_mixed(
         self,
@@ -344,6 +355,9 @@ class Monitor:
     def _finite(self, readouts: npt.NDArray[np.float32], scores: Float64) -> npt.NDArray[np.bool_]:
         # A sum is finite only if all its terms are.
         with np.errstate(invalid="ignore", over="ignore"):
+            if np.isfinite(np.einsum("rc->", readouts)) and np.isfinite(np.einsum("rc->", scores)):
+                return np.ones(len(readouts), dtype=bool)
+            # Which rows: of columns that nothing is read in, no value matters.
             used = readouts if len(self._used) == readouts.shape[1] else readouts.take(self._used, axis=1)
             seen = np.einsum("rc->r", used)
             return np.asarray(np.isfinite(seen) & np.isfinite(np.einsum("rc->r", scores)))

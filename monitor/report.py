@@ -65,15 +65,15 @@ class TallyReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One step, for one API process. Arrays have a row for each of ``request_ids``.
+    """One step, for one API process. Arrays have a column for each of ``request_ids``.
 
     Attributes:
         request_ids: requests that took part in the step and go on: those that are new to the API process, and those
             whose replies it may end by itself (stop strings). Of the others it hears again when they end.
         formats, policies: of each.
         scored, sink: (R,) int64 as bytes.
-        statistics: (R, checks) float32 as bytes.
-        fired: (R, checks) bool as bytes.
+        statistics: (checks, R) float32 as bytes.
+        fired: (checks, R) bool as bytes.
         decided: only of requests whose action is not allow.
         gaps: only of requests that have some.
         events: of their prompts, likewise.
@@ -119,23 +119,20 @@ def make_report(
     monitor: Monitor, requests: Sequence[Request], ended: Sequence[Ended], tally: TallyReport | None
 ) -> StepReport:
     """The report of a step for the API process that these requests belong to."""
-    scored, sink, statistics, fired = monitor.snapshot(requests)
+    seen = monitor.snapshot(requests)
+    remarkable = [request for request in requests if request.gaps or request.events or request.doses]
     return StepReport(
         request_ids=[request.request_id for request in requests],
-        formats=[request.fmt.value for request in requests],
+        formats=[request.fmt for request in requests],
         policies=[request.policy for request in requests],
-        scored=scored.astype(np.int64).tobytes(),
-        sink=sink.astype(np.int64).tobytes(),
-        statistics=statistics.astype(np.float32).tobytes(),
-        fired=fired.tobytes(),
-        decided={
-            request.request_id: decided
-            for request in requests
-            if (decided := _decided(*monitor.decision_if_ended(request))) is not None
-        },
-        gaps={request.request_id: _by_name(request.gaps) for request in requests if request.gaps},
-        events={request.request_id: list(request.events) for request in requests if request.events},
-        steered={request.request_id: _steered(request) for request in requests if request.doses},
+        scored=seen.scored.tobytes(),
+        sink=seen.sink.tobytes(),
+        statistics=seen.statistics.T.astype(np.float32).tobytes(),
+        fired=seen.fired.T.tobytes(),
+        decided={name: Decided(int(found.action), found.rule, found.text) for name, found in seen.decided.items()},
+        gaps={request.request_id: _by_name(request.gaps) for request in remarkable if request.gaps},
+        events={request.request_id: list(request.events) for request in remarkable if request.events},
+        steered={request.request_id: _steered(request) for request in remarkable if request.doses},
         ended=[_ended(item) for item in ended],
         tally=tally,
     )

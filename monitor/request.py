@@ -17,6 +17,21 @@ Float64 = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is decided about a request.
+
+    Attributes:
+        action: the most severe one.
+        rule: what decided it, or ``on_gap`` / ``on_uncalibrated``; empty while the action is allow.
+        text: what a blocked reply says.
+    """
+
+    action: ActionCode
+    rule: str
+    text: str
+
+
 @dataclass(slots=True)
 class Request:
     """One live request.

@@ -22,7 +22,8 @@ _DENSE = 2
 class StateTable:
     """Slots for live requests: the lowest free one is handed out, so that those in use lie close together.
 
-    Columns are the checks of the plan, those of one group side by side: ``order`` says which check a column is.
+    Columns are the checks of the plan, those of one group side by side: ``order`` says which check a column is. In
+    memory a column's slots lie side by side: a step touches many slots, and the checks of a group are few.
 
     Attributes:
         order: (checks,), the position in the plan of each column.
@@ -34,11 +35,15 @@ class StateTable:
         num_prompt: (slots,), prompt tokens.
         limits: (slots, checks), above which a check fires. NaN where nothing can: in free slots, where the format is
             not calibrated, after it has fired, and at the stage response, which is judged at the end.
+        limits_at_end: (slots, checks), above which a check at the stage response fires if the reply ends; else NaN.
+        end_limits_hold_to: (slots,), the last ``next_position`` for which ``limits_at_end`` are right: some depend on
+            the length of what was read.
     """
 
     def __init__(self, groups: Sequence[WatchGroup], *, initial_slots: int = 64) -> None:
         self.groups = tuple(groups)
         self.order: Index = np.concatenate([np.empty(0, dtype=np.intp), *(group.checks for group in groups)])
+        self._places: Index = np.argsort(self.order)
         # Prompt groups come last: what each generated token feeds is one run of columns.
         self._running = [group for group in groups if group.stage is not Stage.PROMPT]
         self._sources: Index = np.concatenate([np.empty(0, dtype=np.intp), *(group.sources for group in self._running)])
@@ -48,6 +53,8 @@ class StateTable:
         self.statistics = np.empty((0, width))
         self.fired = np.empty((0, width), dtype=bool)
         self.limits = np.empty((0, width))
+        self.limits_at_end = np.empty((0, width))
+        self.end_limits_hold_to = np.empty(0, dtype=np.int64)
         self.next_position = np.empty(0, dtype=np.int64)
         self.scored = np.empty(0, dtype=np.int64)
         self.sink = np.empty(0, dtype=np.int64)
@@ -55,14 +62,22 @@ class StateTable:
         self._free: list[int] = []
         self._grow(initial_slots)
 
-    def take(self, limits: Float64, num_prompt: int) -> int:
-        """A fresh slot."""
+    def take(self, limits: Float64, limits_at_end: Float64, num_prompt: int) -> int:
+        """A fresh slot.
+
+        Args:
+            limits: (checks,), while the request runs.
+            limits_at_end: (checks,), when its reply has ended; right at any length until told otherwise.
+            num_prompt: its prompt tokens.
+        """
         if not self._free:
             self._grow(2 * len(self.next_position))
         slot = heapq.heappop(self._free)
         self.statistics[slot] = -np.inf
         self.fired[slot] = False
         self.limits[slot] = limits
+        self.limits_at_end[slot] = limits_at_end
+        self.end_limits_hold_to[slot] = np.iinfo(np.int64).max
         self.next_position[slot] = self.scored[slot] = self.sink[slot] = 0
         self.num_prompt[slot] = num_prompt
         for group in self.groups:
@@ -76,9 +91,14 @@ class StateTable:
 
     def in_plan_order(self, columns: npt.NDArray[Number]) -> npt.NDArray[Number]:
         """(..., checks) as they stand here, in the order of the plan."""
-        found = np.empty_like(columns)
-        found[..., self.order] = columns
-        return found
+        return columns.T.take(self._places, axis=0).T
+
+    def of(self, values: npt.NDArray[Number], slots: Index) -> npt.NDArray[Number]:
+        """Rows of one of these arrays, in the order of ``slots``; a view where they are one run of slots."""
+        first = int(slots[0])
+        if int(slots[-1]) + 1 - first == len(slots) and bool((slots[1:] > slots[:-1]).all()):
+            return values[first : first + len(slots)]
+        return values.T.take(slots, axis=1).T
 
     def feed_chunk(self, slot: int, group: WatchGroup, scores: Float64) -> None:
         """Feed the rows of one request that a group reads.
@@ -104,11 +124,11 @@ class StateTable:
         first, last = int(slots.min()), int(slots.max())
         span = last + 1 - first
         if span > _DENSE * len(slots):
-            self._feed_scattered(slots, scores.take(self._sources, axis=1))
+            self._feed_scattered(slots, self._picked(scores))
         elif span == len(slots) and bool((slots[1:] > slots[:-1]).all()):
             self.next_position[first : last + 1] += 1
             self.scored[first : last + 1] += 1
-            self._feed_range(first, scores.take(self._sources, axis=1), slots[:0])
+            self._feed_range(first, self._picked(scores), slots[:0])
         else:
             # Over the whole range of slots as well: what lies between them is put back afterwards.
             self.next_position[slots] += 1
@@ -116,9 +136,13 @@ class StateTable:
             rows = slots - first
             mask = np.ones(span, dtype=bool)
             mask[rows] = False
-            spread = np.zeros((span, len(self._sources)))
-            spread[rows] = scores.take(self._sources, axis=1)
+            spread = np.zeros((len(self._sources), span)).T
+            spread[rows] = self._picked(scores)
             self._feed_range(first, spread, np.flatnonzero(mask))
+
+    def _picked(self, scores: Float64) -> Float64:
+        """(R, running checks * C), what the running groups take of scores, column by column."""
+        return scores.T.take(self._sources, axis=0).T
 
     def _feed_scattered(self, slots: Index, scores: Float64) -> None:
         self.next_position[slots] += 1
@@ -162,14 +186,16 @@ class StateTable:
     def _grow(self, num_slots: int) -> None:
         old = len(self.next_position)
         extra, width = num_slots - old, self.statistics.shape[1]
-        self.statistics = np.concatenate([self.statistics, np.full((extra, width), -np.inf)])
-        self.fired = np.concatenate([self.fired, np.zeros((extra, width), dtype=bool)])
-        self.limits = np.concatenate([self.limits, np.full((extra, width), np.nan)])
+        self.statistics = np.concatenate([self.statistics.T, np.full((width, extra), -np.inf)], axis=1).T
+        self.fired = np.concatenate([self.fired.T, np.zeros((width, extra), dtype=bool)], axis=1).T
+        self.limits = np.concatenate([self.limits.T, np.full((width, extra), np.nan)], axis=1).T
+        self.limits_at_end = np.concatenate([self.limits_at_end.T, np.full((width, extra), np.nan)], axis=1).T
         none = np.zeros(extra, dtype=np.int64)
         self.next_position = np.concatenate([self.next_position, none])
         self.scored = np.concatenate([self.scored, none])
         self.sink = np.concatenate([self.sink, none])
         self.num_prompt = np.concatenate([self.num_prompt, none])
+        self.end_limits_hold_to = np.concatenate([self.end_limits_hold_to, none])
         for group in self.groups:
             group.grow(num_slots)
         for slot in range(old, num_slots):

@@ -114,7 +114,7 @@ class Bank:
             if len(self._scorers) == 1:
                 return found
             if scores is None:
-                scores = np.empty((len(readouts), self.num_scores), dtype=np.float64)
+                scores = np.empty((self.num_scores, len(readouts)), dtype=np.float64).T
             scores[:, places] = found
         return scores if scores is not None else np.empty((len(readouts), 0), dtype=np.float64)
 

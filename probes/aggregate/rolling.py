@@ -51,5 +51,7 @@ class Rolling(Aggregator):
         counts += 1
         running: Scores = np.einsum("rwb->rb", state[:, 1:])
         running /= self.window
-        running[counts < self.window] = -np.inf
+        short = counts[:, 0] < self.window
+        if short.any():
+            running[short] = -np.inf
         return running

@@ -52,6 +52,7 @@ class Linear(Detector):
         index = np.array([int(places[d.tap][0]) for d, places in zip(detectors, columns, strict=True)], dtype=np.intp)
 
         def pick(readouts: npt.NDArray[np.floating]) -> Float64:
-            return readouts.take(index, axis=1).astype(np.float64)
+            # Column by column: so the monitor reads them, and so they are picked faster than row by row.
+            return readouts.T[index].astype(np.float64).T
 
         return pick

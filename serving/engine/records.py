@@ -120,8 +120,8 @@ class Records:
         count = len(report.request_ids)
         scored = np.frombuffer(report.scored, dtype=np.int64)
         sink = np.frombuffer(report.sink, dtype=np.int64)
-        statistics = np.frombuffer(report.statistics, dtype=np.float32).reshape(count, -1).tolist()
-        fired = np.frombuffer(report.fired, dtype=np.bool_).reshape(count, -1).tolist()
+        statistics = np.frombuffer(report.statistics, dtype=np.float32).reshape(-1, count).T.tolist()
+        fired = np.frombuffer(report.fired, dtype=np.bool_).reshape(-1, count).T.tolist()
         for row, request_id in enumerate(report.request_ids):
             record = self._record(request_id)
             record.policy, record.fmt = report.policies[row], Format(report.formats[row])

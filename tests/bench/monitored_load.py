@@ -29,13 +29,19 @@ LAYERS = (0, 1, 2)
 PROMPT = 32
 
 
-def make_plan(folder: Path) -> Plan:
-    """64 linear detectors over three taps and four kinds of aggregates; ten of them have a rule that never fires."""
+def make_plan(folder: Path, *, ends: int = 0) -> Plan:
+    """64 linear detectors over three taps and four kinds of aggregates; ten of them have a rule that never fires.
+
+    Args:
+        folder: for the policy file.
+        ends: how many of them, of those without a rule, are watched at the end of a reply.
+    """
     names = [f"d{number}" for number in range(DETECTORS)]
     artifacts = {}
     for number, name in enumerate(names):
         kind = KINDS[number % len(KINDS)]
-        calibrations = [calibration(Stage.STREAM, aggregate=kind, threshold=1e9, top_scores=(1e9,))]
+        stage = Stage.RESPONSE if number >= DETECTORS - ends else Stage.STREAM
+        calibrations = [calibration(stage, aggregate=kind, threshold=1e9, top_scores=(1e9,))]
         artifacts[name] = unit_artifact(
             make_card(name, layers=(LAYERS[number % len(LAYERS)],), calibrations=calibrations), number % 8
         )

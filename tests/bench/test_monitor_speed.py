@@ -15,9 +15,20 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return make_plan(tmp_path_factory.mktemp("plan"))
 
 
-@pytest.mark.parametrize("described", [0, 256], ids=["no_stop_strings", "all_with_stop_strings"])
-def test_256_requests_decode_one_token(benchmark: Any, plan: Plan, described: int) -> None:
-    load = Load(plan, 256)
+@pytest.fixture(scope="module")
+def plan_with_ends(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return make_plan(tmp_path_factory.mktemp("plan"), ends=4)
+
+
+@pytest.mark.parametrize(
+    ("watched", "described"),
+    [("plan", 0), ("plan", 256), ("plan_with_ends", 256)],
+    ids=["no_stop_strings", "all_with_stop_strings", "stop_strings_and_ends_watched"],
+)
+def test_256_requests_decode_one_token(
+    benchmark: Any, request: pytest.FixtureRequest, watched: str, described: int
+) -> None:
+    load = Load(request.getfixturevalue(watched), 256)
 
     def prepared() -> tuple[tuple[Any, ...], dict[str, Any]]:
         sent = load.sent(load.names, load.position, 1)

@@ -175,13 +175,18 @@ def test_a_request_is_judged_by_its_length(plan: Plan, seed: int, num_prompt: in
     for part in (range(cut), range(cut, num_prompt), *([p] for p in range(num_prompt, len(scores)))):
         if len(part):
             monitor.observe(script.step([("a", part, script.rows(scores[list(part)]))]))
+            request = monitor.get("a")
+            assert request is not None
+            so_far = scores[max(stream_from, 1) : part[-1] + 1]
+            shown = len(so_far) > 0 and so_far.max() > expected_limit(len(so_far))
+            assert bool(monitor.snapshot([request]).fired[0, 1]) == shown
     request = monitor.get("a")
     assert request is not None
     of_prompt, of_reply = scores[1:num_prompt], scores[max(stream_from, 1) :]
     at_prompt = len(of_prompt) > 0 and of_prompt.max() > expected_limit(len(of_prompt))
     at_end = len(of_reply) > 0 and of_reply.max() > expected_limit(len(of_reply))
     assert (request.rule == "p") == at_prompt
-    assert bool(monitor.snapshot([request])[3][0][1]) == at_end
+    assert bool(monitor.snapshot([request]).fired[0, 1]) == at_end
     ended = monitor.finish("a", num_positions=len(scores) + 1, sampled=num_reply + 1, aborted=False)
     assert ended is not None
     assert [bool(fired) for fired in ended.fired] == [at_prompt, at_end]

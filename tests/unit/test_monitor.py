@@ -77,9 +77,10 @@ def test_a_response_is_judged_when_it_has_ended_and_shown_as_if_it_had(tmp_path:
         assert case.see([score], start=position) == ("allow", "")
         live = case.monitor.get("a")
         assert live is not None
-        action, name, _ = case.monitor.decision_if_ended(live)
-        shown.append((action.action.value, name))
-        assert case.monitor.snapshot([live])[3].tolist() == [[action.action is Action.FLAG]]
+        seen = case.monitor.snapshot([live])
+        decided = seen.decided.get("a")
+        shown.append((decided.action.action.value, decided.rule) if decided is not None else ("allow", ""))
+        assert seen.fired.tolist() == [[decided is not None]]
     assert shown == [("flag", "end"), ("flag", "end"), ("allow", "")]
     assert not case.monitor.take_tally().acted
     case.see([9], start=6)
@@ -187,10 +188,11 @@ def test_one_step_of_256_requests(tmp_path: Path) -> None:
         case.script.step([(name, [1], case.script.rows([s])) for name, s in zip(names, scores, strict=True)])
     )
     requests = [request for name in names if (request := case.monitor.get(name)) is not None]
-    scored, sink, statistics, fired = case.monitor.snapshot(requests)
-    assert np.array_equal(statistics[:, 0], scores.astype(float))
-    assert np.array_equal(fired[:, 0], scores > 1.0)
-    assert scored.tolist() == sink.tolist() == [1] * 256
+    seen = case.monitor.snapshot(requests)
+    assert np.array_equal(seen.statistics[:, 0], scores.astype(float))
+    assert np.array_equal(seen.fired[:, 0], scores > 1.0)
+    assert seen.scored.tolist() == seen.sink.tolist() == [1] * 256
+    assert seen.decided.keys() == {name for name, score in zip(names, scores, strict=True) if score > 1.0}
     assert [is_blocked(request) for request in requests] == (scores > 1.0).tolist()
     assert case.monitor.take_tally().acted["stream", Action.BLOCK, Mode.ENFORCE] == np.count_nonzero(scores > 1.0)
 

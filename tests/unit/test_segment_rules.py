@@ -35,7 +35,7 @@ CHAT = prompt((Role.TEMPLATE, 2), (Role.USER, 3), (Role.TEMPLATE, 1), (Role.TOOL
 def statistic(case: Case, number: int = 0, name: str = "a") -> float:
     request = case.monitor.get(name)
     assert request is not None
-    return float(case.monitor.snapshot([request])[2][0, number])
+    return float(case.monitor.snapshot([request]).statistics[0, number])
 
 
 def message_of(folder: Path, rules: str) -> str:
