@@ -42,7 +42,7 @@ class Exporter:
         self._canary_failures = _counter(catalogue.CANARY_FAILURES, registry)
         threshold = _gauge(catalogue.DETECTOR_THRESHOLD, registry)
         for policy in plan.policies:
-            owners = {rule.check: rule.name for rule in policy.rules}
+            owners = {number: rule.name for rule in policy.rules for number in rule.verdicts}
             for position in policy.checks:
                 check, owner = plan.checks[position], owners.get(position, "")
                 for fmt, value in check.thresholds.items():
@@ -116,7 +116,7 @@ class Exporter:
         """The histogram of a check; its labels are written out once, not at the end of every request."""
         if position not in self._score_by_check:
             check = self._plan.checks[position]
-            labels = (check.detector, check.stage.value, str(check.aggregate), ",".join(check.segments or ()))
+            labels = (check.detector, check.stage.value, check.statistic, ",".join(check.segments or ()))
             self._score_by_check[position] = self._scores.labels(*labels)
         return self._score_by_check[position]
 

@@ -19,6 +19,7 @@ from monitor.segments import PromptMap
 from monitor.state import StateTable
 from monitor.tally import Tally
 from monitor.types import ON_UNCALIBRATED, ActionCode, Gap, Mode, Skip
+from monitor.weighed import WeighedCheck
 from probes.card import Format
 
 
@@ -60,7 +61,8 @@ class Monitor:
     def __init__(self, plan: Plan) -> None:
         self._live: dict[str, Request] = {}
         self._groups = group_checks(plan.checks, plan.bank)
-        self._table = StateTable(self._groups)
+        sums = {number: check for number, check in enumerate(plan.checks) if isinstance(check, WeighedCheck)}
+        self._table = StateTable(self._groups, sums)
         self._slots: dict[str, int] = {}
         self._used = plan.bank.used_columns()
         self._by_role = any(group.has_segments for group in self._groups)
@@ -85,7 +87,7 @@ class Monitor:
             raise ValueError(f"request {request_id!r} is live already; the engine's ids are unique")
         number = self._policies.get(policy or "", 0)
         compiled = self.plan.policies[number]
-        slot = self._table.take(self._judge.limits(number, fmt), num_prompt)
+        slot = self._table.take(self._judge.limits(number, fmt), num_prompt, fmt)
         request = Request(
             request_id,
             slot,

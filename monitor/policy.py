@@ -4,41 +4,67 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from monitor.check import Check, LengthLimits
-from monitor.config import Config, Policy, Rule
+from monitor.check import Check
+from monitor.condition import Condition, Verdict, verdicts_of
+from monitor.config import Config, Policy
 from monitor.gates import SteerGate, gate_of_rule
+from monitor.rule import Rule
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
-from monitor.thresholds import RuleSite, calibrated_aggregate, own_limits, require_fitting, thresholds_of
-from monitor.types import Action, Expose, Mode, Role
+from monitor.types import Action, Expose, Mode
+from monitor.verdicts import AnyCheck, Verdicts
+from monitor.weighed import WeighedCheck
 from monitor.yaml_file import Place, PolicyFile
-from probes.aggregate import Aggregator
 from probes.artifact import Artifact
 from probes.bank import Bank
 from probes.card import Card, Format, Stage
 from probes.detectors import load_detector
-from probes.errors import did_you_mean
 from probes.steering.artifact import SteerArtifact
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledRule:
-    """A rule whose condition is the check at position ``check`` of the plan.
+    """A rule whose condition rests on checks of the plan, by their positions.
 
     ``steer`` is the position of a steer, ``gate`` that of the gate by which the engine finds its rows in the pass
     itself; None where the scheduler has to.
     """
 
     name: str
-    check: int
+    condition: Condition
     action: Action
     mode: Mode
     text: str
     steer: int | None = None
     gate: int | None = None
+
+    @property
+    def verdicts(self) -> tuple[int, ...]:
+        """The checks that say whether it fires."""
+        return tuple(number for number, _ in verdicts_of(self.condition))
+
+    @property
+    def check(self) -> int | None:
+        """The check that alone says whether it fires; None if several do, or one does that is negated."""
+        return self.condition.number if isinstance(self.condition, Verdict) else None
+
+    def rests_on(self, stage: Stage, checks: Sequence[AnyCheck]) -> bool:
+        """Whether one of its verdicts is of a stage."""
+        return any(checks[number].stage is stage for number in self.verdicts)
+
+    def waits_for_prompt(self, checks: Sequence[AnyCheck]) -> bool:
+        """Whether it may become true by what does not fire when the prompt is through."""
+        return any(negated and checks[number].stage is Stage.PROMPT for number, negated in verdicts_of(self.condition))
+
+    def waits_for_end(self, checks: Sequence[AnyCheck]) -> bool:
+        """Whether it may become true only when the reply has ended."""
+        return any(
+            checks[number].stage is Stage.RESPONSE or (negated and checks[number].stage is Stage.STREAM)
+            for number, negated in verdicts_of(self.condition)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +85,12 @@ class CompiledPolicy:
     steers: tuple[int, ...] = ()
     on_request: tuple[int, ...] = ()
 
-    def uncalibrated(self, checks: Sequence[Check], fmt: Format) -> bool:
+    def uncalibrated(self, checks: Sequence[AnyCheck], fmt: Format) -> bool:
         """Whether an enforcing rule rests on a check that has no threshold for this format."""
-        return any(rule.mode is Mode.ENFORCE and fmt not in checks[rule.check].thresholds for rule in self.rules)
+        return any(
+            rule.mode is Mode.ENFORCE and any(fmt not in checks[number].thresholds for number in rule.verdicts)
+            for rule in self.rules
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +99,7 @@ class Plan:
 
     Attributes:
         bank: directions and scorers of all detectors.
-        checks: every statistic that is kept for a request.
+        checks: every statistic that is kept for a request, and every weighted sum of some.
         policies: by position; the first is the default.
         cards: of the detectors, by name.
         digest: SHA-256 over policy, bank and steers: equal in every process that runs the same plan.
@@ -78,7 +107,7 @@ class Plan:
     """
 
     bank: Bank
-    checks: tuple[Check, ...]
+    checks: tuple[AnyCheck, ...]
     policies: tuple[CompiledPolicy, ...]
     cards: Mapping[str, Card]
     digest: str
@@ -108,18 +137,9 @@ def compile_plan(
     config = file.config
     detectors = [load_detector(artifact, name=name) for name, artifact in artifacts.items()]
     cards = {name: artifact.card for name, artifact in artifacts.items()}
-    checks: list[Check] = []
-    places: dict[tuple[object, ...], int] = {}
-
-    def place(check: Check) -> int:
-        key = check.key()
-        if key not in places:
-            places[key] = len(checks)
-            checks.append(check)
-        return places[key]
-
     steering = compile_steers(file, steer_artifacts, d_model=d_model, num_layers=num_layers)
     bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions)
+    verdicts = Verdicts(file, cards, bank)
     gates: list[SteerGate] = []
     policies = []
     for position, policy in enumerate(config.policies):
@@ -129,10 +149,9 @@ def compile_plan(
                 ("policies", position, "rules", number),
                 policy=policy,
                 rule=rule,
-                cards=cards,
+                verdicts=verdicts,
                 steering=steering,
                 bank=bank,
-                place=place,
                 gates=gates,
             )
             for number, rule in enumerate(policy.rules)
@@ -142,22 +161,23 @@ def compile_plan(
             for key, names in (("steers", policy.steers), ("on_request", policy.on_request))
         )
         require_clean_readings(file, ("policies", position), policy, cards, steering)
-        read = {rule.when.detector for rule in policy.rules}
-        watched = [place(check) for name in cards if name not in read for check in _default_checks(name, cards[name])]
-        compiled = _compile_policy(policy, rules, checks, watched)
+        kept = {number for rule in rules for number in verdicts.read_by(rule.condition)}
+        read = {name for number in kept for name in verdicts.detectors_of(number)}
+        kept |= {number for name in cards if name not in read for number in verdicts.watched(name)}
+        compiled = _compile_policy(policy, rules, verdicts.checks, kept)
         policies.append(replace(compiled, steers=always, on_request=asked))
-    digest = _digest(config, bank, checks, steering)
+    digest = _digest(config, bank, verdicts.checks, steering)
     steering = replace(steering, gates=tuple(gates))
-    return Plan(bank, tuple(checks), tuple(policies), MappingProxyType(cards), digest, steering)
+    return Plan(bank, tuple(verdicts.checks), tuple(policies), MappingProxyType(cards), digest, steering)
 
 
 def _compile_policy(
-    policy: Policy, rules: tuple[CompiledRule, ...], checks: Sequence[Check], watched: Sequence[int]
+    policy: Policy, rules: tuple[CompiledRule, ...], checks: Sequence[AnyCheck], kept: Collection[int]
 ) -> CompiledPolicy:
     hold_back = policy.hold_back
     if hold_back is None:
         blocks_streams = any(
-            rule.action is Action.BLOCK and rule.mode is Mode.ENFORCE and checks[rule.check].stage is Stage.STREAM
+            rule.action is Action.BLOCK and rule.mode is Mode.ENFORCE and rule.rests_on(Stage.STREAM, checks)
             for rule in rules
         )
         hold_back = 1 if blocks_streams else 0
@@ -169,7 +189,7 @@ def _compile_policy(
         expose=policy.expose,
         text=policy.text,
         rules=rules,
-        checks=tuple(sorted({rule.check for rule in rules} | set(watched))),
+        checks=tuple(sorted(kept)),
     )
 
 
@@ -179,62 +199,45 @@ def _compile_rule(
     *,
     policy: Policy,
     rule: Rule,
-    cards: Mapping[str, Card],
+    verdicts: Verdicts,
     steering: SteerPlan,
     bank: Bank,
-    place: Callable[[Check], int],
     gates: list[SteerGate],
 ) -> CompiledRule:
-    name = rule.when.detector
-    if name not in cards:
-        raise file.error((*where, "when", "detector"), f"is {name!r}. {did_you_mean(name, cards)}")
-    site = RuleSite(file, where, rule, cards[name])
-    aggregate = rule.when.aggregate or calibrated_aggregate(site)
-    require_fitting(site, bank.detector(name), aggregate)
-    limits, skip_first = thresholds_of(site, aggregate), site.card.skip_first
-    check = Check.of(name, rule.when.stage, aggregate, skip_first=skip_first, limits=limits, segments=_segments(rule))
+    condition = verdicts.condition(where, rule)
     steer, opened = steer_of_rule(file, where, rule, steering), None
     if steer is not None:
-        found = gate_of_rule(file, where, rule, number=steer, steers=steering.steers, check=check, bank=bank)
+        check = verdicts.checks[condition.number] if isinstance(condition, Verdict) else None
+        alone = check if isinstance(check, Check) else None
+        found = gate_of_rule(file, where, rule, number=steer, steers=steering.steers, check=alone, bank=bank)
         if found is not None:
             opened = len(gates)
             gates.append(found)
     text = rule.do.text or policy.text
-    return CompiledRule(rule.name, place(check), Action(rule.do.action), rule.mode, text, steer, opened)
+    return CompiledRule(rule.name, condition, Action(rule.do.action), rule.mode, text, steer, opened)
 
 
-def _segments(rule: Rule) -> tuple[Role, ...] | None:
-    named = rule.when.segments
-    if named is None or rule.when.stage is not Stage.PROMPT:
-        return None
-    return tuple(role for role in Role if role in named)
-
-
-def _default_checks(name: str, card: Card) -> list[Check]:
-    """What is kept of a detector that no rule reads: its calibrated statistics, so that they can be watched."""
-    grouped: dict[tuple[Stage, Aggregator], dict[Format, float | LengthLimits]] = {}
-    for calibration in card.calibrations:
-        known = grouped.setdefault((calibration.stage, calibration.aggregate), {})
-        known[calibration.format] = own_limits(calibration)
-    return [
-        Check.of(name, stage, aggregate, skip_first=card.skip_first, limits=limits)
-        for (stage, aggregate), limits in grouped.items()
-    ]
-
-
-def _digest(config: Config, bank: Bank, checks: Sequence[Check], steering: SteerPlan) -> str:
+def _digest(config: Config, bank: Bank, checks: Sequence[AnyCheck], steering: SteerPlan) -> str:
     # Thresholds and skipped positions come from the cards: neither the policy file nor the weights show a change there.
-    judged = [
-        [
-            check.detector,
-            check.stage,
-            check.aggregate.config(),
-            check.skip_first,
-            dict(check.thresholds),
-            check.segments,
-            {fmt: [limits.ends, limits.values] for fmt, limits in check.by_length.items()},
-        ]
-        for check in checks
-    ]
+    judged = [_judged(check) for check in checks]
     content = json.dumps([config.model_dump(mode="json"), judged], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
+
+
+def _judged(check: AnyCheck) -> list[object]:
+    """All that says when a check fires, as JSON."""
+    if isinstance(check, WeighedCheck):
+        terms = [
+            [term.check, term.weight, {fmt: [item.slope, item.intercept] for fmt, item in (term.scaling or {}).items()}]
+            for term in check.terms
+        ]
+        return [check.stage, check.statistic, terms, dict(check.thresholds)]
+    return [
+        check.detector,
+        check.stage,
+        check.aggregate.config(),
+        check.skip_first,
+        dict(check.thresholds),
+        check.segments,
+        {fmt: [limits.ends, limits.values] for fmt, limits in check.by_length.items()},
+    ]
