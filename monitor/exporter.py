@@ -11,7 +11,7 @@ from monitor.canary import CanaryFailure
 from monitor.catalogue import Metric
 from monitor.policy import Plan
 from monitor.report import EndedReport, StepReport
-from monitor.types import Action, ActionCode, Gap, PromptEvent, Skip
+from monitor.types import Action, ActionCode, Gap, Mode, PromptEvent, Skip
 
 
 class Exporter:
@@ -63,7 +63,8 @@ class Exporter:
             self._steered.labels(steer.name)
         for policy in plan.policies:
             for rule in policy.rules:
-                self._actions.labels(rule.name, rule.action.value, rule.mode.value)
+                for mode in (rule.mode,) if rule.share is None else Mode:
+                    self._actions.labels(rule.name, rule.action.value, mode.value)
 
     def canary_passed(self, seconds: float) -> None:
         """A round of canaries has passed on every engine: the server sees, and is ready."""

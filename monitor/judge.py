@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from monitor.check import LengthLimits
 from monitor.condition import KnownVerdict, Truth
-from monitor.policy import CompiledPolicy, Plan
+from monitor.policy import CompiledPolicy, CompiledRule, Plan
 from monitor.request import Float64, Index, Request
 from monitor.state import StateTable
 from monitor.tally import Tally
@@ -49,16 +49,10 @@ class Judge:
             for fmt in Format
             if (found := self._length_limits(policy, fmt))
         }
-        self._uncalibrated = {
-            (number, fmt)
-            for number, policy in enumerate(plan.policies)
-            for fmt in Format
-            if policy.uncalibrated(plan.checks, fmt)
-        }
 
-    def is_uncalibrated(self, policy: int, fmt: Format) -> bool:
-        """Whether a policy, by its position in the plan, has a check that is not calibrated for this format."""
-        return (policy, fmt) in self._uncalibrated
+    def is_uncalibrated(self, request: Request) -> bool:
+        """Whether a rule that is enforced for a request is not calibrated for its format."""
+        return self._policy_of(request).uncalibrated(self.plan.checks, request.fmt, request.outside)
 
     def limits(self, policy: int, fmt: Format) -> Float64:
         """(checks,) in the order of the table's columns: above which a check fires while a request runs.
@@ -121,7 +115,8 @@ class Judge:
         known = self._known(request, self._table.fired[request.slot] | self._above_at_end(request), ended=True)
         for rule in rules:
             code = ActionCode(rule.action.severity)
-            if rule.mode is Mode.ENFORCE and code > decided[0] and rule.condition.truth(known):
+            acts = _mode(request, rule) is Mode.ENFORCE
+            if acts and code > decided[0] and rule.condition.truth(known):
                 decided = code, rule.name, rule.text
         return decided
 
@@ -168,8 +163,9 @@ class Judge:
         known = self._known(request, self._table.fired[request.slot], ended=ended)
         for rule in self._policy_of(request).rules:
             if rule.name not in request.decided and rule.condition.truth(known):
-                self.act(request, rule.name, rule.action, rule.mode, rule.text)
-                if rule.steer is not None and rule.gate is None and rule.mode is Mode.ENFORCE:
+                mode = _mode(request, rule)
+                self.act(request, rule.name, rule.action, mode, rule.text)
+                if rule.steer is not None and rule.gate is None and mode is Mode.ENFORCE:
                     request.steers.add(rule.steer)
 
     def _known(self, request: Request, fired: npt.NDArray[np.bool_], *, ended: bool) -> KnownVerdict:
@@ -219,3 +215,8 @@ class Judge:
         """Columns of the policy's checks whose limits depend on the length of what is read."""
         checks = ((self._table.column_of[number], self.plan.checks[number]) for number in policy.checks)
         return [(column, check, check.by_length[fmt]) for column, check in checks if fmt in check.by_length]
+
+
+def _mode(request: Request, rule: CompiledRule) -> Mode:
+    """A rule outside of whose rollout a request is runs in shadow."""
+    return Mode.SHADOW if rule.name in request.outside else rule.mode

@@ -15,6 +15,7 @@ from monitor.groups import group_checks
 from monitor.judge import Judge
 from monitor.policy import CompiledPolicy, Plan
 from monitor.request import Float64, Index, Request
+from monitor.rollout import Subjects
 from monitor.segments import PromptMap
 from monitor.state import StateTable
 from monitor.tally import Tally
@@ -56,9 +57,14 @@ class Monitor:
     """Scores, aggregates and decides for all live requests of one engine.
 
     ``admit`` a request, feed it with ``observe`` step by step, ``finish`` it. A request's action only ever rises.
+
+    Args:
+        plan: what is checked, and which policies there are.
+        rollout_key: secret that says, with a rule's name, whom it is enforced for.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, rollout_key: bytes = b"") -> None:
+        self._rollout_key = rollout_key
         self._live: dict[str, Request] = {}
         self._groups = group_checks(plan.checks, plan.bank)
         sums = {number: check for number, check in enumerate(plan.checks) if isinstance(check, WeighedCheck)}
@@ -71,7 +77,14 @@ class Monitor:
         self._judge = Judge(plan, self._table)
 
     def admit(
-        self, request_id: str, *, num_prompt: int, policy: str | None, fmt: Format, prompt: PromptMap | None = None
+        self,
+        request_id: str,
+        *,
+        num_prompt: int,
+        policy: str | None,
+        fmt: Format,
+        prompt: PromptMap | None = None,
+        subjects: Subjects | None = None,
     ) -> Request:
         """Begin a request.
 
@@ -82,6 +95,7 @@ class Monitor:
             fmt: how its text reached the model.
             prompt: what the front end says of its prompt. None if nobody who may say so said anything: it is counted,
                 every rule reads everything, and streams are read from the first position on.
+            subjects: whom it belongs to. None if nobody who may say so said anything: every rule is enforced.
         """
         if request_id in self._live:
             raise ValueError(f"request {request_id!r} is live already; the engine's ids are unique")
@@ -97,13 +111,14 @@ class Monitor:
             stream_from=min(prompt.stream_from, num_prompt) if prompt is not None else 0,
             roles=prompt.codes(num_prompt) if prompt is not None and self._by_role else None,
             events=prompt.events if prompt is not None else (),
+            outside=compiled.outside(self._rollout_key, subjects) if subjects is not None else frozenset(),
         )
         self.tally.unsigned += prompt is None
         self.tally.events.update(request.events)
         self._live[request_id] = request
         self._slots[request_id] = slot
         self._judge.set_by_length(request)
-        if self._judge.is_uncalibrated(number, fmt):
+        if self._judge.is_uncalibrated(request):
             self._judge.act(request, ON_UNCALIBRATED, compiled.on_uncalibrated, Mode.ENFORCE, compiled.text)
         return request
 

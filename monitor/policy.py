@@ -12,6 +12,7 @@ from monitor.check import Check
 from monitor.condition import Condition, Verdict, verdicts_of
 from monitor.config import Config, Policy
 from monitor.gates import SteerGate, gate_of_rule
+from monitor.rollout import Share, Subjects
 from monitor.rule import Rule
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
 from monitor.types import Action, Expose, Mode
@@ -30,7 +31,7 @@ class CompiledRule:
     """A rule whose condition rests on checks of the plan, by their positions.
 
     ``steer`` is the position of a steer, ``gate`` that of the gate by which the engine finds its rows in the pass
-    itself; None where the scheduler has to.
+    itself; None where the scheduler has to. ``share`` says for whom it is enforced; None for everybody.
     """
 
     name: str
@@ -40,6 +41,7 @@ class CompiledRule:
     text: str
     steer: int | None = None
     gate: int | None = None
+    share: Share | None = None
 
     @property
     def verdicts(self) -> tuple[int, ...]:
@@ -85,10 +87,26 @@ class CompiledPolicy:
     steers: tuple[int, ...] = ()
     on_request: tuple[int, ...] = ()
 
-    def uncalibrated(self, checks: Sequence[AnyCheck], fmt: Format) -> bool:
-        """Whether an enforcing rule rests on a check that has no threshold for this format."""
+    def outside(self, key: bytes, subjects: Subjects) -> frozenset[str]:
+        """Names of the rules that are enforced for others than these, and run in shadow for them."""
+        return frozenset(
+            rule.name
+            for rule in self.rules
+            if rule.share is not None and not rule.share.holds(key, rule.name, subjects)
+        )
+
+    def uncalibrated(self, checks: Sequence[AnyCheck], fmt: Format, outside: Collection[str] = frozenset()) -> bool:
+        """Whether a rule that is enforced rests on a check that has no threshold for this format.
+
+        Args:
+            checks: of the plan.
+            fmt: of the request.
+            outside: names of rules that are not enforced for it.
+        """
         return any(
-            rule.mode is Mode.ENFORCE and any(fmt not in checks[number].thresholds for number in rule.verdicts)
+            rule.mode is Mode.ENFORCE
+            and rule.name not in outside
+            and any(fmt not in checks[number].thresholds for number in rule.verdicts)
             for rule in self.rules
         )
 
@@ -214,7 +232,8 @@ def _compile_rule(
             opened = len(gates)
             gates.append(found)
     text = rule.do.text or policy.text
-    return CompiledRule(rule.name, condition, Action(rule.do.action), rule.mode, text, steer, opened)
+    share = Share(rule.rollout.percent, rule.rollout.by) if rule.rollout is not None else None
+    return CompiledRule(rule.name, condition, Action(rule.do.action), rule.mode, text, steer, opened, share)
 
 
 def _digest(config: Config, bank: Bank, checks: Sequence[AnyCheck], steering: SteerPlan) -> str:

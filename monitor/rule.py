@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from monitor.rollout import Subject
 from monitor.strict import Name, Strict
 from monitor.types import RESERVED_RULES, Action, Mode
 from monitor.when import Condition, parts_of
@@ -56,6 +57,17 @@ class Do(Strict):
         return self
 
 
+class Rollout(Strict):
+    """For whom an enforcing rule is enforced; for all others it runs in shadow."""
+
+    percent: float = Field(ge=0, le=100, description="share of the subjects that the rule is enforced for")
+    by: Subject = Field(
+        default=Subject.TENANT,
+        description="who is in or out as a whole: tenant, session or request; by session and by request a client gets "
+        "out by trying again",
+    )
+
+
 class Rule(Strict):
     """When this, do that."""
 
@@ -63,6 +75,16 @@ class Rule(Strict):
     when: Condition
     do: Do
     mode: Mode
+    rollout: Rollout | None = Field(default=None, description="for whom it is enforced; for everybody if left out")
+
+    @model_validator(mode="after")
+    def _rolled_out_if_enforced(self) -> Self:
+        if self.rollout is not None and self.mode is not Mode.ENFORCE:
+            raise ValueError(
+                "'rollout' says for whom the rule is enforced, but it has mode: shadow. Use mode: enforce, or leave "
+                "'rollout' out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _free_name(self) -> Self:

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from probes.card import Format
+from serving.api.callers import Callers
 from serving.engine.steer_request import STEER_KEY, SteerRequestError
 from serving.origin import Origin, enter_origin, leave_origin
 
@@ -37,13 +38,19 @@ class MonitorMiddleware:
         app: the application behind it.
         root_path: prefix under which the application is mounted.
         check_xargs: looks at a body's ``vllm_xargs`` and raises what is wrong with the steer that they ask for.
+        callers: tell who sends a request; without them it is nobody in particular.
     """
 
     def __init__(
-        self, app: ASGIApp, root_path: str = "", check_xargs: Callable[[Mapping[str, Any]], object] | None = None
+        self,
+        app: ASGIApp,
+        root_path: str = "",
+        check_xargs: Callable[[Mapping[str, Any]], object] | None = None,
+        callers: Callers | None = None,
     ) -> None:
         self._app = app
         self._check_xargs = check_xargs
+        self._callers = callers or Callers()
         self._root = root_path.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +86,8 @@ class MonitorMiddleware:
                 return
         path = scope["path"].removeprefix(self._root)
         chat = any(path == route or path.startswith(f"{route}/") for route in _CHAT_ROUTES)
-        token = enter_origin(Origin(Format.CHAT if chat else Format.RAW))
+        origin = Origin(Format.CHAT if chat else Format.RAW, self._callers.identify(scope))
+        token = enter_origin(origin)
         try:
             await self._app(scope, receive, send)
         finally:

@@ -14,7 +14,7 @@ from monitor.types import Action, Mode
 from monitor.verdicts import AnyCheck
 from probes.card import Format, Stage
 from probes.steering.steer import Steer
-from serving.commands.explain import explain
+from serving.commands.explain import explain, share_in_words
 from serving.deployment import check_policy
 
 
@@ -31,7 +31,8 @@ def check(policy: Path) -> None:
         for column in ("rule", "reads", "statistic", "threshold", "does", "mode"):
             table.add_column(column, overflow="fold")
         for rule in compiled.rules:
-            said = [rule.name, _does(rule, plan), rule.mode.value]
+            mode = rule.mode.value if rule.share is None else f"{rule.mode.value} for {share_in_words(rule.share)}"
+            said = [rule.name, _does(rule, plan), mode]
             for number, negated in verdicts_of(rule.condition):
                 read = plan.checks[number]
                 name = f"not {read.detector}" if negated else read.detector

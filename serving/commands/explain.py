@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from monitor.condition import AllOf, Condition, NotOf, Verdict
 from monitor.policy import CompiledRule, Plan
+from monitor.rollout import Share
 from monitor.types import Mode
 from monitor.verdicts import AnyCheck
 from probes.card import Stage
@@ -28,7 +29,13 @@ def explain(rule: CompiledRule, plan: Plan) -> str:
     latest = next(stage for stage in reversed(Stage) if stage in stages)
     when = _KNOWN[latest] if len(stages) == 1 else f"{_KNOWN[latest]} at the latest"
     done = f"would {rule.action.value}" if rule.mode is Mode.SHADOW else f"{rule.action.value}s"
-    return f"{rule.name} {done}, {when}, if {in_words(rule.condition, plan)}."
+    sentence = f"{rule.name} {done}, {when}, if {in_words(rule.condition, plan)}."
+    return sentence if rule.share is None else f"{sentence} For {share_in_words(rule.share)}; else in shadow."
+
+
+def share_in_words(share: Share) -> str:
+    """For whom a rule is enforced."""
+    return f"{share.percent:g} % by {share.by.value}"
 
 
 def in_words(condition: Condition, plan: Plan) -> str:

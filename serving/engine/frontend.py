@@ -13,6 +13,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 
 from monitor.exporter import Exporter
+from monitor.rollout import Subjects
 from probes.errors import TelltaleError
 from serving.deployment import Deployment
 from serving.engine.carrier import take_reports
@@ -117,6 +118,7 @@ class Frontend:
                 prompt=prompt,
                 canary=request.external_req_id in self._canaries,
                 steers=steers,
+                subjects=Subjects(origin.caller.tenant, origin.caller.session, request.request_id),
             ),
             request.request_id,
         )

@@ -29,7 +29,7 @@ from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
 from serving.engine.reporting import Reporting
 from serving.engine.runtime import load_deployment
 from serving.engine.steerbook import SteerBook
-from serving.engine.trust import EXTRA_KEY, unseal
+from serving.engine.trust import EXTRA_KEY, rollout_key, unseal
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -47,7 +47,7 @@ class MonitoredScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         deployment = load_deployment(self.vllm_config)
         self._digest = deployment.plan.digest
-        self._monitor = Monitor(deployment.plan)
+        self._monitor = Monitor(deployment.plan, rollout_key=rollout_key())
         self._hold_back = HoldBack()
         self._heartbeat = Heartbeat(
             deployment.plan, deployment.file.config.canary, vocab=self.vllm_config.model_config.get_vocab_size()
@@ -102,6 +102,7 @@ class MonitoredScheduler(Scheduler):
             policy=trusted.policy if trusted is not None else None,
             fmt=trusted.fmt if trusted is not None else Format.RAW,
             prompt=trusted.prompt if trusted is not None else None,
+            subjects=trusted.subjects if trusted is not None else None,
         )
         depth = self._monitor.policy_of(admitted).hold_back
         self._hold_back.begin(request.request_id, depth=depth, num_prompt=request.num_prompt_tokens)

@@ -63,7 +63,11 @@ class SteerBook:
             policy: that it is under.
             asked: what it asked for and may have: by a steer's name, the share of its strength.
         """
-        rules = [rule for rule in policy.rules if rule.steer is not None and rule.mode is Mode.ENFORCE]
+        rules = [
+            rule
+            for rule in policy.rules
+            if rule.steer is not None and rule.mode is Mode.ENFORCE and rule.name not in live.outside
+        ]
         if not policy.steers and not rules and not asked:
             return
         steers, num_prompt = self._plan.steers, request.num_prompt_tokens
