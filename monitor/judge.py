@@ -11,6 +11,7 @@ from monitor.check import LengthLimits
 from monitor.condition import KnownVerdict, Truth
 from monitor.policy import CompiledPolicy, CompiledRule, Plan
 from monitor.request import Float64, Index, Request
+from monitor.rule import Scope
 from monitor.state import StateTable
 from monitor.tally import Tally
 from monitor.types import ON_GAP, Action, ActionCode, Gap, Mode
@@ -165,6 +166,8 @@ class Judge:
             if rule.name not in request.decided and rule.condition.truth(known):
                 mode = _mode(request, rule)
                 self.act(request, rule.name, rule.action, mode, rule.text)
+                if rule.scope is Scope.REQUEST and mode is Mode.ENFORCE and request.choices is not None:
+                    request.choices.block(rule.name, rule.text)
                 if rule.steer is not None and rule.gate is None and mode is Mode.ENFORCE:
                     request.steers.add(rule.steer)
 

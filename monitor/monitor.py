@@ -14,7 +14,7 @@ from monitor.dose import Dose
 from monitor.groups import group_checks
 from monitor.judge import Judge
 from monitor.policy import CompiledPolicy, Plan
-from monitor.request import Float64, Index, Request
+from monitor.request import Choices, Float64, Index, Request
 from monitor.rollout import Subjects
 from monitor.segments import PromptMap
 from monitor.state import StateTable
@@ -70,6 +70,7 @@ class Monitor:
         sums = {number: check for number, check in enumerate(plan.checks) if isinstance(check, WeighedCheck)}
         self._table = StateTable(self._groups, sums)
         self._slots: dict[str, int] = {}
+        self._choices: dict[str, Choices] = {}
         self._used = plan.bank.used_columns()
         self._by_role = any(group.has_segments for group in self._groups)
         self._skip = max((check.skip_first for check in plan.checks), default=0)
@@ -118,6 +119,8 @@ class Monitor:
         self._live[request_id] = request
         self._slots[request_id] = slot
         self._judge.set_by_length(request)
+        if subjects is not None and subjects.request and compiled.blocks_requests:
+            self._choices.setdefault(subjects.request, Choices(subjects.request)).join(request)
         if self._judge.is_uncalibrated(request):
             self._judge.act(request, ON_UNCALIBRATED, compiled.on_uncalibrated, Mode.ENFORCE, compiled.text)
         return request
@@ -290,6 +293,10 @@ class Monitor:
         statistics, fired = (table.in_plan_order(values[slot]) for values in (table.statistics, table.fired))
         ended = Ended(request, coverage, statistics, fired)
         table.release(slot)
+        if request.choices is not None:
+            request.choices.live.remove(request)
+            if not request.choices.live:
+                del self._choices[request.choices.name]
         return ended
 
     def snapshot(self, requests: Sequence[Request]) -> tuple[Index, Index, Float64, npt.NDArray[np.bool_]]:

@@ -13,7 +13,7 @@ from monitor.condition import Condition, Verdict, verdicts_of
 from monitor.config import Config, Policy
 from monitor.gates import SteerGate, gate_of_rule
 from monitor.rollout import Share, Subjects
-from monitor.rule import Rule
+from monitor.rule import Rule, Scope
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
 from monitor.types import Action, Expose, Mode
 from monitor.verdicts import AnyCheck, Verdicts
@@ -31,7 +31,8 @@ class CompiledRule:
     """A rule whose condition rests on checks of the plan, by their positions.
 
     ``steer`` is the position of a steer, ``gate`` that of the gate by which the engine finds its rows in the pass
-    itself; None where the scheduler has to. ``share`` says for whom it is enforced; None for everybody.
+    itself; None where the scheduler has to. ``share`` says for whom it is enforced; None for everybody. ``scope``
+    is of a block.
     """
 
     name: str
@@ -42,6 +43,7 @@ class CompiledRule:
     steer: int | None = None
     gate: int | None = None
     share: Share | None = None
+    scope: Scope = Scope.CHOICE
 
     @property
     def verdicts(self) -> tuple[int, ...]:
@@ -86,6 +88,11 @@ class CompiledPolicy:
     checks: tuple[int, ...]
     steers: tuple[int, ...] = ()
     on_request: tuple[int, ...] = ()
+
+    @property
+    def blocks_requests(self) -> bool:
+        """Whether a rule may block all choices of a request for one of them."""
+        return any(rule.scope is Scope.REQUEST for rule in self.rules)
 
     def outside(self, key: bytes, subjects: Subjects) -> frozenset[str]:
         """Names of the rules that are enforced for others than these, and run in shadow for them."""
@@ -231,9 +238,17 @@ def _compile_rule(
         if found is not None:
             opened = len(gates)
             gates.append(found)
-    text = rule.do.text or policy.text
-    share = Share(rule.rollout.percent, rule.rollout.by) if rule.rollout is not None else None
-    return CompiledRule(rule.name, condition, Action(rule.do.action), rule.mode, text, steer, opened, share)
+    return CompiledRule(
+        name=rule.name,
+        condition=condition,
+        action=Action(rule.do.action),
+        mode=rule.mode,
+        text=rule.do.text or policy.text,
+        steer=steer,
+        gate=opened,
+        share=Share(rule.rollout.percent, rule.rollout.by) if rule.rollout is not None else None,
+        scope=rule.do.scope or Scope.CHOICE,
+    )
 
 
 def _digest(config: Config, bank: Bank, checks: Sequence[AnyCheck], steering: SteerPlan) -> str:

@@ -30,6 +30,15 @@ _TOO_LATE = {
 }
 
 
+class Scope(StrEnum):
+    """What a block stops, of a request that asks for several choices."""
+
+    CHOICE = "choice"
+    """The choice that made the rule fire."""
+    REQUEST = "request"
+    """All choices: whoever asks for many gets none, if one of them is blocked."""
+
+
 class Do(Strict):
     """What a rule does."""
 
@@ -41,11 +50,18 @@ class Do(Strict):
         "that lie above the threshold themselves",
     )
     text: str | None = Field(default=None, min_length=1, max_length=4096, description="what a blocked reply says")
+    scope: Scope | None = Field(
+        default=None,
+        description="what a block stops where a request asks for several choices (n > 1): choice, the one that made "
+        "the rule fire (the default), or request, all of them",
+    )
 
     @model_validator(mode="after")
     def _text_of_block(self) -> Self:
         if self.text is not None and self.action is not Action.BLOCK:
             raise ValueError("'text' is what a blocked reply says; only 'action: block' has one")
+        if self.scope is not None and self.action is not Action.BLOCK:
+            raise ValueError("'scope' says which choices a block stops; only 'action: block' has one")
         return self
 
     @model_validator(mode="after")

@@ -159,11 +159,29 @@ class Frontend:
         if text is None:
             return output
         output.finish_reason, output.stop_reason = CONTENT_FILTER, None
+        if record.blocks_request and state.parent_req is not None:
+            withhold(state.parent_req.output_aggregator, record)
         if state.output_kind is not RequestOutputKind.DELTA:
             output.text = text
         else:
             output.text += refusal_delta(text, follows_text=tokens > 0)
         return output
+
+
+def withhold(outputs: Sequence[CompletionOutput | None], blocked: Record) -> None:
+    """A block of all choices: those that have ended before it, and wait for the others, are not sent either.
+
+    Args:
+        outputs: of the choices, None where they have not ended.
+        blocked: the record of the choice that made the rule fire.
+    """
+    for output in outputs:
+        record = record_of(output)
+        if output is None or record is None or record.blocked_text is not None or blocked.blocked_text is None:
+            continue
+        record.decided = blocked.decided
+        output.text = blocked.blocked_text
+        output.finish_reason, output.stop_reason = CONTENT_FILTER, None
 
 
 def refusal_delta(text: str, *, follows_text: bool) -> str:
