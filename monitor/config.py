@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from monitor.rule import Rule
 from monitor.strict import DetectorName, Name, Strict
-from monitor.types import Action, Expose
+from monitor.tenants import Tenant
+from monitor.types import STRICTEST, Action, Expose
 from probes.errors import did_you_mean
 from probes.steering import Operator, SteerError, operator_kinds, parse_operator
 from probes.steering.steer import Positions
@@ -196,9 +197,33 @@ class Config(Strict):
     )
     detectors: tuple[DetectorEntry, ...] = Field(min_length=1)
     steers: tuple[SteerEntry, ...] = Field(default=(), description="what may be written to the model")
-    policies: tuple[Policy, ...] = Field(min_length=1, max_length=1, description="the policy of every request")
+    policies: tuple[Policy, ...] = Field(
+        min_length=1, description="what happens to requests; the first is everybody's whose tenant names no other"
+    )
+    tenants: tuple[Tenant, ...] = Field(
+        default=(), description="who holds which API key, and which policy that gives; without a known key: no answer"
+    )
     canary: CanarySettings = Field(default_factory=CanarySettings)
     reserve: Reserve = Field(default_factory=Reserve)
+
+    @model_validator(mode="after")
+    def _distinct_policies(self) -> Self:
+        names = [policy.name for policy in self.policies]
+        if doubles := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two policies are named {doubles[0]!r}; metrics and tenants need one name for one policy")
+        if STRICTEST in names:
+            raise ValueError(f"{STRICTEST!r} is what the policy of requests without our signature is called")
+        return self
+
+    @model_validator(mode="after")
+    def _distinct_tenants(self) -> Self:
+        for what, values in (
+            ("named", [tenant.name for tenant in self.tenants]),
+            ("told by the key", [tenant.key_sha256 for tenant in self.tenants]),
+        ):
+            if doubles := sorted({value for value in values if values.count(value) > 1}):
+                raise ValueError(f"two tenants are {what} {doubles[0]!r}; nobody could tell them apart")
+        return self
 
     @model_validator(mode="after")
     def _distinct_steers(self) -> Self:

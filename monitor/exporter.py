@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from monitor import catalogue
 from monitor.canary import CanaryFailure
 from monitor.catalogue import Metric
+from monitor.compiled import CompiledPolicy
 from monitor.policy import Plan
 from monitor.report import EndedReport, StepReport
 from monitor.types import Action, ActionCode, Gap, Mode, PromptEvent, Skip
@@ -46,11 +47,9 @@ class Exporter:
             for position in policy.checks:
                 check, owner = plan.checks[position], owners.get(position, "")
                 for fmt, value in check.thresholds.items():
-                    threshold.labels(owner, check.detector, check.stage.value, fmt.value).set(value)
+                    threshold.labels(owner, check.detector, check.stage.value, fmt.value, policy.name).set(value)
         _gauge(catalogue.POLICY_INFO, registry).labels(plan.digest[:16]).set(1)
         # A series that starts at zero makes the first gap or block a visible increase.
-        for action in Action:
-            self._requests.labels(action.value)
         for gap in Gap:
             self._gaps.labels(gap.value)
         for skip in Skip:
@@ -62,9 +61,14 @@ class Exporter:
         for steer in plan.steering.steers:
             self._steered.labels(steer.name)
         for policy in plan.policies:
-            for rule in policy.rules:
-                for mode in (rule.mode,) if rule.share is None else Mode:
-                    self._actions.labels(rule.name, rule.action.value, mode.value)
+            self._begin(policy)
+
+    def _begin(self, policy: CompiledPolicy) -> None:
+        for action in Action:
+            self._requests.labels(action.value, policy.name)
+        for rule in policy.rules:
+            for mode in (rule.mode,) if rule.share is None else Mode:
+                self._actions.labels(rule.name, rule.action.value, mode.value, policy.name)
 
     def canary_passed(self, seconds: float) -> None:
         """A round of canaries has passed on every engine: the server sees, and is ready."""
@@ -95,8 +99,8 @@ class Exporter:
             self._skipped.labels(reason).inc(count)
         for reason, count in tally.gaps.items():
             self._gaps.labels(reason).inc(count)
-        for rule, action, mode, count in tally.acted:
-            self._actions.labels(rule, action, mode).inc(count)
+        for rule, action, mode, policy, count in tally.acted:
+            self._actions.labels(rule, action, mode, policy).inc(count)
         for event, count in tally.events.items():
             self._events.labels(event).inc(count)
         for steer, count in tally.steered.items():
@@ -107,8 +111,9 @@ class Exporter:
 
     def _record_ended(self, ended: EndedReport) -> None:
         action = ActionCode(ended.decided.action).action if ended.decided is not None else Action.ALLOW
-        self._requests.labels(action.value).inc()
-        for position in self._plan.policies[ended.policy].checks:
+        policy = self._plan.policies[ended.policy]
+        self._requests.labels(action.value, policy.name).inc()
+        for position in policy.checks:
             statistic = ended.statistics[position]
             if math.isfinite(statistic):
                 self._score_of(position).observe(statistic)

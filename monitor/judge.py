@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from monitor.check import LengthLimits
+from monitor.compiled import CompiledPolicy, CompiledRule
 from monitor.condition import KnownVerdict, Truth
-from monitor.policy import CompiledPolicy, CompiledRule, Plan
+from monitor.policy import Plan
 from monitor.request import Float64, Index, Request
 from monitor.rule import Scope
 from monitor.state import StateTable
@@ -133,7 +134,7 @@ class Judge:
         if rule in request.decided:
             return
         request.decided.add(rule)
-        self.tally.acted[rule, action, mode] += 1
+        self.tally.acted[rule, action, mode, self._policy_of(request).name] += 1
         if mode is Mode.ENFORCE:
             request.raise_to(action, rule, text)
 

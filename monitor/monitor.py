@@ -9,11 +9,12 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
+from monitor.compiled import CompiledPolicy
 from monitor.coverage import Coverage, close_account
 from monitor.dose import Dose
 from monitor.groups import group_checks
 from monitor.judge import Judge
-from monitor.policy import CompiledPolicy, Plan
+from monitor.policy import Plan
 from monitor.request import Choices, Float64, Index, Request
 from monitor.rollout import Subjects
 from monitor.segments import PromptMap
@@ -92,7 +93,7 @@ class Monitor:
         Args:
             request_id: the engine's own id.
             num_prompt: prompt tokens.
-            policy: its policy; the first one if None or unknown.
+            policy: its policy; the first one if None, the strictest one if unknown.
             fmt: how its text reached the model.
             prompt: what the front end says of its prompt. None if nobody who may say so said anything: it is counted,
                 every rule reads everything, and streams are read from the first position on.
@@ -100,7 +101,7 @@ class Monitor:
         """
         if request_id in self._live:
             raise ValueError(f"request {request_id!r} is live already; the engine's ids are unique")
-        number = self._policies.get(policy or "", 0)
+        number = self._policies.get(policy, self.plan.strictest) if policy is not None else 0
         compiled = self.plan.policies[number]
         slot = self._table.take(self._judge.limits(number, fmt), num_prompt, fmt)
         request = Request(

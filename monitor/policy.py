@@ -4,118 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from monitor.check import Check
-from monitor.condition import Condition, Verdict, verdicts_of
+from monitor.compiled import CompiledPolicy, CompiledRule
+from monitor.condition import Verdict
 from monitor.config import Config, Policy
 from monitor.gates import SteerGate, gate_of_rule
-from monitor.rollout import Share, Subjects
+from monitor.rollout import Share
 from monitor.rule import Rule, Scope
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
-from monitor.types import Action, Expose, Mode
+from monitor.strictest import strictest
+from monitor.tenants import CompiledTenant, compile_tenants, variants
+from monitor.types import Action, Mode
 from monitor.verdicts import AnyCheck, Verdicts
 from monitor.weighed import WeighedCheck
-from monitor.yaml_file import Place, PolicyFile
+from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.artifact import Artifact
 from probes.bank import Bank
-from probes.card import Card, Format, Stage
+from probes.card import Card, Stage
 from probes.detectors import load_detector
 from probes.steering.artifact import SteerArtifact
-
-
-@dataclass(frozen=True, slots=True)
-class CompiledRule:
-    """A rule whose condition rests on checks of the plan, by their positions.
-
-    ``steer`` is the position of a steer, ``gate`` that of the gate by which the engine finds its rows in the pass
-    itself; None where the scheduler has to. ``share`` says for whom it is enforced; None for everybody. ``scope``
-    is of a block.
-    """
-
-    name: str
-    condition: Condition
-    action: Action
-    mode: Mode
-    text: str
-    steer: int | None = None
-    gate: int | None = None
-    share: Share | None = None
-    scope: Scope = Scope.CHOICE
-
-    @property
-    def verdicts(self) -> tuple[int, ...]:
-        """The checks that say whether it fires."""
-        return tuple(number for number, _ in verdicts_of(self.condition))
-
-    @property
-    def check(self) -> int | None:
-        """The check that alone says whether it fires; None if several do, or one does that is negated."""
-        return self.condition.number if isinstance(self.condition, Verdict) else None
-
-    def rests_on(self, stage: Stage, checks: Sequence[AnyCheck]) -> bool:
-        """Whether one of its verdicts is of a stage."""
-        return any(checks[number].stage is stage for number in self.verdicts)
-
-    def waits_for_prompt(self, checks: Sequence[AnyCheck]) -> bool:
-        """Whether it may become true by what does not fire when the prompt is through."""
-        return any(negated and checks[number].stage is Stage.PROMPT for number, negated in verdicts_of(self.condition))
-
-    def waits_for_end(self, checks: Sequence[AnyCheck]) -> bool:
-        """Whether it may become true only when the reply has ended."""
-        return any(
-            checks[number].stage is Stage.RESPONSE or (negated and checks[number].stage is Stage.STREAM)
-            for number, negated in verdicts_of(self.condition)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class CompiledPolicy:
-    """A policy whose rules point into the plan's checks.
-
-    ``steers``, those of every request, and ``on_request``, those that one may ask for, point into its steers.
-    """
-
-    name: str
-    on_gap: Action
-    on_uncalibrated: Action
-    hold_back: int
-    expose: Expose
-    text: str
-    rules: tuple[CompiledRule, ...]
-    checks: tuple[int, ...]
-    steers: tuple[int, ...] = ()
-    on_request: tuple[int, ...] = ()
-
-    @property
-    def blocks_requests(self) -> bool:
-        """Whether a rule may block all choices of a request for one of them."""
-        return any(rule.scope is Scope.REQUEST for rule in self.rules)
-
-    def outside(self, key: bytes, subjects: Subjects) -> frozenset[str]:
-        """Names of the rules that are enforced for others than these, and run in shadow for them."""
-        return frozenset(
-            rule.name
-            for rule in self.rules
-            if rule.share is not None and not rule.share.holds(key, rule.name, subjects)
-        )
-
-    def uncalibrated(self, checks: Sequence[AnyCheck], fmt: Format, outside: Collection[str] = frozenset()) -> bool:
-        """Whether a rule that is enforced rests on a check that has no threshold for this format.
-
-        Args:
-            checks: of the plan.
-            fmt: of the request.
-            outside: names of rules that are not enforced for it.
-        """
-        return any(
-            rule.mode is Mode.ENFORCE
-            and rule.name not in outside
-            and any(fmt not in checks[number].thresholds for number in rule.verdicts)
-            for rule in self.rules
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +36,12 @@ class Plan:
     Attributes:
         bank: directions and scorers of all detectors.
         checks: every statistic that is kept for a request, and every weighted sum of some.
-        policies: by position; the first is the default.
+        policies: by position; the first is that of requests whose front end names none.
         cards: of the detectors, by name.
         digest: SHA-256 over policy, bank and steers: equal in every process that runs the same plan.
         steering: what may be written.
+        tenants: by the SHA-256 of their API keys.
+        strictest: position of the policy of requests that nobody vouches for.
     """
 
     bank: Bank
@@ -137,6 +50,8 @@ class Plan:
     cards: Mapping[str, Card]
     digest: str
     steering: SteerPlan
+    tenants: Mapping[str, CompiledTenant] = field(default_factory=lambda: MappingProxyType({}))
+    strictest: int = 0
 
 
 def compile_plan(
@@ -165,44 +80,63 @@ def compile_plan(
     steering = compile_steers(file, steer_artifacts, d_model=d_model, num_layers=num_layers)
     bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions)
     verdicts = Verdicts(file, cards, bank)
-    gates: list[SteerGate] = []
-    policies = []
-    for position, policy in enumerate(config.policies):
-        rules = tuple(
-            _compile_rule(
-                file,
-                ("policies", position, "rules", number),
-                policy=policy,
-                rule=rule,
-                verdicts=verdicts,
-                steering=steering,
-                bank=bank,
-                gates=gates,
-            )
-            for number, rule in enumerate(policy.rules)
-        )
-        always, asked = (
-            tuple(steering.number(file, ("policies", position, key, number), name) for number, name in enumerate(names))
-            for key, names in (("steers", policy.steers), ("on_request", policy.on_request))
-        )
-        require_clean_readings(file, ("policies", position), policy, cards, steering)
-        kept = {number for rule in rules for number in verdicts.read_by(rule.condition)}
-        read = {name for number in kept for name in verdicts.detectors_of(number)}
-        kept |= {number for name in cards if name not in read for number in verdicts.watched(name)}
-        compiled = _compile_policy(policy, rules, verdicts.checks, kept)
-        policies.append(replace(compiled, steers=always, on_request=asked))
-    digest = _digest(config, bank, verdicts.checks, steering)
-    steering = replace(steering, gates=tuple(gates))
-    return Plan(bank, tuple(verdicts.checks), tuple(policies), MappingProxyType(cards), digest, steering)
+    parts = _Parts(file, verdicts, steering)
+    policies: list[CompiledPolicy] = []
+    for variant in variants(file):
+        try:
+            compiled = _compile_policy(parts, variant.where, variant.policy)
+        except PolicyError as error:
+            if variant.tenant is None:
+                raise
+            # What stands in the file was sound: the mistake is among the thresholds.
+            raise file.error(("tenants", variant.tenant, "above"), f"with these thresholds: {error}") from error
+        require_clean_readings(file, variant.where, variant.policy, cards, steering)
+        policies.append(compiled)
+    if len(policies) > 1:
+        policies.append(strictest(policies))
+    return Plan(
+        bank=bank,
+        checks=tuple(verdicts.checks),
+        policies=tuple(policies),
+        cards=MappingProxyType(cards),
+        digest=_digest(config, bank, verdicts.checks, steering),
+        steering=replace(steering, gates=tuple(parts.gates)),
+        tenants=compile_tenants(config.tenants),
+        strictest=len(policies) - 1,
+    )
 
 
-def _compile_policy(
-    policy: Policy, rules: tuple[CompiledRule, ...], checks: Sequence[AnyCheck], kept: Collection[int]
-) -> CompiledPolicy:
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What all rules of a file are made of, and the gates that were found so far."""
+
+    file: PolicyFile
+    verdicts: Verdicts
+    steering: SteerPlan
+    gates: list[SteerGate] = field(default_factory=list)
+
+
+def _compile_policy(parts: _Parts, where: Place, policy: Policy) -> CompiledPolicy:
+    file, verdicts, steering = parts.file, parts.verdicts, parts.steering
+    rules = tuple(
+        _compile_rule(parts, (*where, "rules", number), policy, rule) for number, rule in enumerate(policy.rules)
+    )
+    always, asked = (
+        tuple(steering.number(file, (*where, key, number), name) for number, name in enumerate(names))
+        for key, names in (("steers", policy.steers), ("on_request", policy.on_request))
+    )
+    kept = {number for rule in rules for number in verdicts.read_by(rule.condition)}
+    read = {name for number in kept for name in verdicts.detectors_of(number)}
+    kept |= {
+        number
+        for detector in verdicts.bank.detectors
+        if detector.name not in read
+        for number in verdicts.watched(detector.name)
+    }
     hold_back = policy.hold_back
     if hold_back is None:
         blocks_streams = any(
-            rule.action is Action.BLOCK and rule.mode is Mode.ENFORCE and rule.rests_on(Stage.STREAM, checks)
+            rule.action is Action.BLOCK and rule.mode is Mode.ENFORCE and rule.rests_on(Stage.STREAM, verdicts.checks)
             for rule in rules
         )
         hold_back = 1 if blocks_streams else 0
@@ -215,26 +149,19 @@ def _compile_policy(
         text=policy.text,
         rules=rules,
         checks=tuple(sorted(kept)),
+        steers=always,
+        on_request=asked,
     )
 
 
-def _compile_rule(
-    file: PolicyFile,
-    where: Place,
-    *,
-    policy: Policy,
-    rule: Rule,
-    verdicts: Verdicts,
-    steering: SteerPlan,
-    bank: Bank,
-    gates: list[SteerGate],
-) -> CompiledRule:
+def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> CompiledRule:
+    file, verdicts, steering, gates = parts.file, parts.verdicts, parts.steering, parts.gates
     condition = verdicts.condition(where, rule)
     steer, opened = steer_of_rule(file, where, rule, steering), None
     if steer is not None:
         check = verdicts.checks[condition.number] if isinstance(condition, Verdict) else None
         alone = check if isinstance(check, Check) else None
-        found = gate_of_rule(file, where, rule, number=steer, steers=steering.steers, check=alone, bank=bank)
+        found = gate_of_rule(file, where, rule, number=steer, steers=steering.steers, check=alone, bank=verdicts.bank)
         if found is not None:
             opened = len(gates)
             gates.append(found)

@@ -41,6 +41,7 @@ class Verdicts:
         bank: they.
 
     Attributes:
+        bank: as given.
         checks: so far; a condition's verdicts are positions here.
     """
 
@@ -48,7 +49,7 @@ class Verdicts:
         self.checks: list[AnyCheck] = []
         self._file = file
         self._cards = cards
-        self._bank = bank
+        self.bank = bank
         self._places: dict[tuple[object, ...], int] = {}
 
     def condition(self, where: Place, rule: Rule) -> Condition:
@@ -65,7 +66,7 @@ class Verdicts:
         action = rule.do.action
         if action.severity > Action.STEER.severity and self._is_only_unusual(found):
             read = {name for number in self.read_by(found) for name in self.detectors_of(number)}
-            odd = [d for d in (self._bank.detector(name) for name in sorted(read)) if not d.may_block_alone]
+            odd = [d for d in (self.bank.detector(name) for name in sorted(read)) if not d.may_block_alone]
             raise self._file.error(
                 (*where, "do", "action"),
                 f"is {action.value!r}, and the rule may fire by {odd[0].name!r} alone: the kind {odd[0].kind!r} finds "
@@ -124,7 +125,7 @@ class Verdicts:
     def _verdict(self, where: Place, rule: Rule, when: When, path: Place) -> int:
         site = self._site(where, rule, when.detector, path, when.stage)
         aggregate = when.aggregate or calibrated_aggregate(site)
-        require_fitting(site, self._bank.detector(when.detector), aggregate)
+        require_fitting(site, self.bank.detector(when.detector), aggregate)
         return self._place(
             Check.of(
                 when.detector,
@@ -160,7 +161,7 @@ class Verdicts:
         return self._place(WeighedCheck(when.stage, terms, limits))
 
     def _term(self, site: RuleSite, term: Weighed, when: WhenWeighed) -> Term:
-        detector = self._bank.detector(term.detector)
+        detector = self.bank.detector(term.detector)
         aggregate = term.aggregate or term_aggregate(site)
         require_fitting(site, detector, aggregate)
         scaling = scaling_of(site, aggregate) if when.sum is Scale.PROBABILITY else None
@@ -200,7 +201,7 @@ class Verdicts:
         match condition:
             case Verdict():
                 names = self.detectors_of(condition.number)
-                return not any(self._bank.detector(name).may_block_alone for name in names)
+                return not any(self.bank.detector(name).may_block_alone for name in names)
             case NotOf():
                 return self._is_only_unusual(condition.part)
             case AllOf():

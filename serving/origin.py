@@ -17,10 +17,12 @@ class Caller:
     Attributes:
         tenant: who is behind its API key; empty where nobody tells.
         session: what the client calls its session; empty if it does not say.
+        policy: that its requests get; None for the first.
     """
 
     tenant: str = ""
     session: str = ""
+    policy: str | None = None
 
 
 NOBODY = Caller()

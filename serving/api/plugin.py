@@ -70,7 +70,7 @@ class TelltaleEndpoints:
         frontend = engine_plugin.install()
         # As vLLM reads them: the command line comes before the environment.
         keys = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]
-        self._callers.accept(key for key in keys if key)
+        self._callers.accept(frontend.deployment.plan.tenants, [key for key in keys if key])
         template = getattr(args, "chat_template", None)
         require_template(
             frontend.deployment,

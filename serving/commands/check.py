@@ -7,9 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from monitor.compiled import CompiledRule
 from monitor.condition import verdicts_of
-from monitor.policy import CompiledRule, Plan
+from monitor.policy import Plan
 from monitor.rule import Gate
+from monitor.tenants import CompiledTenant
 from monitor.types import Action, Mode
 from monitor.verdicts import AnyCheck
 from probes.card import Format, Stage
@@ -49,12 +51,22 @@ def check(policy: Path) -> None:
         for who, numbers in (("every request", compiled.steers), ("who asks for it", compiled.on_request)):
             for number in numbers:
                 console.print(f"steers {who}: {_writes(plan.steering.steers[number])}")
+    for tenant in plan.tenants.values():
+        console.print(f"tenant {tenant.name}: {_gets(tenant)}", markup=False, highlight=False)
     if without := sorted(name for name, card in plan.cards.items() if card.canary is None):
         console.print(
             f"without a canary: {', '.join(without)}. That they are read at every token is proved, not that their "
             "scores are right; telltale canary ARTIFACT adds one."
         )
     console.print(f"ok: {policy} reads {', '.join(str(tap) for tap in plan.bank.taps)}")
+
+
+def _gets(tenant: CompiledTenant) -> str:
+    """Which policy a tenant's requests get."""
+    gets = [f"policy {tenant.policy}"]
+    gets += [f"{policy} for the model {model!r}" for model, policy in (tenant.by_model or {}).items()]
+    gets += [f"{policy} if a proxy says {name!r}" for name, policy in tenant.by_header.items()]
+    return ", ".join(gets)
 
 
 def _limit(check: AnyCheck, fmt: Format) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from monitor.compiled import CompiledRule
 from monitor.condition import AllOf, Condition, NotOf, Verdict
-from monitor.policy import CompiledRule, Plan
+from monitor.policy import Plan
 from monitor.rollout import Share
 from monitor.types import Mode
 from monitor.verdicts import AnyCheck

@@ -77,7 +77,9 @@ class Frontend:
         Raises:
             SteerRequestError: it may not be asked for.
         """
-        return asked_steers(extra, self.deployment.plan, policy=0)
+        plan, named = self.deployment.plan, current_origin().caller.policy
+        number = next((number for number, policy in enumerate(plan.policies) if policy.name == named), 0)
+        return asked_steers(extra, plan, number)
 
     def begin_canary(self, request_id: str) -> None:
         """The request that our own process is about to send under this id is a canary."""
@@ -113,7 +115,7 @@ class Frontend:
         prompt = origin.prompt_of(request.prompt_token_ids or ())
         extra[EXTRA_KEY] = seal(
             TrustedData(
-                policy=None,
+                policy=origin.caller.policy,
                 fmt=origin.fmt,
                 prompt=prompt,
                 canary=request.external_req_id in self._canaries,

@@ -18,7 +18,7 @@ from vllm.v1.request import RequestStatus
 
 import serving
 from monitor.monitor import Monitor, StepReadouts, is_blocked
-from monitor.types import Gap
+from monitor.types import STRICTEST, Gap
 from probes.card import Format
 from serving.engine.drafts import step_readouts
 from serving.engine.faulty import faulty_requests, without
@@ -94,12 +94,12 @@ class MonitoredScheduler(Scheduler):
             return
         if trusted is None:
             log.warning(
-                "a request without our signature: judged as raw text by the first policy", id=request.request_id
+                "a request without our signature: judged as raw text by the strictest policy", id=request.request_id
             )
         admitted = self._monitor.admit(
             request.request_id,
             num_prompt=request.num_prompt_tokens,
-            policy=trusted.policy if trusted is not None else None,
+            policy=trusted.policy if trusted is not None else STRICTEST,
             fmt=trusted.fmt if trusted is not None else Format.RAW,
             prompt=trusted.prompt if trusted is not None else None,
             subjects=trusted.subjects if trusted is not None else None,

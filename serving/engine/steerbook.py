@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from monitor.compiled import CompiledPolicy
 from monitor.monitor import Monitor, StepReadouts
-from monitor.policy import CompiledPolicy, Plan
+from monitor.policy import Plan
 from monitor.request import Request as Admitted
 from monitor.types import Gap, Mode
 from probes.steering.steer import Positions, Steer

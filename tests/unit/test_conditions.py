@@ -238,8 +238,8 @@ def test_of_rules_that_fire_together_the_first_in_the_file_decides(tmp_path: Pat
     case.admit(num_prompt=2)
     assert case.see([[0, 0, 0], [9, 9, 0]]) == ("block", "first")  # type: ignore[list-item]
     assert case.monitor.take_tally().acted == {
-        ("first", Action.BLOCK, Mode.ENFORCE): 1,
-        ("second", Action.BLOCK, Mode.ENFORCE): 1,
+        ("first", Action.BLOCK, Mode.ENFORCE, "default"): 1,
+        ("second", Action.BLOCK, Mode.ENFORCE, "default"): 1,
     }
 
 

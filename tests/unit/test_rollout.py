@@ -114,7 +114,7 @@ def test_outside_a_rule_is_counted_as_what_it_would_have_done(
     exporter = Exporter(plan, registry := CollectorRegistry())
     exporter.record(make_report(monitor, [], [], take_tally(monitor, [])))
     for mode, count in ((Mode.ENFORCE, 3 * inside), (Mode.SHADOW, 3 * (not inside))):
-        labels = {"rule": "r", "action": "block", "mode": mode.value}
+        labels = {"rule": "r", "action": "block", "mode": mode.value, "policy": "default"}
         assert registry.get_sample_value("telltale_actions_total", labels) == count
 
 
@@ -187,7 +187,7 @@ def test_only_a_key_that_is_asked_for_makes_a_tenant() -> None:
         return client.get("/v1/models", headers=given | headers).text
 
     assert {asked(key) for key in (None, "Bearer one", "Bearer two")} == {"|"}
-    callers.accept(["one", "two"])
+    callers.accept({}, ["one", "two"])
     keys = ("Bearer one", "Bearer two", "bearer one", "Bearer three", "Basic one", "Bearer ", None)
     first, second, again, *others = (asked(key) for key in keys)
     assert first == again != second

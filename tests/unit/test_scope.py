@@ -69,7 +69,7 @@ def test_a_block_stops_the_choice_or_the_request(tmp_path: Path, scope: str, blo
     # The third waits for its turn: it is blocked all the same, before it says anything.
     assert several.step(c0_a=0, c1_a=9, c0_b=0) == blocked
     acted = several.monitor.take_tally().acted
-    assert acted == {("stop", Action.BLOCK, Mode.ENFORCE): 1}
+    assert acted == {("stop", Action.BLOCK, Mode.ENFORCE, "default"): 1}
     for name in blocked:
         request = several.monitor.get(name)
         assert request is not None
