@@ -40,13 +40,13 @@ REQUESTS = Metric(
     "telltale_requests_total",
     MetricType.COUNTER,
     "Requests that ended, by the most severe action that was enforced.",
-    ("action",),
+    ("action", "policy"),
 )
 ACTIONS = Metric(
     "telltale_actions_total",
     MetricType.COUNTER,
     "Rules that fired, once per request; in mode shadow, what they would have done.",
-    ("rule", "action", "mode"),
+    ("rule", "action", "mode", "policy"),
 )
 DETECTOR_SCORE = Metric(
     "telltale_detector_score",
@@ -59,7 +59,7 @@ DETECTOR_THRESHOLD = Metric(
     "telltale_detector_threshold",
     MetricType.GAUGE,
     "Threshold above which a rule fires (the lowest, where it depends on length); no rule: it is only watched.",
-    ("rule", "detector", "stage", "format"),
+    ("rule", "detector", "stage", "format", "policy"),
 )
 DETECTOR_FIRED = Metric(
     "telltale_detector_fired_total",
@@ -71,7 +71,7 @@ RULE_TARGET_FPR = Metric(
     "telltale_rule_target_fpr",
     MetricType.GAUGE,
     "Share of benign requests for which a rule's threshold may let it fire, as it was calibrated.",
-    ("rule", "format"),
+    ("rule", "format", "policy"),
 )
 TOKENS_SCORED = Metric("telltale_tokens_scored_total", MetricType.COUNTER, "Token positions that were scored.")
 TOKENS_SKIPPED = Metric(

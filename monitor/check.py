@@ -82,6 +82,11 @@ class Check:
             detector, stage, aggregate, skip_first, MappingProxyType(thresholds), segments, MappingProxyType(by_length)
         )
 
+    @property
+    def statistic(self) -> str:
+        """What is judged, in words."""
+        return str(self.aggregate)
+
     def key(self) -> tuple[object, ...]:
         """What makes two checks the same."""
         thresholds = tuple(sorted(self.thresholds.items()))

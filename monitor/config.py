@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from monitor.types import RESERVED_RULES, Action, Expose, Mode, Role
-from probes.aggregate import AnyAggregator
-from probes.card import Stage
+from monitor.rule import Rule
+from monitor.strict import DetectorName, Name, Strict
+from monitor.tenants import Tenant
+from monitor.types import STRICTEST, Action, Expose
 from probes.errors import did_you_mean
 from probes.steering import Operator, SteerError, operator_kinds, parse_operator
 from probes.steering.steer import Positions
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$", description="lower case, digits, '-' and '_'")]
-DetectorName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$", description="lower case, digits and '_'")]
 Duration = Annotated[
     str, Field(pattern=r"^[0-9]{1,6}(ms|s|m|h)$", description="a whole number with its unit: 500ms, 60s, 5m, 1h")
 ]
@@ -23,11 +21,7 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 DEFAULT_TEXT = "I can't help with that."
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class DetectorEntry(_Strict):
+class DetectorEntry(Strict):
     """What is read: a pack of detectors, or one artifact."""
 
     pack: str | None = Field(default=None, description="a shipped pack, e.g. builtin:smollm2-135m-instruct")
@@ -111,118 +105,11 @@ def _of_operator(op: str, item: Any, known: set[str]) -> str:
     return f"{key!r}: {item['msg']} (op: {op})"
 
 
-class Gate(StrEnum):
-    """Which of the rows that a steer may write to are written to."""
-
-    TOKEN = "token"  # noqa: S105 - no secret
-    """Those that lie above the rule's threshold themselves."""
-    LATCHED = "latched"
-    """All behind the first one that made the rule fire."""
-
-
-class Above(_Strict):
-    """A threshold: a number, or a false-positive rate to read it from the artifact's calibration."""
-
-    value: float | None = Field(default=None, allow_inf_nan=False, description="fires above it, strictly")
-    target_fpr: float | None = Field(default=None, gt=0, lt=1, description="share of benign requests that may fire")
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.value is None) == (self.target_fpr is None):
-            raise ValueError("'above' has exactly one of 'value' and 'target_fpr'")
-        return self
-
-
-class When(_Strict):
-    """The condition of a rule: one detector's statistic at one stage lies above a threshold."""
-
-    detector: DetectorName
-    stage: Stage = Field(
-        description="prompt: once, before the first token; stream: at every token; response: once, when the reply ended"
-    )
-    aggregate: AnyAggregator | None = Field(default=None, description="the calibrated one if left out")
-    above: Above | None = Field(default=None, description="the artifact's own threshold if left out")
-    segments: tuple[Role, ...] | None = Field(
-        default=None, min_length=1, description="whose tokens of the prompt are read; everybody's if left out"
-    )
-
-    @model_validator(mode="after")
-    def _readable_segments(self) -> Self:
-        named = self.segments
-        if named is None:
-            return self
-        if doubles := sorted({role.value for role in named if named.count(role) > 1}):
-            raise ValueError(f"'segments' names {doubles[0]!r} twice; name each role once")
-        if self.stage is not Stage.PROMPT and Role.ASSISTANT not in named:
-            raise ValueError(
-                f"'segments' is {[role.value for role in named]} at the stage {self.stage.value!r}, which reads the "
-                "reply: all of it counts as 'assistant', so that this rule could never fire. Use the stage 'prompt', "
-                "name 'assistant' too, or leave 'segments' out."
-            )
-        return self
-
-
-class Do(_Strict):
-    """What a rule does."""
-
-    action: Literal[Action.FLAG, Action.STEER, Action.BLOCK]
-    steer: Name | None = Field(default=None, description="which steer; one of those under 'steers'")
-    gate: Gate | None = Field(
-        default=None,
-        description="which rows are written to: latched, all behind the one that makes the rule fire; token, those "
-        "that lie above the threshold themselves",
-    )
-    text: str | None = Field(default=None, min_length=1, max_length=4096, description="what a blocked reply says")
-
-    @model_validator(mode="after")
-    def _text_of_block(self) -> Self:
-        if self.text is not None and self.action is not Action.BLOCK:
-            raise ValueError("'text' is what a blocked reply says; only 'action: block' has one")
-        return self
-
-    @model_validator(mode="after")
-    def _steer_of_steer(self) -> Self:
-        if self.action is Action.STEER and (self.steer is None or self.gate is None):
-            raise ValueError("'action: steer' also needs 'steer', the name of one, and 'gate', latched or token")
-        if self.action is not Action.STEER and (self.steer is not None or self.gate is not None):
-            raise ValueError("'steer' and 'gate' say how to steer; only 'action: steer' has them")
-        return self
-
-
-class Rule(_Strict):
-    """When this, do that."""
-
-    name: Name
-    when: When
-    do: Do
-    mode: Mode
-
-    @model_validator(mode="after")
-    def _free_name(self) -> Self:
-        if self.name in RESERVED_RULES:
-            raise ValueError(f"{self.name!r} is what decisions of that policy key are called; choose another name")
-        return self
-
-    @model_validator(mode="after")
-    def _possible_action(self) -> Self:
-        if self.when.stage is Stage.RESPONSE and self.do.action is Action.BLOCK:
-            raise ValueError(
-                "blocks at the stage 'response': by then the reply has been sent. Use 'stage: stream', which stops it "
-                "at the token that shows it, or 'action: flag'."
-            )
-        if self.when.stage is Stage.RESPONSE and self.do.action is Action.STEER:
-            raise ValueError(
-                "steers at the stage 'response': by then nothing is left to be written to. Use 'stage: prompt' or "
-                "'stage: stream'."
-            )
-        return self
-
-
 Answer = Literal[Action.ALLOW, Action.FLAG, Action.BLOCK]
 """What may be done where nobody knows what a request's text is like: steering needs a reason."""
 
 
-class Policy(_Strict):
+class Policy(Strict):
     """What happens to a request."""
 
     name: Name
@@ -264,13 +151,13 @@ class Policy(_Strict):
         return self
 
 
-class Reserve(_Strict):
+class Reserve(Strict):
     """Room that is set aside when the engine starts."""
 
     directions: int = Field(default=64, ge=1, le=4096, description="columns per tap")
 
 
-class CanarySettings(_Strict):
+class CanarySettings(Strict):
     """How often the engine must show that it reads what it is known to read. It cannot be switched off."""
 
     every: Duration = Field(default="60s", description="from one round to the next: 1s to 24h")
@@ -301,7 +188,7 @@ def seconds_of(duration: str) -> float:
     return int(duration.removesuffix(unit)) * _SECONDS[unit]
 
 
-class Config(_Strict):
+class Config(Strict):
     """A policy file."""
 
     version: Literal["1"]
@@ -310,9 +197,33 @@ class Config(_Strict):
     )
     detectors: tuple[DetectorEntry, ...] = Field(min_length=1)
     steers: tuple[SteerEntry, ...] = Field(default=(), description="what may be written to the model")
-    policies: tuple[Policy, ...] = Field(min_length=1, max_length=1, description="the policy of every request")
+    policies: tuple[Policy, ...] = Field(
+        min_length=1, description="what happens to requests; the first is everybody's whose tenant names no other"
+    )
+    tenants: tuple[Tenant, ...] = Field(
+        default=(), description="who holds which API key, and which policy that gives; without a known key: no answer"
+    )
     canary: CanarySettings = Field(default_factory=CanarySettings)
     reserve: Reserve = Field(default_factory=Reserve)
+
+    @model_validator(mode="after")
+    def _distinct_policies(self) -> Self:
+        names = [policy.name for policy in self.policies]
+        if doubles := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two policies are named {doubles[0]!r}; metrics and tenants need one name for one policy")
+        if STRICTEST in names:
+            raise ValueError(f"{STRICTEST!r} is what the policy of requests without our signature is called")
+        return self
+
+    @model_validator(mode="after")
+    def _distinct_tenants(self) -> Self:
+        for what, values in (
+            ("named", [tenant.name for tenant in self.tenants]),
+            ("told by the key", [tenant.key_sha256 for tenant in self.tenants]),
+        ):
+            if doubles := sorted({value for value in values if values.count(value) > 1}):
+                raise ValueError(f"two tenants are {what} {doubles[0]!r}; nobody could tell them apart")
+        return self
 
     @model_validator(mode="after")
     def _distinct_steers(self) -> Self:

@@ -9,9 +9,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from monitor import catalogue
 from monitor.canary import CanaryFailure
 from monitor.catalogue import Metric
+from monitor.compiled import CompiledPolicy
 from monitor.policy import Plan
 from monitor.report import EndedReport, StepReport
-from monitor.types import Action, ActionCode, Gap, PromptEvent, Skip
+from monitor.types import Action, ActionCode, Gap, Mode, PromptEvent, Skip
 
 
 class Exporter:
@@ -45,16 +46,14 @@ class Exporter:
         threshold = _gauge(catalogue.DETECTOR_THRESHOLD, registry)
         target = _gauge(catalogue.RULE_TARGET_FPR, registry)
         for policy in plan.policies:
-            owners = {rule.check: rule.name for rule in policy.rules}
+            owners = {number: rule.name for rule in policy.rules for number in rule.verdicts}
             for position in policy.checks:
                 check, owner = plan.checks[position], owners.get(position, "")
                 self._fired_by_check[position] = self._fired.labels(*self._labels_of(position))
                 for fmt, value in check.thresholds.items():
-                    threshold.labels(owner, check.detector, check.stage.value, fmt.value).set(value)
+                    threshold.labels(owner, check.detector, check.stage.value, fmt.value, policy.name).set(value)
         _gauge(catalogue.POLICY_INFO, registry).labels(plan.digest[:16]).set(1)
         # A series that starts at zero makes the first gap or block a visible increase.
-        for action in Action:
-            self._requests.labels(action.value)
         for gap in Gap:
             self._gaps.labels(gap.value)
         for skip in Skip:
@@ -66,10 +65,17 @@ class Exporter:
         for steer in plan.steering.steers:
             self._steered.labels(steer.name)
         for policy in plan.policies:
+            self._begin(policy)
             for rule in policy.rules:
-                self._actions.labels(rule.name, rule.action.value, rule.mode.value)
                 for fmt, rate in rule.target_fpr.items():
-                    target.labels(rule.name, fmt.value).set(rate)
+                    target.labels(rule.name, fmt.value, policy.name).set(rate)
+
+    def _begin(self, policy: CompiledPolicy) -> None:
+        for action in Action:
+            self._requests.labels(action.value, policy.name)
+        for rule in policy.rules:
+            for mode in (rule.mode,) if rule.share is None else Mode:
+                self._actions.labels(rule.name, rule.action.value, mode.value, policy.name)
 
     def canary_passed(self, seconds: float) -> None:
         """A round of canaries has passed on every engine: the server sees, and is ready."""
@@ -100,8 +106,8 @@ class Exporter:
             self._skipped.labels(reason).inc(count)
         for reason, count in tally.gaps.items():
             self._gaps.labels(reason).inc(count)
-        for rule, action, mode, count in tally.acted:
-            self._actions.labels(rule, action, mode).inc(count)
+        for rule, action, mode, policy, count in tally.acted:
+            self._actions.labels(rule, action, mode, policy).inc(count)
         for event, count in tally.events.items():
             self._events.labels(event).inc(count)
         for steer, count in tally.steered.items():
@@ -112,8 +118,9 @@ class Exporter:
 
     def _record_ended(self, ended: EndedReport) -> None:
         action = ActionCode(ended.decided.action).action if ended.decided is not None else Action.ALLOW
-        self._requests.labels(action.value).inc()
-        for position in self._plan.policies[ended.policy].checks:
+        policy = self._plan.policies[ended.policy]
+        self._requests.labels(action.value, policy.name).inc()
+        for position in policy.checks:
             statistic = ended.statistics[position]
             if math.isfinite(statistic):
                 self._score_of(position).observe(statistic)
@@ -128,7 +135,7 @@ class Exporter:
 
     def _labels_of(self, position: int) -> tuple[str, str, str, str]:
         check = self._plan.checks[position]
-        return check.detector, check.stage.value, str(check.aggregate), ",".join(check.segments or ())
+        return check.detector, check.stage.value, check.statistic, ",".join(check.segments or ())
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from monitor.check import Check
-from monitor.config import Gate, Rule
+from monitor.rule import Gate, Rule
 from monitor.types import Mode
 from monitor.yaml_file import Place, PolicyFile
 from probes.bank import Bank
@@ -68,7 +68,7 @@ class SteerGate:
 
 
 def gate_of_rule(
-    file: PolicyFile, where: Place, rule: Rule, *, number: int, steers: Sequence[Steer], check: Check, bank: Bank
+    file: PolicyFile, where: Place, rule: Rule, *, number: int, steers: Sequence[Steer], check: Check | None, bank: Bank
 ) -> SteerGate | None:
     """How the rows of a rule's steer are found.
 
@@ -78,24 +78,27 @@ def gate_of_rule(
         rule: that steers.
         number: position of its steer.
         steers: of the plan.
-        check: the rule's condition.
+        check: that alone is the rule's condition; None if there is more to it.
         bank: what is read.
     Returns: None if the rule has to fire first, and the rows behind are written to.
     Raises:
         PolicyError: its rows are computed before anybody can know that they are to be written to.
     """
     steer, gate = steers[number], rule.do.gate
-    detector = bank.detector(check.detector)
-    why = _why_not_one_row(detector, check, steer)
+    detector = bank.detector(check.detector) if check is not None else None
     in_prompt = steer.positions is not Positions.GENERATED
-    if check.stage is Stage.PROMPT and gate is Gate.TOKEN and not in_prompt:
+    if check is None or detector is None:
+        why: str | None = "its condition joins or weighs several verdicts"
+    else:
+        why = _why_not_one_row(detector, check, steer)
+    if check is not None and check.stage is Stage.PROMPT and gate is Gate.TOKEN and not in_prompt:
         raise file.error(
             (*where, "do", "gate"),
             f"is 'token' at the stage 'prompt', and {steer.name!r} writes to positions: generated: a row opens the "
             "gate for itself alone, so that nothing would ever be written to. Use gate: latched, the stage 'stream', "
             "or a steer with positions: prompt or all.",
         )
-    if check.stage is Stage.STREAM and in_prompt:
+    if check is not None and check.stage is Stage.STREAM and in_prompt:
         raise file.error(
             (*where, "do", "steer"),
             f"is {steer.name!r}, which writes to positions: {steer.positions.value}; at the stage 'stream' the "
@@ -111,7 +114,7 @@ def gate_of_rule(
             "and a steer with positions: generated, or a condition that one row decides: a detector with one direction "
             "at or below the steer's layer, aggregate: {kind: max}, no segments.",
         )
-    if why is not None or rule.mode is not Mode.ENFORCE or gate is None:
+    if detector is None or check is None or why is not None or rule.mode is not Mode.ENFORCE or gate is None:
         return None
     column = int(bank.columns[detector.name][_tap_of(detector)][0])
     return SteerGate(number, gate, check, _tap_of(detector), column, column % (bank.capacity + 1))

@@ -12,6 +12,7 @@ from monitor.check import Check
 from monitor.request import Float64, Index, Request
 from monitor.segments import Codes, role_mask
 from monitor.types import Role
+from monitor.weighed import WeighedCheck
 from probes.aggregate import Aggregator
 from probes.bank import Bank
 from probes.card import Stage
@@ -126,10 +127,12 @@ class WatchGroup:
         return scores if self._slots_lie_together else np.ascontiguousarray(scores)
 
 
-def group_checks(checks: Sequence[Check], bank: Bank) -> tuple[WatchGroup, ...]:
-    """The fewest groups that cover all checks."""
+def group_checks(checks: Sequence[Check | WeighedCheck], bank: Bank) -> tuple[WatchGroup, ...]:
+    """The fewest groups that cover all checks which are fed: weighted sums rest on others."""
     members: dict[Reading, list[int]] = {}
     for position, check in enumerate(checks):
+        if isinstance(check, WeighedCheck):
+            continue
         reading = Reading(check.stage, check.aggregate, check.skip_first, check.segments)
         members.setdefault(reading, []).append(position)
     groups = []

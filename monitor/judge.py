@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from monitor.check import Check, LengthLimits
-from monitor.policy import CompiledPolicy, Plan
+from monitor.check import LengthLimits
+from monitor.compiled import CompiledPolicy, CompiledRule
+from monitor.condition import KnownVerdict, Truth
+from monitor.policy import Plan
 from monitor.request import Decision, Float64, Index, Request
+from monitor.rule import Scope
 from monitor.state import StateTable
 from monitor.tally import Tally
 from monitor.types import ON_GAP, Action, ActionCode, Gap, Mode
+from monitor.verdicts import AnyCheck
 from probes.card import Format, Stage
-
-_NOTHING = Decision(ActionCode.ALLOW, "", "")
 
 
 class Judge:
@@ -34,7 +36,13 @@ class Judge:
         self.plan = plan
         self.tally = Tally()
         self._table = table
-        self._judges_ends = any(check.stage is Stage.RESPONSE for check in plan.checks)
+        rules = [rule for policy in plan.policies for rule in policy.rules]
+        self._waits_for_prompts = any(rule.waits_for_prompt(plan.checks) for rule in rules)
+        self._end_rules = [
+            [rule for rule in policy.rules if rule.waits_for_end(plan.checks)] for policy in plan.policies
+        ]
+        self._ends_may_negate = any(rule.waits_for_unfired_end(plan.checks) for rule in rules)
+        self._judges_ends = any(check.stage is Stage.RESPONSE for check in plan.checks) or any(self._end_rules)
         self._limits = {
             (number, fmt): self._limit_row(policy, fmt) for number, policy in enumerate(plan.policies) for fmt in Format
         }
@@ -44,16 +52,10 @@ class Judge:
             for fmt in Format
             if (found := self._length_limits(policy, fmt))
         }
-        self._uncalibrated = {
-            (number, fmt)
-            for number, policy in enumerate(plan.policies)
-            for fmt in Format
-            if policy.uncalibrated(plan.checks, fmt)
-        }
 
-    def is_uncalibrated(self, policy: int, fmt: Format) -> bool:
-        """Whether a policy, by its position in the plan, has a check that is not calibrated for this format."""
-        return (policy, fmt) in self._uncalibrated
+    def is_uncalibrated(self, request: Request) -> bool:
+        """Whether a rule that is enforced for a request is not calibrated for its format."""
+        return self._policy_of(request).uncalibrated(self.plan.checks, request.fmt, request.outside)
 
     def limits(self, policy: int, fmt: Format) -> tuple[Float64, Float64]:
         """Above which checks fire while a request runs, and at its end: each (checks,), as the table's columns.
@@ -85,22 +87,21 @@ class Judge:
         if len(slots) == 0:
             return
         table = self._table
-        # In the order of the policy's rules: of two that are as severe, the first decides.
-        for place, column in sorted(table.above(slots), key=lambda found: (found[0], table.order[found[1]])):
-            slot = slots[place]
-            # Not before the prompt is complete: which of two rules decides must not depend on how it was cut into
-            # chunks.
-            if table.next_position[slot] < table.num_prompt[slot]:
-                continue
-            table.limits[slot, column] = np.nan
-            self._fire(live[request_ids[numbers[place]]], column)
+        table.weigh(slots)
+        found = {place for place, column in table.above(slots) if self._has_fired(slots[place], column)}
+        if self._waits_for_prompts:
+            found.update(self._prompts_done(slots))
+        for place in sorted(found):
+            self._decide(live[request_ids[numbers[place]]])
 
     def judge_end(self, request: Request) -> None:
         """The reply has ended: let fire what is judged only then."""
         if not self._judges_ends:
             return
-        for column in np.flatnonzero(self._above_at_end([request], np.array([request.slot]))[0]):
-            self._fire(request, int(column))
+        slots = np.array([request.slot])
+        self._table.weigh(slots)
+        self._table.fired[request.slot] |= self._above_at_end([request], slots)[0]
+        self._decide(request, ended=True)
 
     def if_ended(
         self, requests: Sequence[Request], slots: Index
@@ -121,16 +122,15 @@ class Judge:
         if not self._judges_ends:
             return fired, decided
         above = self._above_at_end(requests, slots)
-        if not above.any():
-            return fired, decided
-        for column, row in zip(*np.nonzero(above.T), strict=True):
+        ended = fired | above
+        # Without "not" in any rule, one can only become true by a verdict that has not fired yet.
+        rows = range(len(requests)) if self._ends_may_negate else np.flatnonzero(above.any(axis=1)).tolist()
+        for row in rows:
             request = requests[row]
-            for rule in self._policy_of(request).rules:
-                if rule.check == self._table.order[column] and rule.mode is Mode.ENFORCE:
-                    code = ActionCode(rule.action.severity)
-                    if code > decided.get(request.request_id, _NOTHING).action:
-                        decided[request.request_id] = Decision(code, rule.name, rule.text)
-        return fired | above, decided
+            found = self._decision_at_end(request, ended[row])
+            if found.action is not ActionCode.ALLOW:
+                decided[request.request_id] = found
+        return ended, decided
 
     def gap(self, request: Request, reason: Gap, count: int) -> None:
         """Positions that should have been scored and were not: count them, and act on them."""
@@ -144,7 +144,7 @@ class Judge:
         if rule in request.decided:
             return
         request.decided.add(rule)
-        self.tally.acted[rule, action, mode] += 1
+        self.tally.acted[rule, action, mode, self._policy_of(request).name] += 1
         if mode is Mode.ENFORCE:
             request.raise_to(action, rule, text)
 
@@ -153,14 +153,63 @@ class Judge:
         tally, self.tally = self.tally, Tally()
         return tally
 
-    def _fire(self, request: Request, column: int) -> None:
-        self._table.fired[request.slot, column] = True
-        check = int(self._table.order[column])
+    def _has_fired(self, slot: int, column: int) -> bool:
+        """Note that a statistic lies above its limit, unless it is too early to say so."""
+        table = self._table
+        # Not before the prompt is complete: which of two rules decides must not depend on how it was cut into chunks.
+        if table.next_position[slot] < table.num_prompt[slot]:
+            return False
+        table.limits[slot, column] = np.nan
+        table.fired[slot, column] = True
+        return True
+
+    def _prompts_done(self, slots: Index) -> list[int]:
+        """Places in ``slots`` of requests whose prompt is through since this was asked last."""
+        table = self._table
+        done = (table.next_position[slots] >= table.num_prompt[slots]) & ~table.prompt_judged[slots]
+        table.prompt_judged[slots[done]] = True
+        return [int(place) for place in np.flatnonzero(done)]
+
+    def _decide(self, request: Request, *, ended: bool = False) -> None:
+        """Let act whose condition has become true, in the order of the file: of two as severe, the first decides."""
+        known = self._known(request, self._table.fired[request.slot], ended=ended)
         for rule in self._policy_of(request).rules:
-            if rule.check == check:
-                self.act(request, rule.name, rule.action, rule.mode, rule.text)
-                if rule.steer is not None and rule.gate is None and rule.mode is Mode.ENFORCE:
+            if rule.name not in request.decided and rule.condition.truth(known):
+                mode = _mode(request, rule)
+                self.act(request, rule.name, rule.action, mode, rule.text)
+                if rule.scope is Scope.REQUEST and mode is Mode.ENFORCE and request.choices is not None:
+                    request.choices.block(rule.name, rule.text)
+                if rule.steer is not None and rule.gate is None and mode is Mode.ENFORCE:
                     request.steers.add(rule.steer)
+
+    def _decision_at_end(self, request: Request, fired: npt.NDArray[np.bool_]) -> Decision:
+        """What is decided about a live request if its reply ends here and these checks have fired."""
+        decided = Decision(request.action, request.rule, request.text)
+        known = self._known(request, fired, ended=True)
+        for rule in self._end_rules[request.policy]:
+            code = ActionCode(rule.action.severity)
+            acts = _mode(request, rule) is Mode.ENFORCE
+            if acts and code > decided.action and rule.condition.truth(known):
+                decided = Decision(code, rule.name, rule.text)
+        return decided
+
+    def _known(self, request: Request, fired: npt.NDArray[np.bool_], *, ended: bool) -> KnownVerdict:
+        """What is known of a request's verdicts.
+
+        One that has fired is true for good. One that has not is false only once it cannot any more: at the stage prompt
+        when the prompt is through, else when the reply has ended. In a format without threshold nothing is known.
+        """
+        table = self._table
+        prompt_done = table.next_position[request.slot] >= table.num_prompt[request.slot]
+
+        def known(number: int) -> Truth:
+            check = self.plan.checks[number]
+            if fired[table.column_of[number]]:
+                return True
+            judged = prompt_done if check.stage is Stage.PROMPT else ended
+            return False if judged and request.fmt in check.thresholds else None
+
+        return known
 
     def _above_at_end(self, requests: Sequence[Request], slots: Index) -> npt.NDArray[np.bool_]:
         """(R, checks) in the order of the table: those at the stage response that fire if each reply ends here."""
@@ -196,8 +245,12 @@ class Judge:
         order = self._table.order
         return np.where(at_end, np.nan, row)[order], np.where(at_end, row, np.nan)[order]
 
-    def _length_limits(self, policy: CompiledPolicy, fmt: Format) -> list[tuple[int, Check, LengthLimits]]:
+    def _length_limits(self, policy: CompiledPolicy, fmt: Format) -> list[tuple[int, AnyCheck, LengthLimits]]:
         """Columns of the policy's checks whose limits depend on the length of what is read."""
-        columns = {int(check): column for column, check in enumerate(self._table.order)}
-        checks = ((number, self.plan.checks[number]) for number in policy.checks)
-        return [(columns[number], check, check.by_length[fmt]) for number, check in checks if fmt in check.by_length]
+        checks = ((self._table.column_of[number], self.plan.checks[number]) for number in policy.checks)
+        return [(column, check, check.by_length[fmt]) for column, check in checks if fmt in check.by_length]
+
+
+def _mode(request: Request, rule: CompiledRule) -> Mode:
+    """A rule outside of whose rollout a request is runs in shadow."""
+    return Mode.SHADOW if rule.name in request.outside else rule.mode

@@ -9,16 +9,19 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
+from monitor.compiled import CompiledPolicy
 from monitor.coverage import Coverage, close_account
 from monitor.dose import Dose
 from monitor.groups import group_checks
 from monitor.judge import Judge
-from monitor.policy import CompiledPolicy, Plan
-from monitor.request import Decision, Float64, Index, Request
+from monitor.policy import Plan
+from monitor.request import Choices, Decision, Float64, Index, Request
+from monitor.rollout import Subjects
 from monitor.segments import PromptMap
 from monitor.state import StateTable
 from monitor.tally import Tally
 from monitor.types import ON_UNCALIBRATED, ActionCode, Gap, Mode, Skip
+from monitor.weighed import WeighedCheck
 from probes.card import Format
 
 
@@ -73,13 +76,20 @@ class Monitor:
     """Scores, aggregates and decides for all live requests of one engine.
 
     ``admit`` a request, feed it with ``observe`` step by step, ``finish`` it. A request's action only ever rises.
+
+    Args:
+        plan: what is checked, and which policies there are.
+        rollout_key: secret that says, with a rule's name, whom it is enforced for.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, rollout_key: bytes = b"") -> None:
+        self._rollout_key = rollout_key
         self._live: dict[str, Request] = {}
         self._groups = group_checks(plan.checks, plan.bank)
-        self._table = StateTable(self._groups)
+        sums = {number: check for number, check in enumerate(plan.checks) if isinstance(check, WeighedCheck)}
+        self._table = StateTable(self._groups, sums)
         self._slots: dict[str, int] = {}
+        self._choices: dict[str, Choices] = {}
         self._used = plan.bank.used_columns()
         self._by_role = any(group.has_segments for group in self._groups)
         self._skip = max((check.skip_first for check in plan.checks), default=0)
@@ -87,23 +97,31 @@ class Monitor:
         self._judge = Judge(plan, self._table)
 
     def admit(
-        self, request_id: str, *, num_prompt: int, policy: str | None, fmt: Format, prompt: PromptMap | None = None
+        self,
+        request_id: str,
+        *,
+        num_prompt: int,
+        policy: str | None,
+        fmt: Format,
+        prompt: PromptMap | None = None,
+        subjects: Subjects | None = None,
     ) -> Request:
         """Begin a request.
 
         Args:
             request_id: the engine's own id.
             num_prompt: prompt tokens.
-            policy: its policy; the first one if None or unknown.
+            policy: its policy; the first one if None, the strictest one if unknown.
             fmt: how its text reached the model.
             prompt: what the front end says of its prompt. None if nobody who may say so said anything: it is counted,
                 every rule reads everything, and streams are read from the first position on.
+            subjects: whom it belongs to. None if nobody who may say so said anything: every rule is enforced.
         """
         if request_id in self._live:
             raise ValueError(f"request {request_id!r} is live already; the engine's ids are unique")
-        number = self._policies.get(policy or "", 0)
+        number = self._policies.get(policy, self.plan.strictest) if policy is not None else 0
         compiled = self.plan.policies[number]
-        slot = self._table.take(*self._judge.limits(number, fmt), num_prompt)
+        slot = self._table.take(*self._judge.limits(number, fmt), num_prompt, fmt)
         request = Request(
             request_id,
             slot,
@@ -113,13 +131,16 @@ class Monitor:
             stream_from=min(prompt.stream_from, num_prompt) if prompt is not None else 0,
             roles=prompt.codes(num_prompt) if prompt is not None and self._by_role else None,
             events=prompt.events if prompt is not None else (),
+            outside=compiled.outside(self._rollout_key, subjects) if subjects is not None else frozenset(),
         )
         self.tally.unsigned += prompt is None
         self.tally.events.update(request.events)
         self._live[request_id] = request
         self._slots[request_id] = slot
         self._judge.set_by_length(request)
-        if self._judge.is_uncalibrated(number, fmt):
+        if subjects is not None and subjects.request and compiled.blocks_requests:
+            self._choices.setdefault(subjects.request, Choices(subjects.request)).join(request)
+        if self._judge.is_uncalibrated(request):
             self._judge.act(request, ON_UNCALIBRATED, compiled.on_uncalibrated, Mode.ENFORCE, compiled.text)
         return request
 
@@ -291,6 +312,10 @@ class Monitor:
         statistics, fired = (table.in_plan_order(values[slot]) for values in (table.statistics, table.fired))
         ended = Ended(request, coverage, statistics, fired)
         table.release(slot)
+        if request.choices is not None:
+            request.choices.live.remove(request)
+            if not request.choices.live:
+                del self._choices[request.choices.name]
         return ended
 
     def snapshot(self, requests: Sequence[Request]) -> Snapshot:

@@ -4,66 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from monitor.check import Check, LengthLimits
-from monitor.config import Config, Policy, Rule
+from monitor.check import Check
+from monitor.compiled import CompiledPolicy, CompiledRule
+from monitor.condition import Verdict
+from monitor.config import Config, Policy
 from monitor.gates import SteerGate, gate_of_rule
+from monitor.rollout import Share
+from monitor.rule import Rule, Scope
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
-from monitor.thresholds import RuleSite, calibrated_aggregate, own_limits, require_fitting, target_rates, thresholds_of
-from monitor.types import Action, Expose, Mode, Role
-from monitor.yaml_file import Place, PolicyFile
-from probes.aggregate import Aggregator
+from monitor.strictest import strictest
+from monitor.tenants import CompiledTenant, compile_tenants, variants
+from monitor.types import Action, Mode
+from monitor.verdicts import AnyCheck, Verdicts
+from monitor.weighed import WeighedCheck
+from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.artifact import Artifact
 from probes.bank import Bank
-from probes.card import Card, Format, Stage
+from probes.card import Card, Stage
 from probes.detectors import load_detector
-from probes.errors import did_you_mean
 from probes.steering.artifact import SteerArtifact
-
-
-@dataclass(frozen=True, slots=True)
-class CompiledRule:
-    """A rule whose condition is the check at position ``check`` of the plan.
-
-    ``steer`` is the position of a steer, ``gate`` that of the gate by which the engine finds its rows in the pass
-    itself; None where the scheduler has to. ``target_fpr`` is the share of benign requests for which it may fire, per
-    format; empty where its threshold was stated as a number.
-    """
-
-    name: str
-    check: int
-    action: Action
-    mode: Mode
-    text: str
-    steer: int | None = None
-    gate: int | None = None
-    target_fpr: Mapping[Format, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class CompiledPolicy:
-    """A policy whose rules point into the plan's checks.
-
-    ``steers``, those of every request, and ``on_request``, those that one may ask for, point into its steers.
-    """
-
-    name: str
-    on_gap: Action
-    on_uncalibrated: Action
-    hold_back: int
-    expose: Expose
-    text: str
-    rules: tuple[CompiledRule, ...]
-    checks: tuple[int, ...]
-    steers: tuple[int, ...] = ()
-    on_request: tuple[int, ...] = ()
-
-    def uncalibrated(self, checks: Sequence[Check], fmt: Format) -> bool:
-        """Whether an enforcing rule rests on a check that has no threshold for this format."""
-        return any(rule.mode is Mode.ENFORCE and fmt not in checks[rule.check].thresholds for rule in self.rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +35,23 @@ class Plan:
 
     Attributes:
         bank: directions and scorers of all detectors.
-        checks: every statistic that is kept for a request.
-        policies: by position; the first is the default.
+        checks: every statistic that is kept for a request, and every weighted sum of some.
+        policies: by position; the first is that of requests whose front end names none.
         cards: of the detectors, by name.
         digest: SHA-256 over policy, bank and steers: equal in every process that runs the same plan.
         steering: what may be written.
+        tenants: by the SHA-256 of their API keys.
+        strictest: position of the policy of requests that nobody vouches for.
     """
 
     bank: Bank
-    checks: tuple[Check, ...]
+    checks: tuple[AnyCheck, ...]
     policies: tuple[CompiledPolicy, ...]
     cards: Mapping[str, Card]
     digest: str
     steering: SteerPlan
+    tenants: Mapping[str, CompiledTenant] = field(default_factory=lambda: MappingProxyType({}))
+    strictest: int = 0
 
 
 def compile_plan(
@@ -110,56 +77,66 @@ def compile_plan(
     config = file.config
     detectors = [load_detector(artifact, name=name) for name, artifact in artifacts.items()]
     cards = {name: artifact.card for name, artifact in artifacts.items()}
-    checks: list[Check] = []
-    places: dict[tuple[object, ...], int] = {}
-
-    def place(check: Check) -> int:
-        key = check.key()
-        if key not in places:
-            places[key] = len(checks)
-            checks.append(check)
-        return places[key]
-
     steering = compile_steers(file, steer_artifacts, d_model=d_model, num_layers=num_layers)
     bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions)
-    gates: list[SteerGate] = []
-    policies = []
-    for position, policy in enumerate(config.policies):
-        rules = tuple(
-            _compile_rule(
-                file,
-                ("policies", position, "rules", number),
-                policy=policy,
-                rule=rule,
-                cards=cards,
-                steering=steering,
-                bank=bank,
-                place=place,
-                gates=gates,
-            )
-            for number, rule in enumerate(policy.rules)
-        )
-        always, asked = (
-            tuple(steering.number(file, ("policies", position, key, number), name) for number, name in enumerate(names))
-            for key, names in (("steers", policy.steers), ("on_request", policy.on_request))
-        )
-        require_clean_readings(file, ("policies", position), policy, cards, steering)
-        read = {rule.when.detector for rule in policy.rules}
-        watched = [place(check) for name in cards if name not in read for check in _default_checks(name, cards[name])]
-        compiled = _compile_policy(policy, rules, checks, watched)
-        policies.append(replace(compiled, steers=always, on_request=asked))
-    digest = _digest(config, bank, checks, steering)
-    steering = replace(steering, gates=tuple(gates))
-    return Plan(bank, tuple(checks), tuple(policies), MappingProxyType(cards), digest, steering)
+    verdicts = Verdicts(file, cards, bank)
+    parts = _Parts(file, verdicts, steering)
+    policies: list[CompiledPolicy] = []
+    for variant in variants(file):
+        try:
+            compiled = _compile_policy(parts, variant.where, variant.policy)
+        except PolicyError as error:
+            if variant.tenant is None:
+                raise
+            # What stands in the file was sound: the mistake is among the thresholds.
+            raise file.error(("tenants", variant.tenant, "above"), f"with these thresholds: {error}") from error
+        require_clean_readings(file, variant.where, variant.policy, cards, steering)
+        policies.append(compiled)
+    if len(policies) > 1:
+        policies.append(strictest(policies))
+    return Plan(
+        bank=bank,
+        checks=tuple(verdicts.checks),
+        policies=tuple(policies),
+        cards=MappingProxyType(cards),
+        digest=_digest(config, bank, verdicts.checks, steering),
+        steering=replace(steering, gates=tuple(parts.gates)),
+        tenants=compile_tenants(config.tenants),
+        strictest=len(policies) - 1,
+    )
 
 
-def _compile_policy(
-    policy: Policy, rules: tuple[CompiledRule, ...], checks: Sequence[Check], watched: Sequence[int]
-) -> CompiledPolicy:
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What all rules of a file are made of, and the gates that were found so far."""
+
+    file: PolicyFile
+    verdicts: Verdicts
+    steering: SteerPlan
+    gates: list[SteerGate] = field(default_factory=list)
+
+
+def _compile_policy(parts: _Parts, where: Place, policy: Policy) -> CompiledPolicy:
+    file, verdicts, steering = parts.file, parts.verdicts, parts.steering
+    rules = tuple(
+        _compile_rule(parts, (*where, "rules", number), policy, rule) for number, rule in enumerate(policy.rules)
+    )
+    always, asked = (
+        tuple(steering.number(file, (*where, key, number), name) for number, name in enumerate(names))
+        for key, names in (("steers", policy.steers), ("on_request", policy.on_request))
+    )
+    kept = {number for rule in rules for number in verdicts.read_by(rule.condition)}
+    read = {name for number in kept for name in verdicts.detectors_of(number)}
+    kept |= {
+        number
+        for detector in verdicts.bank.detectors
+        if detector.name not in read
+        for number in verdicts.watched(detector.name)
+    }
     hold_back = policy.hold_back
     if hold_back is None:
         blocks_streams = any(
-            rule.action is Action.BLOCK and rule.mode is Mode.ENFORCE and checks[rule.check].stage is Stage.STREAM
+            rule.action is Action.BLOCK and rule.mode is Mode.ENFORCE and rule.rests_on(Stage.STREAM, verdicts.checks)
             for rule in rules
         )
         hold_back = 1 if blocks_streams else 0
@@ -171,73 +148,58 @@ def _compile_policy(
         expose=policy.expose,
         text=policy.text,
         rules=rules,
-        checks=tuple(sorted({rule.check for rule in rules} | set(watched))),
+        checks=tuple(sorted(kept)),
+        steers=always,
+        on_request=asked,
     )
 
 
-def _compile_rule(
-    file: PolicyFile,
-    where: Place,
-    *,
-    policy: Policy,
-    rule: Rule,
-    cards: Mapping[str, Card],
-    steering: SteerPlan,
-    bank: Bank,
-    place: Callable[[Check], int],
-    gates: list[SteerGate],
-) -> CompiledRule:
-    name = rule.when.detector
-    if name not in cards:
-        raise file.error((*where, "when", "detector"), f"is {name!r}. {did_you_mean(name, cards)}")
-    site = RuleSite(file, where, rule, cards[name])
-    aggregate = rule.when.aggregate or calibrated_aggregate(site)
-    require_fitting(site, bank.detector(name), aggregate)
-    limits, skip_first = thresholds_of(site, aggregate), site.card.skip_first
-    check = Check.of(name, rule.when.stage, aggregate, skip_first=skip_first, limits=limits, segments=_segments(rule))
+def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> CompiledRule:
+    file, verdicts, steering, gates = parts.file, parts.verdicts, parts.steering, parts.gates
+    condition = verdicts.condition(where, rule)
     steer, opened = steer_of_rule(file, where, rule, steering), None
     if steer is not None:
-        found = gate_of_rule(file, where, rule, number=steer, steers=steering.steers, check=check, bank=bank)
+        check = verdicts.checks[condition.number] if isinstance(condition, Verdict) else None
+        alone = check if isinstance(check, Check) else None
+        found = gate_of_rule(file, where, rule, number=steer, steers=steering.steers, check=alone, bank=verdicts.bank)
         if found is not None:
             opened = len(gates)
             gates.append(found)
-    text = rule.do.text or policy.text
-    action, rates = Action(rule.do.action), target_rates(site, aggregate)
-    return CompiledRule(rule.name, place(check), action, rule.mode, text, steer, opened, rates)
+    return CompiledRule(
+        name=rule.name,
+        condition=condition,
+        action=Action(rule.do.action),
+        mode=rule.mode,
+        text=rule.do.text or policy.text,
+        steer=steer,
+        gate=opened,
+        share=Share(rule.rollout.percent, rule.rollout.by) if rule.rollout is not None else None,
+        scope=rule.do.scope or Scope.CHOICE,
+        target_fpr=verdicts.target_rates(rule, condition),
+    )
 
 
-def _segments(rule: Rule) -> tuple[Role, ...] | None:
-    named = rule.when.segments
-    if named is None or rule.when.stage is not Stage.PROMPT:
-        return None
-    return tuple(role for role in Role if role in named)
-
-
-def _default_checks(name: str, card: Card) -> list[Check]:
-    """What is kept of a detector that no rule reads: its calibrated statistics, so that they can be watched."""
-    grouped: dict[tuple[Stage, Aggregator], dict[Format, float | LengthLimits]] = {}
-    for calibration in card.calibrations:
-        known = grouped.setdefault((calibration.stage, calibration.aggregate), {})
-        known[calibration.format] = own_limits(calibration)
-    return [
-        Check.of(name, stage, aggregate, skip_first=card.skip_first, limits=limits)
-        for (stage, aggregate), limits in grouped.items()
-    ]
-
-
-def _digest(config: Config, bank: Bank, checks: Sequence[Check], steering: SteerPlan) -> str:
+def _digest(config: Config, bank: Bank, checks: Sequence[AnyCheck], steering: SteerPlan) -> str:
     # Thresholds and skipped positions come from the cards: neither the policy file nor the weights show a change there.
-    judged = [
-        [
-            check.detector,
-            check.stage,
-            check.aggregate.config(),
-            check.skip_first,
-            dict(check.thresholds),
-            check.segments,
-            {fmt: [limits.ends, limits.values] for fmt, limits in check.by_length.items()},
-        ]
-        for check in checks
-    ]
+    judged = [_judged(check) for check in checks]
     content = json.dumps([config.model_dump(mode="json"), judged], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
+
+
+def _judged(check: AnyCheck) -> list[object]:
+    """All that says when a check fires, as JSON."""
+    if isinstance(check, WeighedCheck):
+        terms = [
+            [term.check, term.weight, {fmt: [item.slope, item.intercept] for fmt, item in (term.scaling or {}).items()}]
+            for term in check.terms
+        ]
+        return [check.stage, check.statistic, terms, dict(check.thresholds)]
+    return [
+        check.detector,
+        check.stage,
+        check.aggregate.config(),
+        check.skip_first,
+        dict(check.thresholds),
+        check.segments,
+        {fmt: [limits.ends, limits.values] for fmt, limits in check.by_length.items()},
+    ]

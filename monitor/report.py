@@ -57,7 +57,7 @@ class TallyReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     scored: int
     skipped: dict[str, int]
     gaps: dict[str, int]
-    acted: list[tuple[str, str, str, int]]
+    acted: list[tuple[str, str, str, str, int]]
     observe_seconds: list[float]
     events: dict[str, int]
     unsigned: int
@@ -145,7 +145,10 @@ def take_tally(monitor: Monitor, observe_seconds: list[float]) -> TallyReport:
         scored=tally.scored,
         skipped={reason.value: count for reason, count in tally.skipped.items() if count},
         gaps=_by_name(tally.gaps),
-        acted=[(rule, action.value, mode.value, count) for (rule, action, mode), count in tally.acted.items()],
+        acted=[
+            (rule, action.value, mode.value, policy, count)
+            for (rule, action, mode, policy), count in tally.acted.items()
+        ],
         observe_seconds=observe_seconds,
         events={event.value: count for event, count in tally.events.items()},
         unsigned=tally.unsigned,

@@ -32,7 +32,35 @@ class Decision:
     text: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class Choices:
+    """The choices that one request asked for, where a block of one may be a block of all.
+
+    Attributes:
+        name: of the request.
+        live: those that have not ended.
+        blocked: rule and text of the block of all; None until then.
+    """
+
+    name: str
+    live: list[Request] = field(default_factory=list)
+    blocked: tuple[str, str] | None = None
+
+    def join(self, request: Request) -> None:
+        """One more choice."""
+        request.choices = self
+        self.live.append(request)
+        if self.blocked is not None:
+            request.raise_to(Action.BLOCK, *self.blocked)
+
+    def block(self, rule: str, text: str) -> None:
+        """Block all."""
+        self.blocked = self.blocked or (rule, text)
+        for request in self.live:
+            request.raise_to(Action.BLOCK, *self.blocked)
+
+
+@dataclass(slots=True, eq=False)
 class Request:
     """One live request.
 
@@ -50,8 +78,10 @@ class Request:
         rule: what decided it; empty while the action is allow.
         text: what a blocked reply says.
         decided: rules (and reserved rule names) that have acted; each counts once.
+        outside: rules that are enforced for others, and run in shadow for this request.
         steers: positions of the steers that rules have switched on; those behind gates are the engine's to find.
         doses: what steers did to it, by their positions.
+        choices: it and the others that were asked for with it; None where they have nothing to do with each other.
     """
 
     request_id: str
@@ -67,8 +97,10 @@ class Request:
     rule: str = ""
     text: str = ""
     decided: set[str] = field(default_factory=set)
+    outside: frozenset[str] = frozenset()
     steers: set[int] = field(default_factory=set)
     doses: dict[int, Dose] = field(default_factory=dict)
+    choices: Choices | None = None
 
     def raise_to(self, action: Action, rule: str, text: str) -> None:
         """Take over an action if it is more severe than the present one."""

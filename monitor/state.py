@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -11,7 +12,8 @@ import numpy.typing as npt
 
 from monitor.groups import WatchGroup
 from monitor.request import Float64, Index
-from probes.card import Stage
+from monitor.weighed import FORMATS, WeighedCheck
+from probes.card import Format, Stage
 
 Number = TypeVar("Number", np.float64, np.bool_)
 
@@ -22,17 +24,26 @@ _DENSE = 2
 class StateTable:
     """Slots for live requests: the lowest free one is handed out, so that those in use lie close together.
 
-    Columns are the checks of the plan, those of one group side by side: ``order`` says which check a column is. In
-    memory a column's slots lie side by side: a step touches many slots, and the checks of a group are few.
+    Columns are the checks of the plan, those of one group side by side and weighted sums behind them: ``order`` says
+    which check a column is. In memory a column's slots lie side by side: a step touches many slots, and the checks of
+    a group are few.
+
+    Args:
+        groups: of the checks that are fed.
+        weighed: weighted sums of them, by their positions in the plan.
+        initial_slots: room at the start; more is made when it is needed.
 
     Attributes:
         order: (checks,), the position in the plan of each column.
+        column_of: of each position in the plan.
         statistics: (slots, checks), the statistic that is judged: at prompt the value after the last prompt token,
             at stream the maximum so far, at response the value at the newest token; ``-inf`` while undefined.
         fired: (slots, checks).
         next_position: (slots,), the first position that is not accounted for; each position counts once.
         scored, sink: (slots,), positions so far.
         num_prompt: (slots,), prompt tokens.
+        prompt_judged: (slots,), whether it has been noted that the prompt is through.
+        formats: (slots,), numbers of the requests' formats.
         limits: (slots, checks), above which a check fires. NaN where nothing can: in free slots, where the format is
             not calibrated, after it has fired, and at the stage response, which is judged at the end.
         limits_at_end: (slots, checks), above which a check at the stage response fires if the reply ends; else NaN.
@@ -40,10 +51,22 @@ class StateTable:
             the length of what was read.
     """
 
-    def __init__(self, groups: Sequence[WatchGroup], *, initial_slots: int = 64) -> None:
+    def __init__(
+        self,
+        groups: Sequence[WatchGroup],
+        weighed: Mapping[int, WeighedCheck] = MappingProxyType({}),
+        *,
+        initial_slots: int = 64,
+    ) -> None:
         self.groups = tuple(groups)
-        self.order: Index = np.concatenate([np.empty(0, dtype=np.intp), *(group.checks for group in groups)])
+        sums = np.array(list(weighed), dtype=np.intp)
+        self.order: Index = np.concatenate([*(group.checks for group in groups), sums]).astype(np.intp)
         self._places: Index = np.argsort(self.order)
+        self.column_of: Mapping[int, int] = {check: column for column, check in enumerate(self.order.tolist())}
+        self._sums = [
+            (self.column_of[number], np.array([self.column_of[term.check] for term in check.terms]), check)
+            for number, check in weighed.items()
+        ]
         # Prompt groups come last: what each generated token feeds is one run of columns.
         self._running = [group for group in groups if group.stage is not Stage.PROMPT]
         self._sources: Index = np.concatenate([np.empty(0, dtype=np.intp), *(group.sources for group in self._running)])
@@ -59,16 +82,19 @@ class StateTable:
         self.scored = np.empty(0, dtype=np.int64)
         self.sink = np.empty(0, dtype=np.int64)
         self.num_prompt = np.empty(0, dtype=np.int64)
+        self.prompt_judged = np.empty(0, dtype=bool)
+        self.formats: Index = np.empty(0, dtype=np.intp)
         self._free: list[int] = []
         self._grow(initial_slots)
 
-    def take(self, limits: Float64, limits_at_end: Float64, num_prompt: int) -> int:
+    def take(self, limits: Float64, limits_at_end: Float64, num_prompt: int, fmt: Format) -> int:
         """A fresh slot.
 
         Args:
             limits: (checks,), while the request runs.
             limits_at_end: (checks,), when its reply has ended; right at any length until told otherwise.
             num_prompt: its prompt tokens.
+            fmt: its format.
         """
         if not self._free:
             self._grow(2 * len(self.next_position))
@@ -80,6 +106,8 @@ class StateTable:
         self.end_limits_hold_to[slot] = np.iinfo(np.int64).max
         self.next_position[slot] = self.scored[slot] = self.sink[slot] = 0
         self.num_prompt[slot] = num_prompt
+        self.prompt_judged[slot] = False
+        self.formats[slot] = FORMATS.index(fmt)
         for group in self.groups:
             group.reset(slot)
         return slot
@@ -99,6 +127,11 @@ class StateTable:
         if int(slots[-1]) + 1 - first == len(slots) and bool((slots[1:] > slots[:-1]).all()):
             return values[first : first + len(slots)]
         return values.T.take(slots, axis=1).T
+
+    def weigh(self, slots: Index) -> None:
+        """Bring the weighted sums of some requests up to date."""
+        for column, terms, check in self._sums:
+            self.statistics[slots, column] = check.value(self.statistics[np.ix_(slots, terms)], self.formats[slots])
 
     def feed_chunk(self, slot: int, group: WatchGroup, scores: Float64) -> None:
         """Feed the rows of one request that a group reads.
@@ -196,6 +229,8 @@ class StateTable:
         self.sink = np.concatenate([self.sink, none])
         self.num_prompt = np.concatenate([self.num_prompt, none])
         self.end_limits_hold_to = np.concatenate([self.end_limits_hold_to, none])
+        self.prompt_judged = np.concatenate([self.prompt_judged, none.astype(bool)])
+        self.formats = np.concatenate([self.formats, none.astype(np.intp)])
         for group in self.groups:
             group.grow(num_slots)
         for slot in range(old, num_slots):

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from monitor.config import Config, Policy, Rule
+from monitor.config import Config, Policy
 from monitor.gates import SteerGate
+from monitor.rule import Rule
 from monitor.types import Mode
+from monitor.when import parts_of
 from monitor.yaml_file import Place, PolicyFile
 from probes.card import Card, Stage
 from probes.errors import did_you_mean
@@ -110,15 +112,17 @@ def require_clean_readings(
     for number, rule in enumerate(policy.rules):
         if rule.mode is not Mode.ENFORCE:
             continue
-        read = [Tap.parse(tap) for tap in cards[rule.when.detector].taps]
-        for steer in steers:
-            if rule.when.stage is Stage.PROMPT and steer.positions is Positions.GENERATED:
-                continue
-            if any(tap.layer > steer.tap.layer for tap in read):
-                raise file.error(
-                    (*where, "rules", number, "when", "detector"),
-                    f"is {rule.when.detector!r}, which reads {', '.join(map(str, read))}, above the steer "
-                    f"{steer.name!r} after {steer.tap}: it would judge what the steer has written, for which it is not "
-                    "calibrated. Steer after a layer at or above the detector's, judge at the stage 'prompt' and steer "
-                    "positions: generated, or set mode: shadow.",
-                )
+        for part in parts_of(rule.when):
+            for path, name in part.readings:
+                read = [Tap.parse(tap) for tap in cards[name].taps]
+                for steer in steers:
+                    if part.verdict.stage is Stage.PROMPT and steer.positions is Positions.GENERATED:
+                        continue
+                    if any(tap.layer > steer.tap.layer for tap in read):
+                        raise file.error(
+                            (*where, "rules", number, "when", *path),
+                            f"is {name!r}, which reads {', '.join(map(str, read))}, above the steer {steer.name!r} "
+                            f"after {steer.tap}: it would judge what the steer has written, for which it is not "
+                            "calibrated. Steer after a layer at or above the detector's, judge at the stage 'prompt' "
+                            "and steer positions: generated, or set mode: shadow.",
+                        )

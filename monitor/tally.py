@@ -16,7 +16,7 @@ class Tally:
         scored: positions.
         skipped: positions by reason.
         gaps: positions by reason.
-        acted: how often (rule, action, mode) acted or, in shadow, would have.
+        acted: how often (rule, action, mode, policy) acted or, in shadow, would have.
         events: requests with something noteworthy in their prompt.
         unsigned: requests that came without our front end's data.
         steered: rows that steers changed, by the steer's name.
@@ -25,7 +25,7 @@ class Tally:
     scored: int = 0
     skipped: Counter[Skip] = field(default_factory=Counter)
     gaps: Counter[Gap] = field(default_factory=Counter)
-    acted: Counter[tuple[str, Action, Mode]] = field(default_factory=Counter)
+    acted: Counter[tuple[str, Action, Mode, str]] = field(default_factory=Counter)
     events: Counter[PromptEvent] = field(default_factory=Counter)
     unsigned: int = 0
     steered: Counter[str] = field(default_factory=Counter)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from monitor.check import LengthLimits, Limits
-from monitor.config import Rule
+from monitor.check import Check, LengthLimits, Limits
+from monitor.rule import Rule
 from monitor.types import Action
+from monitor.weighed import Logistic
+from monitor.when import Above
 from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.aggregate import Aggregator
 from probes.card import Calibration, Card, Format, Stage
@@ -17,16 +20,31 @@ from probes.threshold import ThresholdMethod, allowed_exceedances, benign_needed
 
 @dataclass(frozen=True, slots=True)
 class RuleSite:
-    """A rule, where it stands, and the card that it reads."""
+    """A verdict of a rule, where both stand, and the card that it reads.
+
+    Attributes:
+        file: the policy file.
+        where: the rule stands.
+        rule: it.
+        path: the keys that lead from the rule to what reads the detector.
+        stage: when it is judged.
+        card: of the detector.
+    """
 
     file: PolicyFile
     where: Place
     rule: Rule
+    path: Place
+    stage: Stage
     card: Card
 
     def error(self, key: Place, message: str) -> PolicyError:
-        """A mistake at a key of the rule."""
-        return self.file.error((*self.where, *key), message)
+        """A mistake at a key of the verdict."""
+        return self.file.error((*self.where, *self.path, *key), message)
+
+    def error_in_action(self, message: str) -> PolicyError:
+        """A mistake in what the rule does."""
+        return self.file.error((*self.where, "do", "action"), message)
 
 
 def calibrated_aggregate(site: RuleSite) -> Aggregator:
@@ -35,50 +53,80 @@ def calibrated_aggregate(site: RuleSite) -> Aggregator:
     Raises:
         PolicyError: there is none.
     """
-    stage, card = site.rule.when.stage, site.card
+    stage, card = site.stage, site.card
     for calibration in card.calibrations:
         if calibration.stage is stage:
             return calibration.aggregate
     stages = sorted({calibration.stage.value for calibration in card.calibrations})
     raise site.error(
-        ("when", "stage"),
+        ("stage",),
         f"detector {card.name!r} is not calibrated for the stage {stage.value!r} (calibrated: {stages or 'none'}). "
         "Say which aggregate and threshold to use, e.g. aggregate: {kind: ema, alpha: 0.12}, above: {value: 2.0}, or "
         f"calibrate it for this stage ({_command(card, stage)}).",
     )
 
 
-def require_fitting(site: RuleSite, detector: Detector, aggregate: Aggregator) -> None:
-    """Refuse an aggregate that does not go with a detector, and an action that may not rest on it.
+def term_aggregate(site: RuleSite) -> Aggregator:
+    """The aggregate of a detector in a weighted sum that names none: the one that the card has calibrated.
 
     Raises:
-        PolicyError: the one or the other.
+        PolicyError: there is none.
+    """
+    for calibration in site.card.calibrations:
+        if calibration.stage is site.stage:
+            return calibration.aggregate
+    raise site.error(
+        ("detector",),
+        f"is {site.card.name!r}, which is not calibrated for the stage {site.stage.value!r}: say which aggregate to "
+        "weigh, e.g. aggregate: {kind: mean}.",
+    )
+
+
+def scaling_of(site: RuleSite, aggregate: Aggregator) -> Mapping[Format, Logistic]:
+    """How a statistic becomes a probability, for each format in which the card says it.
+
+    Raises:
+        PolicyError: it says so in none.
+    """
+    found = {
+        calibration.format: Logistic(calibration.platt.slope, calibration.platt.intercept)
+        for calibration in site.card.calibrations
+        if calibration.stage is site.stage and calibration.aggregate == aggregate and calibration.platt is not None
+    }
+    if not found:
+        raise site.error(
+            ("detector",),
+            f"is {site.card.name!r}, whose card does not say how {aggregate} at the stage {site.stage.value!r} becomes "
+            f"a probability. Use sum: statistic, or fit it ({_command(site.card, site.stage, aggregate)} with labelled "
+            "requests, see telltale calibrate --help).",
+        )
+    return MappingProxyType(found)
+
+
+def require_fitting(site: RuleSite, detector: Detector, aggregate: Aggregator) -> None:
+    """Refuse an aggregate that does not go with a detector.
+
+    Raises:
+        PolicyError: it does not.
     """
     if problem := unfit_aggregate(detector, aggregate):
-        raise site.error(("when", "aggregate"), f"{problem} Leave 'aggregate' out, or name that one.")
-    action = site.rule.do.action
-    if action.severity > Action.STEER.severity and not detector.may_block_alone:
-        raise site.error(
-            ("do", "action"),
-            f"is {action.value!r}: {detector.name!r} is of the kind {detector.kind!r}, which finds what is unusual and "
-            "not what is harmful. No request is stopped by it alone. Let the rule flag.",
-        )
+        raise site.error(("aggregate",), f"{problem} Leave 'aggregate' out, or name that one.")
 
 
-def thresholds_of(site: RuleSite, aggregate: Aggregator) -> Limits:
-    """Above which the rule fires, for each format that it can judge.
+def thresholds_of(site: RuleSite, aggregate: Aggregator, above: Above | None) -> Limits:
+    """Above which the statistic fires, for each format that it can be judged in.
 
     Raises:
         PolicyError: the card cannot give what the rule asks for.
     """
-    above, stage, card = site.rule.when.above, site.rule.when.stage, site.card
+    stage, card = site.stage, site.card
     if above is not None and above.value is not None:
         return dict.fromkeys(card.formats, above.value)
     fitting = [c for c in card.calibrations if c.stage is stage and c.aggregate == aggregate]
     if not fitting:
         known = sorted({f"{calibration.aggregate} at {calibration.stage.value}" for calibration in card.calibrations})
         raise site.error(
-            ("when",),
+            (),
             f"detector {card.name!r} has no threshold for {aggregate} at the stage {stage.value!r} (calibrated: "
             f"{', '.join(known) or 'none'}). Add above: {{value: NUMBER}}, or calibrate it "
             f"({_command(card, stage, aggregate)}).",
@@ -91,15 +139,16 @@ def thresholds_of(site: RuleSite, aggregate: Aggregator) -> Limits:
     return {calibration.format: _certified(site, calibration, target) for calibration in fitting}
 
 
-def target_rates(site: RuleSite, aggregate: Aggregator) -> Mapping[Format, float]:
-    """The share of benign requests for which the rule may fire, per format; empty where its threshold is a number."""
-    above = site.rule.when.above
+def target_rates(card: Card, check: Check, above: Above | None) -> Mapping[Format, float]:
+    """The share of benign requests that may exceed a threshold, per format; empty where it is stated as a number."""
     if above is not None and above.value is not None:
         return {}
-    stage = site.rule.when.stage
-    fitting = [c for c in site.card.calibrations if c.stage is stage and c.aggregate == aggregate]
     asked = above.target_fpr if above is not None else None
-    return {c.format: c.target_fpr if asked is None else asked for c in fitting}
+    return {
+        calibration.format: calibration.target_fpr if asked is None else asked
+        for calibration in card.calibrations
+        if calibration.stage is check.stage and calibration.aggregate == check.aggregate
+    }
 
 
 def own_limits(calibration: Calibration) -> float | LengthLimits:
@@ -135,8 +184,7 @@ def _own_threshold(site: RuleSite, calibration: Calibration) -> float | LengthLi
             f"{calibration.confidence:.0%} confidence, {needed} would. Let the rule flag, calibrate on more requests "
             f"({_command(site.card, calibration.stage, calibration.aggregate)}), or state above: {{value: NUMBER}}."
         )
-    raise site.error(
-        ("do", "action"),
+    raise site.error_in_action(
         f"is {site.rule.do.action.value!r}: the threshold of {site.card.name!r} for {calibration.format.value} at the "
         f"stage {calibration.stage.value!r} is not certified. {why}",
     )
@@ -165,7 +213,7 @@ def _certified(site: RuleSite, calibration: Calibration, target: float) -> float
     threshold = threshold_for(calibration.top_scores, calibration.num_benign, target, confidence=confidence)
     if threshold is not None:
         return threshold
-    place = ("when", "above", "target_fpr")
+    place = ("above", "target_fpr")
     allowed = allowed_exceedances(calibration.num_benign, target, confidence=calibration.confidence)
     if allowed is not None:
         raise site.error(

@@ -118,3 +118,5 @@ ON_GAP = "on_gap"
 ON_UNCALIBRATED = "on_uncalibrated"
 """Named as the rule where the policy's ``on_uncalibrated`` decided."""
 RESERVED_RULES = (ON_GAP, ON_UNCALIBRATED)
+STRICTEST = "strictest"
+"""Named as the policy of requests that nobody vouches for, if there are several policies."""

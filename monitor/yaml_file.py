@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -18,6 +19,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from monitor.config import Config
+from monitor.when import CONDITION_KEYS, CONDITION_MODELS, When, condition_model, is_tag
 from probes.aggregate import Aggregator, aggregator_kinds
 from probes.errors import TelltaleError, did_you_mean
 
@@ -70,7 +72,8 @@ def read_policy_file(path: Path) -> PolicyFile:
         config = Config.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
         # A list is also called too short when its entries are what is wrong: those say it better.
-        items = [item for item in error.errors() if not (item["type"] == "too_short" and item["input"])]
+        found = error.errors()
+        items = [item for item in found if not (item["type"] == "too_short" and _says_more(found, _loc(item)))]
         lines = [
             (_line_number(tree, _loc(item)), _line(path, tree, _loc(item), _message(item, tree))) for item in items
         ]
@@ -133,8 +136,13 @@ def _line_number(tree: CommentedMap, where: Sequence[str | int]) -> int:
     return line + 1
 
 
+def _says_more(items: Sequence[ErrorDetails], where: Place) -> bool:
+    """Whether a mistake stands inside of this place."""
+    return any(len(_loc(item)) > len(where) and _loc(item)[: len(where)] == where for item in items)
+
+
 def _loc(item: ErrorDetails) -> Place:
-    return tuple(item["loc"])
+    return tuple(part for part in item["loc"] if not is_tag(part))
 
 
 def _message(item: ErrorDetails, tree: CommentedMap) -> str:
@@ -164,12 +172,15 @@ def _keys_at(where: Place, tree: CommentedMap) -> list[str]:
     model = _model_at(where, tree)
     if model is None:
         return []
-    return sorted({*model.model_fields, *(["kind"] if issubclass(model, Aggregator) else [])})
+    if model is When:  # what else could have been meant
+        return sorted(CONDITION_KEYS)
+    keys = {field.alias or name for name, field in model.model_fields.items()}
+    return sorted({*keys, *(["kind"] if issubclass(model, Aggregator) else [])})
 
 
 def _describe(where: Place, tree: CommentedMap) -> str:
     model = _model_at(where[:-1], tree)
-    field = model.model_fields.get(str(where[-1])) if model is not None and where else None
+    field = _field(model, where[-1]) if model is not None and where else None
     return f"It is: {field.description}." if field is not None and field.description else ""
 
 
@@ -178,14 +189,20 @@ def _model_at(where: Place, tree: CommentedMap) -> type[BaseModel] | None:
     node: Any = tree
     for key in where:
         node = node[key]
-        if isinstance(key, int):
-            continue
-        if model is None or key not in model.model_fields:
-            return None
-        model = _model_in(model.model_fields[key].annotation)
+        if not isinstance(key, int):
+            field = _field(model, key) if model is not None else None
+            if field is None:
+                return None
+            model = _model_in(field.annotation)
         if model is Aggregator:
             model = aggregator_kinds().get(str(node.get("kind")))
+        elif model in CONDITION_MODELS and isinstance(node, dict):
+            model = condition_model(node)
     return model
+
+
+def _field(model: type[BaseModel], key: str | int) -> FieldInfo | None:
+    return next((field for name, field in model.model_fields.items() if key == (field.alias or name)), None)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -11,14 +11,34 @@ from probes.card import Format
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request, as far as the server has made sure of it.
+
+    Attributes:
+        tenant: who is behind its API key; empty where nobody tells.
+        session: what the client calls its session; empty if it does not say.
+        policy: that its requests get; None for the first.
+    """
+
+    tenant: str = ""
+    session: str = ""
+    policy: str | None = None
+
+
+NOBODY = Caller()
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
-    """The route of a request.
+    """Where a request came from.
 
     Attributes:
         fmt: whether its text goes through the chat template.
+        caller: who sent it.
     """
 
     fmt: Format = Format.RAW
+    caller: Caller = NOBODY
     # One object for all tasks of a request: a chat is rendered in one task and, when streamed, signed in another.
     _prompts: list[tuple[list[int], PromptMap]] = field(default_factory=list, repr=False, compare=False)
 

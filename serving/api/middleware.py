@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from probes.card import Format
+from serving.api.callers import Callers, RefusedCallerError
 from serving.engine.steer_request import STEER_KEY, SteerRequestError
-from serving.origin import Origin, enter_origin, leave_origin
+from serving.origin import NOBODY, Origin, enter_origin, leave_origin
 
 RESERVED = "telltale"
 BEAM_SEARCH = "use_beam_search"
 XARGS = "vllm_xargs"
 _MARKS = (STEER_KEY.encode(), RESERVED.encode(), BEAM_SEARCH.encode(), b"\\u", b"\0")
+_POLICY_VIOLATION = 1008
+"""WebSocket's code of a connection that may not be."""
 _EXTRA_HOLDERS = (
     XARGS,
     "extra_args",
@@ -37,53 +42,69 @@ class MonitorMiddleware:
         app: the application behind it.
         root_path: prefix under which the application is mounted.
         check_xargs: looks at a body's ``vllm_xargs`` and raises what is wrong with the steer that they ask for.
+        callers: tell who sends a request; without them it is nobody in particular.
     """
 
     def __init__(
-        self, app: ASGIApp, root_path: str = "", check_xargs: Callable[[Mapping[str, Any]], object] | None = None
+        self,
+        app: ASGIApp,
+        root_path: str = "",
+        check_xargs: Callable[[Mapping[str, Any]], object] | None = None,
+        callers: Callers | None = None,
     ) -> None:
         self._app = app
         self._check_xargs = check_xargs
+        self._callers = callers or Callers()
         self._root = root_path.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
+        if scope["type"] == "websocket" and self._callers.ask_for_keys:
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        body = b""
         if scope["method"] == "POST":
             body, receive = await _read_body(receive)
-            content = _suspicious(body)
-            key = reserved_key(content)
-            if key is not None:
-                await _refuse(
-                    send,
-                    param=key,
-                    code="reserved_key",
-                    message=f"{key!r} is reserved for the server: a request cannot choose how it is monitored. "
-                    "Leave it out.",
-                )
-                return
-            wrong = self._wrong_steer(content)
-            if wrong is not None:
-                await _refuse(send, param=XARGS, code="steer_refused", message=wrong)
-                return
-            if isinstance(content, dict) and content.get(BEAM_SEARCH):
-                await _refuse(
-                    send,
-                    param=BEAM_SEARCH,
-                    code="not_monitored",
-                    message="beam search asks the engine for one token at a time, so that no stream rule would see a "
-                    f"reply. It is refused on a monitored server; leave {BEAM_SEARCH!r} out.",
-                )
-                return
         path = scope["path"].removeprefix(self._root)
         chat = any(path == route or path.startswith(f"{route}/") for route in _CHAT_ROUTES)
-        token = enter_origin(Origin(Format.CHAT if chat else Format.RAW))
         try:
+            # Browsers ask by OPTIONS, without a key, what they may send.
+            asks = scope["method"] == "OPTIONS"
+            caller = NOBODY if asks else self._callers.identify(path, Headers(scope=scope), body)
+        except RefusedCallerError as error:
+            await _refuse(send, param=error.param, code=error.code, message=str(error), status=error.status)
+            return
+        token = enter_origin(Origin(Format.CHAT if chat else Format.RAW, caller))
+        try:
+            refused = self._refusal(body)
+            if refused is not None:
+                param, code, message = refused
+                await _refuse(send, param=param, code=code, message=message)
+                return
             await self._app(scope, receive, send)
         finally:
             leave_origin(token)
+
+    def _refusal(self, body: bytes) -> tuple[str, str, str] | None:
+        """Parameter, code and message of what cannot be answered; None if nothing speaks against it."""
+        content = _suspicious(body)
+        key = reserved_key(content)
+        if key is not None:
+            message = f"{key!r} is reserved for the server: a request cannot choose how it is monitored. Leave it out."
+            return key, "reserved_key", message
+        wrong = self._wrong_steer(content)
+        if wrong is not None:
+            return XARGS, "steer_refused", wrong
+        if isinstance(content, dict) and content.get(BEAM_SEARCH):
+            message = (
+                "beam search asks the engine for one token at a time, so that no stream rule would see a reply. It is "
+                f"refused on a monitored server; leave {BEAM_SEARCH!r} out."
+            )
+            return BEAM_SEARCH, "not_monitored", message
+        return None
 
     def _wrong_steer(self, content: Any) -> str | None:
         xargs = content.get(XARGS) if isinstance(content, dict) else None
@@ -149,9 +170,13 @@ async def _read_body(receive: Receive) -> tuple[bytes, Receive]:
     return b"".join(parts), replay
 
 
-async def _refuse(send: Send, *, param: str, code: str, message: str) -> None:
+async def _refuse(
+    send: Send, *, param: str | None, code: str, message: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST
+) -> None:
     error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
     content = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": int(status), "headers": headers})
     await send({"type": "http.response.body", "body": content})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import State
 
 from monitor.exporter import Exporter
+from serving.api.callers import Callers
 from serving.api.middleware import MonitorMiddleware
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
@@ -33,12 +35,13 @@ class TelltaleEndpoints:
     def __init__(self) -> None:
         self._engine: Any = None
         self._canaries: Canaries | None = None
+        self._callers = Callers()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our route and the middleware."""
         check = engine_plugin.install().asked_steers
-        app.add_middleware(MonitorMiddleware, root_path=app.root_path or "", check_xargs=check)
+        app.add_middleware(MonitorMiddleware, root_path=app.root_path or "", check_xargs=check, callers=self._callers)
 
         @app.get("/ready", include_in_schema=True, tags=["telltale"])
         async def ready() -> JSONResponse:
@@ -65,6 +68,9 @@ class TelltaleEndpoints:
             probes.errors.TelltaleError: it is not.
         """
         frontend = engine_plugin.install()
+        # As vLLM reads them: the command line comes before the environment.
+        keys = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]
+        self._callers.accept(frontend.deployment.plan.tenants, [key for key in keys if key])
         template = getattr(args, "chat_template", None)
         require_template(
             frontend.deployment,

@@ -7,12 +7,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from monitor.check import Check
-from monitor.config import Gate
-from monitor.policy import CompiledRule, Plan
+from monitor.compiled import CompiledRule
+from monitor.condition import verdicts_of
+from monitor.policy import Plan
+from monitor.rule import Gate
+from monitor.tenants import CompiledTenant
 from monitor.types import Action, Mode
+from monitor.verdicts import AnyCheck
 from probes.card import Format, Stage
 from probes.steering.steer import Steer
+from serving.commands.explain import explain, share_in_words
 from serving.deployment import check_policy
 
 
@@ -29,11 +33,17 @@ def check(policy: Path) -> None:
         for column in ("rule", "reads", "statistic", "threshold", "does", "mode"):
             table.add_column(column, overflow="fold")
         for rule in compiled.rules:
-            read = plan.checks[rule.check]
-            thresholds = ", ".join(_limit(read, fmt) for fmt in sorted(read.thresholds))
-            statistic = f"{read.aggregate} at {read.stage.value}"
-            table.add_row(rule.name, read.detector, statistic, thresholds, _does(rule, plan), rule.mode.value)
+            mode = rule.mode.value if rule.share is None else f"{rule.mode.value} for {share_in_words(rule.share)}"
+            said = [rule.name, _does(rule, plan), mode]
+            for number, negated in verdicts_of(rule.condition):
+                read = plan.checks[number]
+                name = f"not {read.detector}" if negated else read.detector
+                limits = ", ".join(_limit(read, fmt) for fmt in sorted(read.thresholds))
+                table.add_row(said[0], name, f"{read.statistic} at {read.stage.value}", limits, *said[1:])
+                said = ["", "", ""]  # the next verdict of the same rule
         console.print(table)
+        for rule in compiled.rules:
+            console.print(explain(rule, plan), markup=False, highlight=False)
         console.print(
             f"on_gap {compiled.on_gap.value}, on_uncalibrated {compiled.on_uncalibrated.value}, "
             f"hold_back {compiled.hold_back}, expose {compiled.expose.value}"
@@ -41,6 +51,8 @@ def check(policy: Path) -> None:
         for who, numbers in (("every request", compiled.steers), ("who asks for it", compiled.on_request)):
             for number in numbers:
                 console.print(f"steers {who}: {_writes(plan.steering.steers[number])}")
+    for tenant in plan.tenants.values():
+        console.print(f"tenant {tenant.name}: {_gets(tenant)}", markup=False, highlight=False)
     if without := sorted(name for name, card in plan.cards.items() if card.canary is None):
         console.print(
             f"without a canary: {', '.join(without)}. That they are read at every token is proved, not that their "
@@ -49,7 +61,15 @@ def check(policy: Path) -> None:
     console.print(f"ok: {policy} reads {', '.join(str(tap) for tap in plan.bank.taps)}")
 
 
-def _limit(check: Check, fmt: Format) -> str:
+def _gets(tenant: CompiledTenant) -> str:
+    """Which policy a tenant's requests get."""
+    gets = [f"policy {tenant.policy}"]
+    gets += [f"{policy} for the model {model!r}" for model, policy in (tenant.by_model or {}).items()]
+    gets += [f"{policy} if a proxy says {name!r}" for name, policy in tenant.by_header.items()]
+    return ", ".join(gets)
+
+
+def _limit(check: AnyCheck, fmt: Format) -> str:
     """Above which the check fires in a format, at each length."""
     limits = check.by_length.get(fmt)
     if limits is None:
@@ -59,7 +79,7 @@ def _limit(check: Check, fmt: Format) -> str:
 
 
 def _does(rule: CompiledRule, plan: Plan) -> str:
-    if rule.action is Action.BLOCK and plan.checks[rule.check].stage is Stage.STREAM:
+    if rule.action is Action.BLOCK and rule.rests_on(Stage.STREAM, plan.checks):
         return f"{rule.action.value} (ends the stream at that token)"
     if rule.steer is None:
         return rule.action.value

@@ -13,6 +13,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 
 from monitor.exporter import Exporter
+from monitor.rollout import Subjects
 from probes.errors import TelltaleError
 from serving.deployment import Deployment
 from serving.engine.carrier import take_reports
@@ -76,7 +77,9 @@ class Frontend:
         Raises:
             SteerRequestError: it may not be asked for.
         """
-        return asked_steers(extra, self.deployment.plan, policy=0)
+        plan, named = self.deployment.plan, current_origin().caller.policy
+        number = next((number for number, policy in enumerate(plan.policies) if policy.name == named), 0)
+        return asked_steers(extra, plan, number)
 
     def begin_canary(self, request_id: str) -> None:
         """The request that our own process is about to send under this id is a canary."""
@@ -112,11 +115,12 @@ class Frontend:
         prompt = origin.prompt_of(request.prompt_token_ids or ())
         extra[EXTRA_KEY] = seal(
             TrustedData(
-                policy=None,
+                policy=origin.caller.policy,
                 fmt=origin.fmt,
                 prompt=prompt,
                 canary=request.external_req_id in self._canaries,
                 steers=steers,
+                subjects=Subjects(origin.caller.tenant, origin.caller.session, request.request_id),
             ),
             request.request_id,
         )
@@ -157,11 +161,29 @@ class Frontend:
         if text is None:
             return output
         output.finish_reason, output.stop_reason = CONTENT_FILTER, None
+        if record.blocks_request and state.parent_req is not None:
+            withhold(state.parent_req.output_aggregator, record)
         if state.output_kind is not RequestOutputKind.DELTA:
             output.text = text
         else:
             output.text += refusal_delta(text, follows_text=tokens > 0)
         return output
+
+
+def withhold(outputs: Sequence[CompletionOutput | None], blocked: Record) -> None:
+    """A block of all choices: those that have ended before it, and wait for the others, are not sent either.
+
+    Args:
+        outputs: of the choices, None where they have not ended.
+        blocked: the record of the choice that made the rule fire.
+    """
+    for output in outputs:
+        record = record_of(output)
+        if output is None or record is None or record.blocked_text is not None or blocked.blocked_text is None:
+            continue
+        record.decided = blocked.decided
+        output.text = blocked.blocked_text
+        output.finish_reason, output.stop_reason = CONTENT_FILTER, None
 
 
 def refusal_delta(text: str, *, follows_text: bool) -> str:

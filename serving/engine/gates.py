@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from monitor.config import Gate
 from monitor.gates import SteerGate
+from monitor.rule import Gate
 from probes.steering.steer import END, SteerMatrix
 from serving.engine import gate_op
 from serving.engine.steer_order import GateOrder, StepOrders

@@ -8,8 +8,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from monitor.config import Gate
 from monitor.gates import SteerGate
+from monitor.rule import Gate
 from probes.card import Format
 from serving.engine.steer_order import GateOrder, SteerOrder
 

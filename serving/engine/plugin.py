@@ -18,7 +18,7 @@ from serving.engine import compat
 from serving.engine.capture import CAPTURE_KEY, captured_taps
 from serving.engine.refusals import RefusedError, refuse_unmonitorable, refuse_unsteerable
 from serving.engine.runtime import load_deployment, policy_path
-from serving.engine.trust import ensure_key
+from serving.engine.trust import ROLLOUT_VARIABLE, ensure_key, ensure_rollout_key
 from serving.packages import shadowed_packages
 
 if TYPE_CHECKING:
@@ -97,6 +97,12 @@ def configure(config: VllmConfig) -> None:
     ensure_key()
     deployment = load_deployment(config)
     plan, bank = deployment.plan, deployment.plan.bank
+    rolled_out = any(rule.share is not None for policy in plan.policies for rule in policy.rules)
+    if not ensure_rollout_key() and rolled_out:
+        log.warning(
+            "whom rules are rolled out to is drawn anew at each start; set the variable to a secret to keep it",
+            variable=ROLLOUT_VARIABLE,
+        )
     refuse_unsteerable(config, plan)
     use_tapped_worker(config)
     scheduling = config.scheduler_config

@@ -9,6 +9,7 @@ import numpy as np
 
 from monitor.policy import Plan
 from monitor.report import Decided, EndedReport, Steered, StepReport
+from monitor.rule import Scope
 from monitor.types import ActionCode, Expose, Skip
 from probes.card import Format
 
@@ -36,6 +37,14 @@ class Record:
         if self.decided is not None and self.decided.action == ActionCode.BLOCK:
             return self.decided.text
         return None
+
+    @property
+    def blocks_request(self) -> bool:
+        """Whether it was blocked by a rule that blocks all choices of a request."""
+        if self.blocked_text is None or self.decided is None:
+            return False
+        rules = self._plan.policies[self.policy].rules
+        return any(rule.name == self.decided.rule and rule.scope is Scope.REQUEST for rule in rules)
 
     def close(self, num_positions: int) -> None:
         """The reply has been made with so many tokens in all, the engine may not have said so yet (stop strings)."""

@@ -18,7 +18,7 @@ from vllm.v1.request import RequestStatus
 
 import serving
 from monitor.monitor import Monitor, StepReadouts, is_blocked
-from monitor.types import Gap
+from monitor.types import STRICTEST, Gap
 from probes.card import Format
 from serving.engine.drafts import step_readouts
 from serving.engine.faulty import faulty_requests, without
@@ -29,7 +29,7 @@ from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
 from serving.engine.reporting import Reporting
 from serving.engine.runtime import load_deployment
 from serving.engine.steerbook import SteerBook
-from serving.engine.trust import EXTRA_KEY, unseal
+from serving.engine.trust import EXTRA_KEY, rollout_key, unseal
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -47,7 +47,7 @@ class MonitoredScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         deployment = load_deployment(self.vllm_config)
         self._digest = deployment.plan.digest
-        self._monitor = Monitor(deployment.plan)
+        self._monitor = Monitor(deployment.plan, rollout_key=rollout_key())
         self._hold_back = HoldBack()
         self._heartbeat = Heartbeat(
             deployment.plan, deployment.file.config.canary, vocab=self.vllm_config.model_config.get_vocab_size()
@@ -94,14 +94,15 @@ class MonitoredScheduler(Scheduler):
             return
         if trusted is None:
             log.warning(
-                "a request without our signature: judged as raw text by the first policy", id=request.request_id
+                "a request without our signature: judged as raw text by the strictest policy", id=request.request_id
             )
         admitted = self._monitor.admit(
             request.request_id,
             num_prompt=request.num_prompt_tokens,
-            policy=trusted.policy if trusted is not None else None,
+            policy=trusted.policy if trusted is not None else STRICTEST,
             fmt=trusted.fmt if trusted is not None else Format.RAW,
             prompt=trusted.prompt if trusted is not None else None,
+            subjects=trusted.subjects if trusted is not None else None,
         )
         depth = self._monitor.policy_of(admitted).hold_back
         self._hold_back.begin(request.request_id, depth=depth, num_prompt=request.num_prompt_tokens)

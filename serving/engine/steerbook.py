@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from monitor.compiled import CompiledPolicy
 from monitor.monitor import Monitor, StepReadouts
-from monitor.policy import CompiledPolicy, Plan
+from monitor.policy import Plan
 from monitor.request import Request as Admitted
 from monitor.types import Gap, Mode
 from probes.steering.steer import Positions, Steer
@@ -63,7 +64,11 @@ class SteerBook:
             policy: that it is under.
             asked: what it asked for and may have: by a steer's name, the share of its strength.
         """
-        rules = [rule for rule in policy.rules if rule.steer is not None and rule.mode is Mode.ENFORCE]
+        rules = [
+            rule
+            for rule in policy.rules
+            if rule.steer is not None and rule.mode is Mode.ENFORCE and rule.name not in live.outside
+        ]
         if not policy.steers and not rules and not asked:
             return
         steers, num_prompt = self._plan.steers, request.num_prompt_tokens

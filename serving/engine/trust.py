@@ -9,9 +9,10 @@ import os
 import re
 import secrets
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from monitor.rollout import Subjects
 from monitor.segments import PromptMap, Run
 from monitor.types import PromptEvent, Role
 from probes.card import Format
@@ -20,6 +21,9 @@ EXTRA_KEY = "telltale"
 """The reserved key in ``SamplingParams.extra_args``."""
 KEY_VARIABLE = "TELLTALE_KEY"
 """The MAC key: random at each start, handed down to child processes, never in a configuration that vLLM logs."""
+ROLLOUT_VARIABLE = "TELLTALE_ROLLOUT_KEY"
+"""The secret that says whom a rule is rolled out to. Whoever runs the server sets it, to the same at every start and in
+every replica; else it is made anew, as the MAC key is."""
 _CHILD = re.compile(r"^\d+_(?P<parent>.+)$")
 
 
@@ -33,6 +37,7 @@ class TrustedData:
         prompt: who wrote which of its prompt's tokens, and where the reply begins.
         canary: it is one of our own canaries, which is scored and judged apart from users' requests.
         steers: that it asked for and may have: by their names, the share of their strength.
+        subjects: whom it belongs to.
     """
 
     policy: str | None
@@ -40,11 +45,32 @@ class TrustedData:
     prompt: PromptMap
     canary: bool = False
     steers: Mapping[str, float] = field(default_factory=dict)
+    subjects: Subjects = field(default_factory=Subjects)
 
 
 def ensure_key(environment: MutableMapping[str, str] = os.environ) -> None:
     """Make the key of this server if no parent process has made it."""
     environment.setdefault(KEY_VARIABLE, secrets.token_hex(32))
+
+
+def ensure_rollout_key(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Make the key of rollouts if nobody has set it.
+
+    Returns: whether it was set.
+    """
+    was_set = bool(environment.get(ROLLOUT_VARIABLE))
+    if not was_set:
+        environment[ROLLOUT_VARIABLE] = secrets.token_hex(32)
+    return was_set
+
+
+def rollout_key(environment: Mapping[str, str] = os.environ) -> bytes:
+    """The key of rollouts.
+
+    Raises:
+        RuntimeError: the process was not started by telltale.
+    """
+    return _key(ROLLOUT_VARIABLE, environment)
 
 
 def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -58,6 +84,7 @@ def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] =
         "canary": data.canary,
         "steers": dict(data.steers),
         "events": [event.value for event in prompt.events],
+        "subjects": asdict(data.subjects),
     }
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return {"body": body, "mac": _mac(body, request_id, environment)}
@@ -93,11 +120,17 @@ def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = o
         prompt=prompt,
         canary=bool(body["canary"]),
         steers=body["steers"],
+        subjects=Subjects(**body["subjects"]),
     )
 
 
 def _mac(body: str, request_id: str, environment: Mapping[str, str]) -> str:
-    key = environment.get(KEY_VARIABLE, "")
+    key = _key(KEY_VARIABLE, environment)
+    return hmac.new(key, f"{request_id}\n{body}".encode(errors="replace"), hashlib.sha256).hexdigest()
+
+
+def _key(variable: str, environment: Mapping[str, str]) -> bytes:
+    key = environment.get(variable, "")
     if not key:
-        raise RuntimeError(f"{KEY_VARIABLE} is not set in this process: its parent was not started by telltale")
-    return hmac.new(key.encode(), f"{request_id}\n{body}".encode(errors="replace"), hashlib.sha256).hexdigest()
+        raise RuntimeError(f"{variable} is not set in this process: its parent was not started by telltale")
+    return key.encode()

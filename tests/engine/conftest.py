@@ -74,6 +74,10 @@ policies:
         when: {{detector: chat_only, stage: prompt}}
         do: {{action: flag}}
         mode: enforce
+      - name: once-or-twice
+        when: {{all: [{{detector: trigger, stage: prompt}}, {{not: {{detector: thrice, stage: prompt}}}}]}}
+        do: {{action: flag}}
+        mode: shadow
       - name: steer-thrice
         when: {{detector: thrice, stage: prompt}}
         do: {{action: steer, steer: push, gate: latched}}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from pydantic import ValidationError
 
-from monitor.config import When
+from monitor.when import When
 from probes.aggregate import AggregateError, Aggregator, aggregator_kinds, parse_aggregator
 from probes.aggregate.after import After
 from probes.aggregate.attention import Attention

@@ -62,7 +62,8 @@ class Run:
         self.exporter.record(make_report(self.monitor, [], [], None))
 
     def value(self, name: str, **labels: str) -> float | None:
-        return self.registry.get_sample_value(name, labels)
+        by_policy = ("telltale_requests_total", "telltale_actions_total", "telltale_detector_threshold")
+        return self.registry.get_sample_value(name, labels | ({"policy": "default"} if name in by_policy else {}))
 
 
 def test_counts_are_exact(plan: Plan) -> None:
@@ -161,6 +162,7 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
         "event": {event.value for event in PromptEvent},
         "segments": {",".join(check.segments or ()) for check in plan.checks},
         "digest": {plan.digest[:16]},
+        "policy": {policy.name for policy in plan.policies},
     }
     for family in run.registry.collect():
         for sample in family.samples:

@@ -67,7 +67,7 @@ def test_a_readout_that_is_not_finite_is_a_gap(tmp_path: Path, broken: float, on
     ended = case.monitor.finish("a", num_positions=5, sampled=2, aborted=False)
     assert ended is not None
     assert ended.coverage.skipped() == {"sink": 1, "final": 1, "not_finite": 1}
-    assert case.monitor.take_tally().acted == {("on_gap", Action(on_gap), Mode.ENFORCE): 1}
+    assert case.monitor.take_tally().acted == {("on_gap", Action(on_gap), Mode.ENFORCE, "default"): 1}
 
 
 def test_a_broken_norm_is_a_gap_and_an_unused_column_is_not(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.check import Check
-from monitor.config import Gate
 from monitor.gates import SteerGate
+from monitor.rule import Gate
 from probes.aggregate.max import Max
 from probes.card import Format, Stage
 from probes.steering.steer import END

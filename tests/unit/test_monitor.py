@@ -89,7 +89,7 @@ def test_a_response_is_judged_when_it_has_ended_and_shown_as_if_it_had(tmp_path:
     assert ended.fired.tolist() == [True]
     assert ended.statistics[0] == pytest.approx((0.5 + 3 + 0.5 + 0 + 9) / 5)
     assert ended.request.action.action is Action.FLAG
-    assert case.monitor.take_tally().acted == {("end", Action.FLAG, Mode.ENFORCE): 1}
+    assert case.monitor.take_tally().acted == {("end", Action.FLAG, Mode.ENFORCE, "default"): 1}
 
 
 def test_a_block_at_the_end_of_a_reply_is_refused(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_shadow_counts_and_does_nothing(tmp_path: Path) -> None:
     case.see([0])
     assert case.see([9], start=1) == ("allow", "")
     assert case.see([9], start=2) == ("allow", "")
-    assert case.monitor.take_tally().acted == {("shadow", Action.BLOCK, Mode.SHADOW): 1}
+    assert case.monitor.take_tally().acted == {("shadow", Action.BLOCK, Mode.SHADOW, "default"): 1}
 
 
 @pytest.mark.parametrize("on_uncalibrated", ["block", "flag", "allow"])
@@ -138,7 +138,7 @@ def test_a_format_without_threshold_follows_the_policy(tmp_path: Path, on_uncali
     expected = (on_uncalibrated, "on_uncalibrated" if on_uncalibrated != "allow" else "")
     assert case.state() == expected
     assert case.see([0, 9]) == expected
-    assert case.monitor.take_tally().acted == {("on_uncalibrated", Action(on_uncalibrated), Mode.ENFORCE): 1}
+    assert case.monitor.take_tally().acted == {("on_uncalibrated", Action(on_uncalibrated), Mode.ENFORCE, "default"): 1}
 
 
 def test_an_unknown_policy_is_the_first(tmp_path: Path) -> None:
@@ -194,7 +194,9 @@ def test_one_step_of_256_requests(tmp_path: Path) -> None:
     assert seen.scored.tolist() == seen.sink.tolist() == [1] * 256
     assert seen.decided.keys() == {name for name, score in zip(names, scores, strict=True) if score > 1.0}
     assert [is_blocked(request) for request in requests] == (scores > 1.0).tolist()
-    assert case.monitor.take_tally().acted["stream", Action.BLOCK, Mode.ENFORCE] == np.count_nonzero(scores > 1.0)
+    assert case.monitor.take_tally().acted["stream", Action.BLOCK, Mode.ENFORCE, "default"] == np.count_nonzero(
+        scores > 1.0
+    )
 
 
 def test_counts_start_anew_when_they_are_taken(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from monitor.compiled import CompiledRule
 from monitor.monitor import Monitor
-from monitor.policy import CompiledRule, Plan
+from monitor.policy import Plan
 from monitor.types import Action
 from monitor.yaml_file import PolicyError
 from probes.aggregate.ema import Ema

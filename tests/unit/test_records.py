@@ -64,7 +64,7 @@ tallies = st.none() | st.builds(
     st.integers(0, 2**40),
     counts,
     counts,
-    st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9), st.text(max_size=9), st.integers(0, 99)), max_size=3),
+    st.lists(st.tuples(*[st.text(max_size=9)] * 4, st.integers(0, 99)), max_size=3),
     st.lists(numbers, max_size=3),
     counts,
     st.integers(0, 2**40),
@@ -159,7 +159,7 @@ def test_a_gap_shows_in_the_record(tmp_path: Path) -> None:
     assert engine.record("a").skipped == {"sink": 1, "not_finite": 1}
     assert report.tally is not None
     assert (report.tally.gaps, report.tally.scored, report.tally.observe_seconds) == ({"not_finite": 1}, 1, [0.5])
-    assert report.tally.acted == [("on_gap", "flag", "enforce", 1)]
+    assert report.tally.acted == [("on_gap", "flag", "enforce", "default", 1)]
 
 
 def test_a_record_stays_until_the_report_after_its_end(tmp_path: Path) -> None:

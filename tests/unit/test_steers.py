@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from monitor.config import Gate
 from monitor.dose import Dose
 from monitor.policy import Plan, compile_plan
+from monitor.rule import Gate
 from monitor.types import Action
 from monitor.yaml_file import PolicyError
 from probes.artifact import ArtifactError

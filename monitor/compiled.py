@@ -1,0 +1,112 @@
+"""Rules and policies made ready to run: they point into a plan's checks and steers. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from monitor.condition import Condition, Verdict, verdicts_of
+from monitor.rollout import Share, Subjects
+from monitor.rule import Scope
+from monitor.types import Action, Expose, Mode
+from monitor.verdicts import AnyCheck
+from probes.card import Format, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRule:
+    """A rule whose condition rests on checks of the plan, by their positions.
+
+    ``steer`` is the position of a steer, ``gate`` that of the gate by which the engine finds its rows in the pass
+    itself; None where the scheduler has to. ``share`` says for whom it is enforced; None for everybody. ``scope`` is
+    of a block.
+    """
+
+    name: str
+    condition: Condition
+    action: Action
+    mode: Mode
+    text: str
+    steer: int | None = None
+    gate: int | None = None
+    share: Share | None = None
+    scope: Scope = Scope.CHOICE
+    target_fpr: Mapping[Format, float] = field(default_factory=dict)
+
+    @property
+    def verdicts(self) -> tuple[int, ...]:
+        """The checks that say whether it fires."""
+        return tuple(number for number, _ in verdicts_of(self.condition))
+
+    @property
+    def check(self) -> int | None:
+        """The check that alone says whether it fires; None if several do, or one does that is negated."""
+        return self.condition.number if isinstance(self.condition, Verdict) else None
+
+    def rests_on(self, stage: Stage, checks: Sequence[AnyCheck]) -> bool:
+        """Whether one of its verdicts is of a stage."""
+        return any(checks[number].stage is stage for number in self.verdicts)
+
+    def waits_for_prompt(self, checks: Sequence[AnyCheck]) -> bool:
+        """Whether it may become true by what does not fire when the prompt is through."""
+        return any(negated and checks[number].stage is Stage.PROMPT for number, negated in verdicts_of(self.condition))
+
+    def waits_for_end(self, checks: Sequence[AnyCheck]) -> bool:
+        """Whether it may become true only when the reply has ended."""
+        return any(
+            checks[number].stage is Stage.RESPONSE or (negated and checks[number].stage is Stage.STREAM)
+            for number, negated in verdicts_of(self.condition)
+        )
+
+    def waits_for_unfired_end(self, checks: Sequence[AnyCheck]) -> bool:
+        """Whether it may become true by what has not fired when the reply has ended."""
+        return any(
+            negated and checks[number].stage is not Stage.PROMPT for number, negated in verdicts_of(self.condition)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPolicy:
+    """A policy whose rules point into the plan's checks.
+
+    ``steers``, those of every request, and ``on_request``, those that one may ask for, point into its steers.
+    """
+
+    name: str
+    on_gap: Action
+    on_uncalibrated: Action
+    hold_back: int
+    expose: Expose
+    text: str
+    rules: tuple[CompiledRule, ...]
+    checks: tuple[int, ...]
+    steers: tuple[int, ...] = ()
+    on_request: tuple[int, ...] = ()
+
+    @property
+    def blocks_requests(self) -> bool:
+        """Whether a rule may block all choices of a request for one of them."""
+        return any(rule.scope is Scope.REQUEST for rule in self.rules)
+
+    def outside(self, key: bytes, subjects: Subjects) -> frozenset[str]:
+        """Names of the rules that are enforced for others than these, and run in shadow for them."""
+        return frozenset(
+            rule.name
+            for rule in self.rules
+            if rule.share is not None and not rule.share.holds(key, rule.name, subjects)
+        )
+
+    def uncalibrated(self, checks: Sequence[AnyCheck], fmt: Format, outside: Collection[str] = frozenset()) -> bool:
+        """Whether a rule that is enforced rests on a check that has no threshold for this format.
+
+        Args:
+            checks: of the plan.
+            fmt: of the request.
+            outside: names of rules that are not enforced for it.
+        """
+        return any(
+            rule.mode is Mode.ENFORCE
+            and rule.name not in outside
+            and any(fmt not in checks[number].thresholds for number in rule.verdicts)
+            for rule in self.rules
+        )

@@ -1,0 +1,60 @@
+"""What a rule of a policy does, in words."""
+
+from __future__ import annotations
+
+from monitor.compiled import CompiledRule
+from monitor.condition import AllOf, Condition, NotOf, Verdict
+from monitor.policy import Plan
+from monitor.rollout import Share
+from monitor.types import Mode
+from monitor.verdicts import AnyCheck
+from probes.card import Stage
+
+_KNOWN = {
+    Stage.PROMPT: "before the first token",
+    Stage.STREAM: "at the token that shows it",
+    Stage.RESPONSE: "when the reply has ended",
+}
+
+
+def explain(rule: CompiledRule, plan: Plan) -> str:
+    """One sentence: what is done, if what, and when that is known.
+
+    Args:
+        rule: of a policy.
+        plan: that it belongs to.
+    """
+    stages = {plan.checks[number].stage for number in rule.verdicts}
+    if rule.waits_for_end(plan.checks):
+        stages.add(Stage.RESPONSE)
+    latest = next(stage for stage in reversed(Stage) if stage in stages)
+    when = _KNOWN[latest] if len(stages) == 1 else f"{_KNOWN[latest]} at the latest"
+    done = f"would {rule.action.value}" if rule.mode is Mode.SHADOW else f"{rule.action.value}s"
+    sentence = f"{rule.name} {done}, {when}, if {in_words(rule.condition, plan)}."
+    return sentence if rule.share is None else f"{sentence} For {share_in_words(rule.share)}; else in shadow."
+
+
+def share_in_words(share: Share) -> str:
+    """For whom a rule is enforced."""
+    return f"{share.percent:g} % by {share.by.value}"
+
+
+def in_words(condition: Condition, plan: Plan) -> str:
+    """A condition, with brackets where it takes some to tell ``and`` from ``or``."""
+    match condition:
+        case Verdict():
+            return verdict_in_words(plan.checks[condition.number])
+        case NotOf():
+            return f"not ({in_words(condition.part, plan)})"
+        case _:
+            joint = " and " if isinstance(condition, AllOf) else " or "
+            return joint.join(
+                in_words(part, plan) if isinstance(part, Verdict | NotOf) else f"({in_words(part, plan)})"
+                for part in condition.parts
+            )
+
+
+def verdict_in_words(check: AnyCheck) -> str:
+    """A verdict: what is read where; above what it fires stands in the table."""
+    of = f" of {', '.join(role.value for role in check.segments)}" if check.segments is not None else ""
+    return f"{check.detector} ({check.statistic} at {check.stage.value}{of})"
