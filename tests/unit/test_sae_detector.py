@@ -48,7 +48,7 @@ def combined(codes: np.ndarray[Any, Any], combine: Combine, weights: list[float]
     normalisation=st.sampled_from(Normalisation),
     latents=st.permutations(range(WIDTH)),
     counts=st.lists(st.integers(1, 5), min_size=1, max_size=4),
-    combine=st.sampled_from([Combine.MAX, Combine.SUM, Combine.WEIGHTED]),
+    combines=st.lists(st.sampled_from([Combine.MAX, Combine.SUM, Combine.WEIGHTED]), min_size=4, max_size=4),
     scale=st.sampled_from([0.3, 3.0, 300.0]),
 )
 def test_some_rows_give_the_codes_of_the_full_encode(
@@ -58,7 +58,7 @@ def test_some_rows_give_the_codes_of_the_full_encode(
     normalisation: Normalisation,
     latents: list[int],
     counts: list[int],
-    combine: Combine,
+    combines: list[Combine],
     scale: float,
 ) -> None:
     """Through the bank, in the engine's float32, several detectors at once."""
@@ -79,14 +79,14 @@ def test_some_rows_give_the_codes_of_the_full_encode(
                 intercept=-0.5 if combine is Combine.WEIGHTED else 0.0,
             )
         )
-        for i, numbers in enumerate(chosen)
+        for i, (numbers, combine) in enumerate(zip(chosen, combines, strict=False))
     ]
     bank = Bank(detectors, d_model=D_MODEL, num_layers=NUM_LAYERS, capacity=32)
     scores = bank.score(engine_reads(bank, rows))
     full, before = sae.encode(rows).astype(np.float64), sae.pre_activations(rows)
     size = max(1.0, float(np.abs(before).max()))
     distance = np.abs(before - sae.threshold)
-    for i, numbers in enumerate(chosen):
+    for i, (numbers, combine) in enumerate(zip(chosen, combines, strict=False)):
         clear = (distance[:, numbers] > 1e-5 * size).all(axis=1)
         assert clear.mean() > 0.9
         wanted = combined(full[:, numbers], combine, weights[i])
