@@ -26,7 +26,7 @@ from probes.artifact import Artifact
 from probes.bank import Bank
 from probes.card import Card, Stage
 from probes.detectors import load_detector
-from probes.steering.artifact import SteerArtifact
+from probes.steering.steer import Steerable
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Plan:
 def compile_plan(
     file: PolicyFile,
     artifacts: Mapping[str, Artifact],
-    steer_artifacts: Mapping[str, SteerArtifact] = MappingProxyType({}),
+    steer_artifacts: Mapping[str, Steerable] = MappingProxyType({}),
     *,
     d_model: int,
     num_layers: int,
@@ -99,7 +99,7 @@ def compile_plan(
         checks=tuple(verdicts.checks),
         policies=tuple(policies),
         cards=MappingProxyType(cards),
-        digest=_digest(config, bank, verdicts.checks, steering),
+        digest=_digest(config, bank, verdicts.checks, steering, cards),
         steering=replace(steering, gates=tuple(parts.gates)),
         tenants=compile_tenants(config.tenants),
         strictest=len(policies) - 1,
@@ -179,10 +179,14 @@ def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> Co
     )
 
 
-def _digest(config: Config, bank: Bank, checks: Sequence[AnyCheck], steering: SteerPlan) -> str:
+def _digest(
+    config: Config, bank: Bank, checks: Sequence[AnyCheck], steering: SteerPlan, cards: Mapping[str, Card]
+) -> str:
     # Thresholds and skipped positions come from the cards: neither the policy file nor the weights show a change there.
+    # What a kind computes behind the directions stands in its other tensors and its parameters.
     judged = [_judged(check) for check in checks]
-    content = json.dumps([config.model_dump(mode="json"), judged], sort_keys=True)
+    made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
+    content = json.dumps([config.model_dump(mode="json"), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
 
 

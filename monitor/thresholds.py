@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from monitor.check import Check, LengthLimits, Limits
+from monitor.entries import DetectorEntry
 from monitor.rule import Rule
 from monitor.types import Action
 from monitor.weighed import Logistic
 from monitor.when import Above
 from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.aggregate import Aggregator
+from probes.aggregate.max import Max
 from probes.card import Calibration, Card, Format, Stage
 from probes.detectors import Detector, unfit_aggregate
 from probes.threshold import ThresholdMethod, allowed_exceedances, benign_needed, threshold_for
@@ -29,6 +31,7 @@ class RuleSite:
         path: the keys that lead from the rule to what reads the detector.
         stage: when it is judged.
         card: of the detector.
+        latents: the entry of the policy file that names them, where it is no artifact that is read.
     """
 
     file: PolicyFile
@@ -37,6 +40,7 @@ class RuleSite:
     path: Place
     stage: Stage
     card: Card
+    latents: DetectorEntry | None = None
 
     def error(self, key: Place, message: str) -> PolicyError:
         """A mistake at a key of the verdict."""
@@ -54,6 +58,8 @@ def calibrated_aggregate(site: RuleSite) -> Aggregator:
         PolicyError: there is none.
     """
     stage, card = site.stage, site.card
+    if site.latents is not None:
+        return site.latents.aggregate or Max()
     for calibration in card.calibrations:
         if calibration.stage is stage:
             return calibration.aggregate
@@ -72,6 +78,8 @@ def term_aggregate(site: RuleSite) -> Aggregator:
     Raises:
         PolicyError: there is none.
     """
+    if site.latents is not None:
+        return site.latents.aggregate or Max()
     for calibration in site.card.calibrations:
         if calibration.stage is site.stage:
             return calibration.aggregate
@@ -119,9 +127,13 @@ def thresholds_of(site: RuleSite, aggregate: Aggregator, above: Above | None) ->
     Raises:
         PolicyError: the card cannot give what the rule asks for.
     """
-    stage, card = site.stage, site.card
+    stage, card, stated = site.stage, site.card, above
+    if above is None and site.latents is not None:
+        above = site.latents.threshold
     if above is not None and above.value is not None:
         return dict.fromkeys(card.formats, above.value)
+    if site.latents is not None:
+        raise _not_calibrated(site, site.latents, stated)
     fitting = [c for c in card.calibrations if c.stage is stage and c.aggregate == aggregate]
     if not fitting:
         known = sorted({f"{calibration.aggregate} at {calibration.stage.value}" for calibration in card.calibrations})
@@ -149,6 +161,25 @@ def target_rates(card: Card, check: Check, above: Above | None) -> Mapping[Forma
         for calibration in card.calibrations
         if calibration.stage is check.stage and calibration.aggregate == check.aggregate
     }
+
+
+def _not_calibrated(site: RuleSite, entry: DetectorEntry, stated: Above | None) -> PolicyError:
+    """Latents that stand in the policy file have no card that a calibration could be written to."""
+    numbers = ",".join(map(str, entry.latents or ()))
+    name = site.card.name
+    make = f"telltale sae detector {entry.sae} --latents {numbers} --combine {entry.combined.value} --name {name}"
+    advice = (
+        f"State a value, e.g. threshold: {{value: 3.2}}; or make a detector of them ({make}), calibrate it (telltale "
+        f"calibrate detectors/{name}.safetensors --benign FILE.jsonl --stage {site.stage.value}) and name it "
+        "with 'artifact'."
+    )
+    if stated is not None:
+        return site.error(("above", "target_fpr"), f"latents in a policy file are not calibrated. {advice}")
+    number = site.file.config.detectors.index(entry)
+    if entry.threshold is not None:
+        where: Place = ("detectors", number, "threshold", "target_fpr")
+        return site.file.error(where, f"latents in a policy file are not calibrated. {advice}")
+    return site.error((), f"no threshold is stated, here or beside the latents of {name!r}. {advice}")
 
 
 def own_limits(calibration: Calibration) -> float | LengthLimits:

@@ -195,7 +195,9 @@ class Verdicts:
     def _site(self, where: Place, rule: Rule, name: str, path: Place, stage: Stage) -> RuleSite:
         if name not in self._cards:
             raise self._file.error((*where, *path, "detector"), f"is {name!r}. {did_you_mean(name, self._cards)}")
-        return RuleSite(self._file, where, rule, path, stage, self._cards[name])
+        entries = self._file.config.detectors
+        latents = next((entry for entry in entries if entry.sae is not None and entry.name == name), None)
+        return RuleSite(self._file, where, rule, path, stage, self._cards[name], latents)
 
     def _place(self, check: AnyCheck) -> int:
         key = check.key()

@@ -27,7 +27,7 @@ class Above(Strict):
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if (self.value is None) == (self.target_fpr is None):
-            raise ValueError("'above' has exactly one of 'value' and 'target_fpr'")
+            raise ValueError("a threshold has exactly one of 'value' and 'target_fpr'")
         return self
 
 
