@@ -53,4 +53,4 @@ class Autoencoder(torch.nn.Module):
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Give every row of the decoder the norm 1 again."""
-        self.decoder /= self.decoder.norm(dim=1, keepdim=True).clamp_min(_MIN_NORM)
+        self.decoder.div_(self.decoder.norm(dim=1, keepdim=True).clamp_min(_MIN_NORM))

@@ -66,13 +66,17 @@ class Checkpoint:
                 metadata: Mapping[str, str] = handle.metadata() or {}
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - it has no iterator
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.path}: cannot be read ({error}). Remove it: the training begins again.") from error
+            raise CheckpointError(
+                f"{self.path}: cannot be read ({error}). Remove it: the training begins again."
+            ) from error
         if metadata.get("digest") != self._digest:
             raise CheckpointError(
                 f"{self.path}: belongs to a training with other rows or settings. Remove it to begin again, or give "
                 "the settings that it was begun with."
             )
-        module.load_state_dict({name.removeprefix(_MODULE): t for name, t in tensors.items() if name.startswith(_MODULE)})
+        module.load_state_dict(
+            {name.removeprefix(_MODULE): t for name, t in tensors.items() if name.startswith(_MODULE)}
+        )
         state: dict[int, dict[str, Any]] = {}
         for name, tensor in tensors.items():
             if name.startswith(_ADAM):

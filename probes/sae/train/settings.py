@@ -45,9 +45,7 @@ class JumpReLUSettings(_Strict):
 
     def make(self, width: int) -> Objective:
         """The objective."""
-        return JumpReLU(
-            width, target=self.l0, bandwidth=self.bandwidth, weight=self.penalty, warm_up=self.warm_up
-        )
+        return JumpReLU(width, target=self.l0, bandwidth=self.bandwidth, weight=self.penalty, warm_up=self.warm_up)
 
 
 AnyActivation = Annotated[BatchTopKSettings | JumpReLUSettings, Field(discriminator="kind")]

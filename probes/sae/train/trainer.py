@@ -21,7 +21,7 @@ from probes.sae.train.rows import RowPool
 from probes.sae.train.scaling import Scaling
 from probes.sae.train.settings import TrainingSettings
 
-__all__ = ["StepFigures", "TrainerError", "Trained", "train_autoencoder"]
+__all__ = ["StepFigures", "Trained", "TrainerError", "train_autoencoder"]
 
 _SCALING_ROWS = 65_536
 _MAX_GRADIENT = 1.0
@@ -66,6 +66,12 @@ class Trained:
     thresholds: torch.Tensor
     scaling: Scaling
     steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    fvu: float
+    l0: float
 
 
 class _Run(torch.nn.Module):
@@ -125,35 +131,34 @@ def train_autoencoder(
                 run.objective.begin(run.autoencoder.pre_activations(batch))
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * settings.factor((step + 1) / steps)
-        figures = _step(run, optimizer, batch, settings, step, steps)
+        found = _step(run, optimizer, batch, settings.aux_weight, (step + 1) / steps)
         if kept and (time.monotonic() - saved > _SAVE_SECONDS or step + 1 == steps):
             kept.save(step + 1, run, optimizer)
             saved = time.monotonic()
         if on_step:
-            on_step(figures)
+            on_step(StepFigures(step + 1, steps, found.fvu, found.l0, run.dead.mask.float().mean().item()))
     return Trained(run.autoencoder, run.objective.thresholds(settings.width), scaling, steps)
 
 
 def _step(
-    run: _Run, optimizer: torch.optim.Optimizer, batch: torch.Tensor, settings: TrainingSettings, step: int, steps: int
-) -> StepFigures:
+    run: _Run, optimizer: torch.optim.Optimizer, batch: torch.Tensor, aux_weight: float, progress: float
+) -> _Step:
     model = run.autoencoder
     optimizer.zero_grad()
     pre_activations = model.pre_activations(batch)
-    coded = run.objective.code(pre_activations, (step + 1) / steps)
+    coded = run.objective.code(pre_activations, progress)
     residual = batch - model.decode(coded.codes)
     fvu = residual.square().sum() / batch.numel()
     loss = fvu + coded.penalty
-    if settings.aux_weight:
-        loss = loss + settings.aux_weight * run.dead.loss(model, pre_activations, residual)
+    if aux_weight:
+        loss = loss + aux_weight * run.dead.loss(model, pre_activations, residual)
     loss.backward()  # type: ignore[no-untyped-call]
     model.keep_gradient_tangent()
     torch.nn.utils.clip_grad_norm_(run.parameters(), _MAX_GRADIENT)
     optimizer.step()
     model.normalise_decoder()
     run.dead.count(coded.codes)
-    active = torch.count_nonzero(coded.codes) / len(batch)
-    return StepFigures(step + 1, steps, fvu.item(), active.item(), run.dead.mask.float().mean().item())
+    return _Step(fvu.item(), torch.count_nonzero(coded.codes).item() / len(batch))
 
 
 def _digest(settings: TrainingSettings, scaling: Scaling, count: int) -> str:
