@@ -187,8 +187,11 @@ def whole_requests(count: int) -> list[PreparedRequest]:
     return [replace(request, first=0, stop=len(request.tokens)) for request in collected.requests(count)]
 
 
-def test_a_collected_folder_gives_every_row_but_sinks_to_one_side(tmp_path: Path) -> None:
+def test_a_collected_folder_gives_every_row_but_sinks_to_one_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = whole_requests(120)
+    monkeypatch.setattr("probes.sae.train.material._OUTLIER", 1.5)
     chosen = collected.settings(len(made), positions=TokenPositions.ALL)
     collected.write(tmp_path / "rows", made, chosen)
     tap = Tap.parse(collected.TAPS[0])
@@ -200,8 +203,13 @@ def test_a_collected_folder_gives_every_row_but_sinks_to_one_side(tmp_path: Path
     for request in made:
         rows = collected.activations(request, str(tap))[found.skip_first :]
         sides[tuple(request.tokens) in held].append(rows)
+    whole = {out: np.concatenate(rows) for out, rows in sides.items()}
+    limit = 1.5 * np.median(np.linalg.norm(whole[False], axis=1))
+    assert found.max_norm == pytest.approx(limit)
+    assert found.record["rows_above_max_norm"] > 0
     for pool, out in ((found.train, False), (found.held_out_rows, True)):
-        np.testing.assert_array_equal(pool.take(np.arange(len(pool))), np.concatenate(sides[out]))
+        expected = whole[out][np.linalg.norm(whole[out].astype(np.float64), axis=1) <= limit]
+        np.testing.assert_array_equal(pool.take(np.arange(len(pool))), expected)
 
 
 def test_a_folder_without_some_positions_or_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -300,7 +308,9 @@ def test_the_cross_entropy_is_that_of_the_model_with_the_rows_replaced(model_dir
     rng = np.random.default_rng(1)
     requests = [Rendered(tuple(rng.integers(3, 20, length).tolist()), length % 4) for length in (9, 30, 12, 17)]
     shift = rng.normal(0, 0.5, D_MODEL).astype(np.float32)
-    spliced = SplicedModel(model_dir, model=model, tap=TAP, skip_first=1)
+    rows = np.concatenate([activations_by_hooks(model_dir, list(r.tokens))[TAP.layer][1:] for r in requests])
+    limit = float(np.quantile(np.linalg.norm(rows, axis=1), 0.9))
+    spliced = SplicedModel(model_dir, model=model, tap=TAP, skip_first=1, max_norm=limit)
     found = spliced.cross_entropies(
         requests, {"original": None, "same": lambda rows: rows.copy(), "shifted": lambda rows: rows + shift}
     )
@@ -308,7 +318,9 @@ def test_the_cross_entropy_is_that_of_the_model_with_the_rows_replaced(model_dir
     for name, change in (("original", 0.0), ("same", 0.0), ("shifted", torch.from_numpy(shift))):
 
         def hook(_module: object, _inputs: object, output: torch.Tensor, change: object = change) -> torch.Tensor:
-            return torch.cat([output[:, :1], output[:, 1:] + change], dim=1)
+            ordinary = output.norm(dim=-1, keepdim=True) <= limit
+            ordinary[:, :1] = False
+            return torch.where(ordinary, output + change, output)
 
         handle = network.model.layers[TAP.layer].register_forward_hook(hook)
         losses = []
