@@ -1,0 +1,59 @@
+"""The command line of ``telltale sae`` for what latents stand for. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["sae_features_app"]
+
+sae_features_app = typer.Typer(no_args_is_help=True)
+_Sae = Annotated[Path, typer.Argument(help="The .safetensors file of a SAE.", show_default=False)]
+_Model = Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Of every draw.")]
+
+
+@sae_features_app.command()
+def describe(
+    sae: _Sae,
+    *,
+    corpus: Annotated[
+        list[Path],
+        typer.Option(help='Texts to read, JSONL: {"text": "..."} or messages; may be repeated.', show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for pages and JSON.", show_default=False)],
+    labelled: Annotated[
+        list[Path] | None,
+        typer.Option(help="Set with labels 0 and 1, JSONL; may be repeated: which latents are its own?"),
+    ] = None,
+    text_format: Annotated[str, typer.Option("--format", help="What the labelled sets are: chat or raw.")] = "chat",
+    max_tokens: Annotated[int, typer.Option(min=1000, help="Of the corpus that are read.")] = 200_000,
+    labeller: Annotated[
+        str | None, typer.Option(help="An OpenAI API (http://host/v1) whose model names latents.")
+    ] = None,
+    labeller_model: Annotated[str | None, typer.Option(help="What that server calls the model.")] = None,
+    labeller_latents: Annotated[int, typer.Option(min=1, help="How many it is asked about, the best first.")] = 50,
+    model: _Model = None,
+    seed: _Seed = 0,
+) -> None:
+    """Say of each latent where it is active and what it speaks for, with tested labels; pages to browse."""
+    from serving.commands.sae_features import DescribeOptions
+    from serving.commands.sae_features import describe as run
+
+    run(
+        sae,
+        DescribeOptions(
+            corpus=corpus,
+            out=out,
+            labelled=labelled or [],
+            text_format=text_format,
+            max_tokens=max_tokens,
+            labeller=labeller,
+            labeller_model=labeller_model,
+            labeller_latents=labeller_latents,
+            model=model,
+            seed=seed,
+        ),
+    )
