@@ -11,6 +11,7 @@ import typer
 import serving
 from serving.commands.detector import detector_app
 from serving.commands.gate import gate_app
+from serving.commands.sae_cli import sae_app
 from serving.commands.steer_cli import steer_app
 from serving.packages import shadowed_packages
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.add_typer(steer_app, name="steer")
 app.add_typer(detector_app, name="detector")
 app.add_typer(gate_app, name="gate")
+app.add_typer(sae_app, name="sae")
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 
 
