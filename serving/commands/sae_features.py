@@ -1,4 +1,4 @@
-"""``telltale sae describe``."""
+"""``telltale sae describe`` and ``telltale sae find``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from serving.builtin import DEFAULT_MODEL
 from serving.commands.model import embedded_folder, say
 
 if TYPE_CHECKING:
+    from probes.sae.describe.corpus import Corpus
     from probes.sae.describe.description import ControlFigures
     from probes.sae.describe.labeller import Labeller
 
-__all__ = ["DescribeOptions", "FeaturesError", "describe", "format_of", "model_of"]
+__all__ = ["DescribeOptions", "FeaturesError", "FindOptions", "describe", "find", "format_of", "model_of"]
 
 
 class FeaturesError(TelltaleError, ValueError):
@@ -43,6 +44,19 @@ class DescribeOptions:
     seed: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindOptions:
+    """As on the command line."""
+
+    data: Path
+    text_format: str
+    sizes: str
+    permutations: int
+    out: Path | None
+    model: str | None
+    seed: int
+
+
 def describe(sae: Path, options: DescribeOptions) -> None:
     """Describe all latents, and write pages and JSON.
 
@@ -57,9 +71,10 @@ def describe(sae: Path, options: DescribeOptions) -> None:
 
     labeller = _labeller(options)
     folder, model_id = model_of(options.model)
+    file = load_sae(sae)
     found = run(
-        load_sae(sae),
-        [row for path in options.corpus for row in read_jsonl(path, label=0)],
+        file,
+        _corpus(options, folder),
         {path.stem: read_jsonl(path) for path in options.labelled},
         Describing(
             model_dir=folder,
@@ -67,7 +82,6 @@ def describe(sae: Path, options: DescribeOptions) -> None:
             corpus_name=", ".join(path.name for path in options.corpus),
             progress=say,
             created_by=f"telltale {serving.__version__}",
-            max_tokens=options.max_tokens,
             text_format=format_of(options.text_format),
             seed=options.seed,
             labeller=labeller,
@@ -78,6 +92,64 @@ def describe(sae: Path, options: DescribeOptions) -> None:
     for line in _lines(found.controls):
         typer.echo(line)
     say(f"wrote {index}")
+
+
+def find(sae: Path, options: FindOptions) -> None:
+    """Find latents, and print the table; as JSON too where a file is named.
+
+    Raises:
+        probes.errors.TelltaleError: the SAE, the set or the model are not usable.
+    """
+    from probes.fit.sources.jsonl import read_jsonl
+    from probes.sae.file import load_sae
+    from probes.sae.find.find import Finding
+    from probes.sae.find.find import find as run
+
+    sizes = _numbers("--sizes", options.sizes)
+    folder, model_id = model_of(options.model)
+    table = run(
+        load_sae(sae),
+        read_jsonl(options.data),
+        Finding(
+            model_dir=folder,
+            model_id=model_id,
+            progress=say,
+            text_format=format_of(options.text_format),
+            sizes=sizes,
+            permutations=options.permutations,
+            seed=options.seed,
+        ),
+    )
+    for line in table.lines():
+        typer.echo(line)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(table.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        say(f"wrote {options.out}")
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise FeaturesError(f"{option} is {text!r}; whole numbers above 0 with commas are needed: 1,2,4,8.")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _corpus(options: DescribeOptions, folder: Path) -> Corpus:
+    from probes.cachedir import user_cache_dir
+    from probes.fit.rows.wheels import WheelStore
+    from probes.fit.sources.jsonl import read_jsonl
+    from probes.sae.describe.reading import text_corpus, training_corpus
+    from probes.sae.train.config import read_config
+
+    configs = [path for path in options.corpus if path.suffix in {".yaml", ".yml"}]
+    if not configs:
+        texts = [row for path in options.corpus for row in read_jsonl(path, label=0)]
+        return text_corpus(folder, texts, max_tokens=options.max_tokens)
+    if len(options.corpus) > 1:
+        raise FeaturesError("--corpus: give either texts (.jsonl) or one file of telltale sae train (.yaml).")
+    wheels = WheelStore(folder=user_cache_dir() / "wheels", progress=say)
+    return training_corpus(folder, read_config(configs[0]), wheels, max_tokens=options.max_tokens)
 
 
 def model_of(model: str | None) -> tuple[Path, str]:

@@ -21,7 +21,9 @@ def describe(
     *,
     corpus: Annotated[
         list[Path],
-        typer.Option(help='Texts to read, JSONL: {"text": "..."} or messages; may be repeated.', show_default=False),
+        typer.Option(
+            help="Texts (.jsonl, may be repeated), or the file that it was trained by (.yaml).", show_default=False
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for pages and JSON.", show_default=False)],
     labelled: Annotated[
@@ -53,6 +55,36 @@ def describe(
             labeller=labeller,
             labeller_model=labeller_model,
             labeller_latents=labeller_latents,
+            model=model,
+            seed=seed,
+        ),
+    )
+
+
+@sae_features_app.command()
+def find(
+    sae: _Sae,
+    *,
+    data: Annotated[Path, typer.Option(help="Set with labels 0 and 1, JSONL.", show_default=False)],
+    text_format: Annotated[str, typer.Option("--format", help="What the set is: chat or raw.")] = "chat",
+    sizes: Annotated[str, typer.Option(help="Numbers of latents of the sparse probes.")] = "1,2,4,8,16,32",
+    permutations: Annotated[int, typer.Option(min=99, help="Of the labels.")] = 1000,
+    out: Annotated[Path | None, typer.Option("--out", help="A JSON file for the table too.")] = None,
+    model: _Model = None,
+    seed: _Seed = 0,
+) -> None:
+    """Find the latents that tell a labelled set apart: selected on one half, measured on the other, with controls."""
+    from serving.commands.sae_features import FindOptions
+    from serving.commands.sae_features import find as run
+
+    run(
+        sae,
+        FindOptions(
+            data=data,
+            text_format=text_format,
+            sizes=sizes,
+            permutations=permutations,
+            out=out,
             model=model,
             seed=seed,
         ),

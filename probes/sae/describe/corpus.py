@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from probes.errors import TelltaleError
 from probes.fit.reading.rendered import Rendered
 
-__all__ = ["Corpus", "CorpusError", "Windows", "cut_documents", "cut_windows"]
+__all__ = ["Corpus", "CorpusError", "Windows", "cut_documents", "cut_windows", "whole_requests"]
 
 _LEAST_PIECE = 8
 """Shorter pieces say little, and most of them is the sink."""
@@ -31,15 +31,12 @@ class Corpus:
     Attributes:
         pieces: what the model reads.
         document: (pieces,) int64, the document of each piece.
+        digest: SHA-256 of the texts.
     """
 
     pieces: tuple[Rendered, ...]
     document: Indices
-
-    @property
-    def num_tokens(self) -> int:
-        """Of all pieces, sinks included."""
-        return sum(len(piece.tokens) for piece in self.pieces)
+    digest: str
 
     def halves(self, seed: int) -> npt.NDArray[np.bool_]:
         """(pieces,) whether a piece is held out: half of the documents are, and never half a document."""
@@ -64,13 +61,14 @@ class Windows:
         return len(self.held_out)
 
 
-def cut_documents(documents: Sequence[Sequence[int]], *, piece_tokens: int, max_tokens: int) -> Corpus:
+def cut_documents(documents: Iterable[Sequence[int]], *, piece_tokens: int, max_tokens: int, digest: str) -> Corpus:
     """Cut token ids into pieces, until there are enough.
 
     Args:
-        documents: token ids of each text.
+        documents: token ids of each text; no more of them are drawn than are needed.
         piece_tokens: of the longest piece.
         max_tokens: no document is begun once there are as many.
+        digest: of the texts.
     Raises:
         CorpusError: fewer than four documents have a piece of eight tokens.
     """
@@ -86,12 +84,38 @@ def cut_documents(documents: Sequence[Sequence[int]], *, piece_tokens: int, max_
                 pieces.append(Rendered(piece, 0))
                 origin.append(number)
                 taken += len(piece)
-    if len(set(origin)) < _LEAST_DOCUMENTS:
+    return _enough(Corpus(tuple(pieces), np.array(origin, dtype=np.int64), digest))
+
+
+def whole_requests(requests: Iterable[Rendered], *, max_tokens: int, digest: str) -> Corpus:
+    """Requests as they are, each a document of its own, until there are enough.
+
+    Args:
+        requests: what is read of each begins at its ``first``.
+        max_tokens: no request is taken once there are as many.
+        digest: of the texts.
+    Raises:
+        CorpusError: fewer than four have eight tokens that are read.
+    """
+    pieces: list[Rendered] = []
+    taken = 0
+    for request in requests:
+        if taken >= max_tokens:
+            break
+        if len(request.tokens) - request.first >= _LEAST_PIECE:
+            pieces.append(request)
+            taken += len(request.tokens) - request.first
+    return _enough(Corpus(tuple(pieces), np.arange(len(pieces)), digest))
+
+
+def _enough(corpus: Corpus) -> Corpus:
+    documents = len(np.unique(corpus.document))
+    if documents < _LEAST_DOCUMENTS:
         raise CorpusError(
-            f"the corpus has {len(set(origin))} texts of {_LEAST_PIECE} tokens or more; {_LEAST_DOCUMENTS} are the "
-            "least, some thousands are usual: half of them make the labels, the others test them. Give more texts."
+            f"the corpus has {documents} texts of {_LEAST_PIECE} tokens or more; {_LEAST_DOCUMENTS} are the least, "
+            "some thousands are usual: half of them make the labels, the others test them. Give more texts."
         )
-    return Corpus(tuple(pieces), np.array(origin, dtype=np.int64))
+    return corpus
 
 
 def cut_windows(offsets: Indices, held_out: npt.NDArray[np.bool_], *, width: int) -> Windows:

@@ -14,11 +14,11 @@ from transformers import AutoTokenizer
 
 from probes.card import Format
 from probes.fit.reading.activations import ActivationReader
-from probes.fit.rows.example import Example, data_digest
+from probes.fit.rows.example import Example
 from probes.fit.training.lens import read_unembedding
 from probes.sae.describe.codes import Codes, read_codes
 from probes.sae.describe.contexts import pick_contexts
-from probes.sae.describe.corpus import Corpus, cut_documents, cut_windows
+from probes.sae.describe.corpus import Corpus, cut_windows
 from probes.sae.describe.description import (
     Description,
     EnrichedIn,
@@ -32,7 +32,7 @@ from probes.sae.describe.enrichment import Enrichment, enrich
 from probes.sae.describe.labeller import Labeller
 from probes.sae.describe.output_tokens import OutputTokens, output_tokens
 from probes.sae.describe.random_directions import draw_random_directions
-from probes.sae.describe.reading import document_tokens, open_sae_reader, read_requests
+from probes.sae.describe.reading import open_sae_reader, read_requests
 from probes.sae.describe.token_label import LabelMaker, TokenLabel
 from probes.sae.file import SaeFile
 from probes.sae.sae import Sae
@@ -55,8 +55,6 @@ class Describing:
         corpus_name: of the texts.
         progress: told what is being done.
         created_by: version that writes it.
-        max_tokens: no text is begun once so many tokens are read.
-        piece_tokens: texts are cut into pieces of so many tokens.
         window: tokens of a window, see ``token_label``.
         per_quantile: contexts shown of each fifth of a latent's activity, the lowest first.
         text_format: how the labelled sets reach the model.
@@ -70,8 +68,6 @@ class Describing:
     corpus_name: str
     progress: Callable[[str], None]
     created_by: str = ""
-    max_tokens: int = 200_000
-    piece_tokens: int = 256
     window: int = 32
     per_quantile: tuple[int, ...] = (2, 2, 2, 2, 6)
     text_format: Format = Format.CHAT
@@ -80,28 +76,21 @@ class Describing:
     named: int = 50
 
 
-def describe(
-    file: SaeFile, texts: Sequence[Example], labelled: Mapping[str, Sequence[Example]], how: Describing
-) -> Description:
+def describe(file: SaeFile, corpus: Corpus, labelled: Mapping[str, Sequence[Example]], how: Describing) -> Description:
     """Read the corpus and the sets once, and say what can be said of each latent.
 
     Args:
         file: of the SAE.
-        texts: the corpus. Rows with messages or a response are read through the chat template, others as they are.
+        corpus: see ``probes.sae.describe.reading`` for two ways to one.
         labelled: sets with labels 0 and 1 by name; may be empty.
         how: all else.
     Raises:
         probes.artifact.ArtifactError: the SAE belongs to another model.
-        probes.sae.describe.corpus.CorpusError: the corpus is too small.
         probes.sae.describe.codes.CodesError: its codes are not sparse, or not finite.
         probes.sae.describe.labeller.LabellerError: the labeller did not answer.
     """
     reader = open_sae_reader(file, how.model_dir, model_id=how.model_id, progress=how.progress)
     tokenizer: Any = AutoTokenizer.from_pretrained(str(how.model_dir), local_files_only=True)
-    documents = (document_tokens(tokenizer, text) for text in texts)
-    corpus = cut_documents(
-        list(_until(documents, how.max_tokens)), piece_tokens=how.piece_tokens, max_tokens=how.max_tokens
-    )
     sae, skip_first = file.sae(), file.card.skip_first
     control = draw_random_directions(sae.tap, *_sample(sae, reader, corpus, skip_first), seed=how.seed)
     codes, random_codes = read_codes([sae, control], reader, corpus.pieces, skip_first=skip_first, label="corpus")
@@ -125,7 +114,7 @@ def describe(
         tap=str(sae.tap),
         width=sae.width,
         corpus=how.corpus_name,
-        corpus_digest=data_digest(texts),
+        corpus_digest=corpus.digest,
         documents=len(np.unique(corpus.document)),
         rows=codes.num_rows,
         window=how.window,
@@ -211,16 +200,6 @@ class _Writer:
         if token not in self._texts:
             self._texts[token] = str(self._tokenizer.decode([token]))
         return self._texts[token]
-
-
-def _until(documents: Iterator[tuple[int, ...]], max_tokens: int) -> Iterator[tuple[int, ...]]:
-    """No more documents than are needed: tokenizing takes time too."""
-    taken = 0
-    for document in documents:
-        yield document
-        taken += len(document)
-        if taken >= max_tokens:
-            return
 
 
 def _sample(

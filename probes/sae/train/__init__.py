@@ -1,0 +1,1 @@
+"""Training sparse autoencoders, offline: corpus, rows, objectives, trainer, and how good what came out is."""
