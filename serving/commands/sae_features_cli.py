@@ -89,3 +89,87 @@ def find(
             seed=seed,
         ),
     )
+
+
+@sae_features_app.command()
+def explain(
+    sae: _Sae,
+    *,
+    text: Annotated[str | None, typer.Option(help="What the user wrote.")] = None,
+    request: Annotated[
+        Path | None, typer.Option(help="In its place: a file with one request, as in a labelled set, JSONL.")
+    ] = None,
+    detector: Annotated[
+        Path | None, typer.Option(help="That flagged it: its highest tokens are explained.", show_default=False)
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Of the detector: tokens above it are marked.")] = None,
+    position: Annotated[
+        list[int] | None, typer.Option(help="Of a token, in the place of the highest ones; may be repeated.")
+    ] = None,
+    description: Annotated[
+        Path | None, typer.Option(help="Folder that telltale sae describe wrote, for labels.")
+    ] = None,
+    text_format: Annotated[str, typer.Option("--format", help="What the request is: chat or raw.")] = "chat",
+    tokens: Annotated[int, typer.Option(min=1, help="How many are explained.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Latents told of each.")] = 5,
+    out: Annotated[Path | None, typer.Option("--out", help="A JSON file for it too.")] = None,
+    model: _Model = None,
+) -> None:
+    """Tell which latents were active where a detector flagged a request, and their parts of its score."""
+    from serving.commands.sae_explain import ExplainOptions
+    from serving.commands.sae_explain import explain as run
+
+    run(
+        sae,
+        ExplainOptions(
+            text=text,
+            request=request,
+            detector=detector,
+            threshold=threshold,
+            positions=position or [],
+            description=description,
+            text_format=text_format,
+            tokens=tokens,
+            top=top,
+            out=out,
+            model=model,
+        ),
+    )
+
+
+@sae_features_app.command()
+def vector(
+    sae: _Sae,
+    *,
+    pairs: Annotated[Path, typer.Option(help='Contrast pairs: {"positive", "negative"} a line.', show_default=False)],
+    name: Annotated[str, typer.Option(help="What to call it.", show_default=False)],
+    more_is: Annotated[
+        str, typer.Option(help="What more of it makes the model: safer, less_safe or neutral.", show_default=False)
+    ],
+    positive: Annotated[int, typer.Option(min=1, help="Latents that the positive texts have more of.")] = 16,
+    negative: Annotated[int, typer.Option(min=0, help="Latents that they have less of.")] = 0,
+    max_density: Annotated[float, typer.Option(min=0, max=1, help="Denser latents are dropped.")] = 0.01,
+    text_format: Annotated[str, typer.Option("--format", help="What the texts are: chat or raw.")] = "chat",
+    description: Annotated[str, typer.Option(help="What it stands for.")] = "",
+    model: _Model = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the direction and its card.")] = Path("steers"),
+) -> None:
+    """Make a steering direction of the latents in which contrast pairs differ (FGAA); judge it by steer eval."""
+    from serving.commands.sae_vector import VectorOptions
+    from serving.commands.sae_vector import vector as run
+
+    run(
+        sae,
+        VectorOptions(
+            pairs=pairs,
+            name=name,
+            more_is=more_is,
+            positive=positive,
+            negative=negative,
+            max_density=max_density,
+            text_format=text_format,
+            description=description,
+            model=model,
+            out=out,
+        ),
+    )
