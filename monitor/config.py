@@ -3,112 +3,20 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from monitor.entries import Above, DetectorEntry, DetectorName, Name, SteerEntry, Strict
 from monitor.types import RESERVED_RULES, Action, Expose, Mode, Role
 from probes.aggregate import AnyAggregator
 from probes.card import Stage
-from probes.errors import did_you_mean
-from probes.steering import Operator, SteerError, operator_kinds, parse_operator
-from probes.steering.steer import Positions
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$", description="lower case, digits, '-' and '_'")]
-DetectorName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$", description="lower case, digits and '_'")]
 Duration = Annotated[
     str, Field(pattern=r"^[0-9]{1,6}(ms|s|m|h)$", description="a whole number with its unit: 500ms, 60s, 5m, 1h")
 ]
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 DEFAULT_TEXT = "I can't help with that."
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class DetectorEntry(_Strict):
-    """What is read: a pack of detectors, or one artifact."""
-
-    pack: str | None = Field(default=None, description="a shipped pack, e.g. builtin:smollm2-135m-instruct")
-    artifact: str | None = Field(
-        default=None, description="path of a .safetensors file that telltale train wrote; relative to the policy file"
-    )
-    name: DetectorName | None = Field(default=None, description="what to call it here; the card's name if left out")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.pack is None) == (self.artifact is None):
-            raise ValueError("an entry has exactly one of 'pack' and 'artifact'")
-        if self.pack is not None and self.name is not None:
-            raise ValueError("'name' renames one artifact; a pack's detectors keep their names")
-        return self
-
-
-def _operators_in_schema(schema: dict[str, Any]) -> None:
-    """Every operator, with its parameters beside the entry's own keys."""
-    own = schema["properties"]
-    variants = []
-    for kind, cls in operator_kinds().items():
-        parameters = cls.model_json_schema()
-        variants.append(
-            {
-                "additionalProperties": False,
-                "properties": {
-                    **dict.fromkeys(own, True),
-                    **parameters.get("properties", {}),
-                    "op": {"const": kind, "description": parameters.get("description", "")},
-                },
-                "required": parameters.get("required", []),
-            }
-        )
-    schema.pop("additionalProperties", None)
-    schema["oneOf"] = variants
-
-
-class SteerEntry(BaseModel):
-    """What may be written: a direction, an operator with its parameters, and the rows.
-
-    The operator's parameters stand beside the other keys: ``{name: calm, artifact: ..., op: cap, strength: 0.5}``.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, json_schema_extra=_operators_in_schema)
-
-    name: Name
-    artifact: str = Field(description="path of a .safetensors file with a card; relative to the policy file")
-    op: str = Field(description="the operator: cap, add, ablate, ...")
-    positions: Positions = Field(default=Positions.GENERATED, description="which rows: generated, prompt or all")
-    max_dose: float = Field(
-        default=0.5, gt=0, le=10, allow_inf_nan=False, description="largest change of a row, in median norms"
-    )
-    allow_safety_reducing: bool = Field(default=False, description="whether it may make the model less safe")
-
-    @model_validator(mode="after")
-    def _valid_operator(self) -> Self:
-        self.operator()
-        return self
-
-    def operator(self) -> Operator:
-        """The operator with its parameters.
-
-        Raises:
-            ValueError: there is no such operator, or no such parameter, or one is out of range.
-        """
-        given = self.model_extra or {}
-        try:
-            return parse_operator(self.op, given)
-        except SteerError as error:
-            raise ValueError(f"'op': {error}") from error
-        except ValidationError as error:
-            known = {*SteerEntry.model_fields, *operator_kinds()[self.op].model_fields}
-            raise ValueError("; ".join(_of_operator(self.op, item, known) for item in error.errors())) from error
-
-
-def _of_operator(op: str, item: Any, known: set[str]) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return f"{key!r} is not a key of a steer with op: {op}. {did_you_mean(key, known)}"
-    return f"{key!r}: {item['msg']} (op: {op})"
 
 
 class Gate(StrEnum):
@@ -120,20 +28,7 @@ class Gate(StrEnum):
     """All behind the first one that made the rule fire."""
 
 
-class Above(_Strict):
-    """A threshold: a number, or a false-positive rate to read it from the artifact's calibration."""
-
-    value: float | None = Field(default=None, allow_inf_nan=False, description="fires above it, strictly")
-    target_fpr: float | None = Field(default=None, gt=0, lt=1, description="share of benign requests that may fire")
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.value is None) == (self.target_fpr is None):
-            raise ValueError("'above' has exactly one of 'value' and 'target_fpr'")
-        return self
-
-
-class When(_Strict):
+class When(Strict):
     """The condition of a rule: one detector's statistic at one stage lies above a threshold."""
 
     detector: DetectorName
@@ -162,7 +57,7 @@ class When(_Strict):
         return self
 
 
-class Do(_Strict):
+class Do(Strict):
     """What a rule does."""
 
     action: Literal[Action.FLAG, Action.STEER, Action.BLOCK]
@@ -189,7 +84,7 @@ class Do(_Strict):
         return self
 
 
-class Rule(_Strict):
+class Rule(Strict):
     """When this, do that."""
 
     name: Name
@@ -222,7 +117,7 @@ Answer = Literal[Action.ALLOW, Action.FLAG, Action.BLOCK]
 """What may be done where nobody knows what a request's text is like: steering needs a reason."""
 
 
-class Policy(_Strict):
+class Policy(Strict):
     """What happens to a request."""
 
     name: Name
@@ -264,13 +159,13 @@ class Policy(_Strict):
         return self
 
 
-class Reserve(_Strict):
+class Reserve(Strict):
     """Room that is set aside when the engine starts."""
 
     directions: int = Field(default=64, ge=1, le=4096, description="columns per tap")
 
 
-class CanarySettings(_Strict):
+class CanarySettings(Strict):
     """How often the engine must show that it reads what it is known to read. It cannot be switched off."""
 
     every: Duration = Field(default="60s", description="from one round to the next: 1s to 24h")
@@ -301,7 +196,7 @@ def seconds_of(duration: str) -> float:
     return int(duration.removesuffix(unit)) * _SECONDS[unit]
 
 
-class Config(_Strict):
+class Config(Strict):
     """A policy file."""
 
     version: Literal["1"]

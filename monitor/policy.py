@@ -21,7 +21,7 @@ from probes.bank import Bank
 from probes.card import Card, Format, Stage
 from probes.detectors import load_detector
 from probes.errors import did_you_mean
-from probes.steering.artifact import SteerArtifact
+from probes.steering.steer import Steerable
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Plan:
 def compile_plan(
     file: PolicyFile,
     artifacts: Mapping[str, Artifact],
-    steer_artifacts: Mapping[str, SteerArtifact] = MappingProxyType({}),
+    steer_artifacts: Mapping[str, Steerable] = MappingProxyType({}),
     *,
     d_model: int,
     num_layers: int,
@@ -146,7 +146,7 @@ def compile_plan(
         watched = [place(check) for name in cards if name not in read for check in _default_checks(name, cards[name])]
         compiled = _compile_policy(policy, rules, checks, watched)
         policies.append(replace(compiled, steers=always, on_request=asked))
-    digest = _digest(config, bank, checks, steering)
+    digest = _digest(config, bank, checks, steering, cards)
     steering = replace(steering, gates=tuple(gates))
     return Plan(bank, tuple(checks), tuple(policies), MappingProxyType(cards), digest, steering)
 
@@ -188,7 +188,8 @@ def _compile_rule(
     name = rule.when.detector
     if name not in cards:
         raise file.error((*where, "when", "detector"), f"is {name!r}. {did_you_mean(name, cards)}")
-    site = RuleSite(file, where, rule, cards[name])
+    latents = next((entry for entry in file.config.detectors if entry.sae is not None and entry.name == name), None)
+    site = RuleSite(file, where, rule, cards[name], latents)
     aggregate = rule.when.aggregate or calibrated_aggregate(site)
     require_fitting(site, bank.detector(name), aggregate)
     limits, skip_first = thresholds_of(site, aggregate), site.card.skip_first
@@ -222,8 +223,9 @@ def _default_checks(name: str, card: Card) -> list[Check]:
     ]
 
 
-def _digest(config: Config, bank: Bank, checks: Sequence[Check], steering: SteerPlan) -> str:
+def _digest(config: Config, bank: Bank, checks: Sequence[Check], steering: SteerPlan, cards: Mapping[str, Card]) -> str:
     # Thresholds and skipped positions come from the cards: neither the policy file nor the weights show a change there.
+    # What a kind computes behind the directions stands in its other tensors and its parameters.
     judged = [
         [
             check.detector,
@@ -236,5 +238,6 @@ def _digest(config: Config, bank: Bank, checks: Sequence[Check], steering: Steer
         ]
         for check in checks
     ]
-    content = json.dumps([config.model_dump(mode="json"), judged], sort_keys=True)
+    made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
+    content = json.dumps([config.model_dump(mode="json"), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()

@@ -14,8 +14,7 @@ from monitor.yaml_file import Place, PolicyFile
 from probes.card import Card, Stage
 from probes.errors import did_you_mean
 from probes.steering import SteerError
-from probes.steering.artifact import SteerArtifact
-from probes.steering.steer import Positions, Steer, SteerMatrix, make_steer, stack_steers
+from probes.steering.steer import Positions, Steer, Steerable, SteerMatrix, make_steer, stack_steers
 from probes.taps import Tap
 
 
@@ -51,9 +50,7 @@ class SteerPlan:
         return self.index[name]
 
 
-def compile_steers(
-    file: PolicyFile, artifacts: Mapping[str, SteerArtifact], *, d_model: int, num_layers: int
-) -> SteerPlan:
+def compile_steers(file: PolicyFile, artifacts: Mapping[str, Steerable], *, d_model: int, num_layers: int) -> SteerPlan:
     """Join the steers of a policy file with their directions.
 
     Args:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from monitor.check import LengthLimits, Limits
 from monitor.config import Rule
+from monitor.entries import Above, DetectorEntry
 from monitor.types import Action
 from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.aggregate import Aggregator
+from probes.aggregate.max import Max
 from probes.card import Calibration, Card, Stage
 from probes.detectors import Detector, unfit_aggregate
 from probes.threshold import ThresholdMethod, allowed_exceedances, benign_needed, threshold_for
@@ -17,12 +19,20 @@ from probes.threshold import ThresholdMethod, allowed_exceedances, benign_needed
 
 @dataclass(frozen=True, slots=True)
 class RuleSite:
-    """A rule, where it stands, and the card that it reads."""
+    """A rule, where it stands, and the card that it reads; of latents also the entry that names them."""
 
     file: PolicyFile
     where: Place
     rule: Rule
     card: Card
+    latents: DetectorEntry | None = None
+
+    @property
+    def above(self) -> Above | None:
+        """The threshold that the file states: in the rule, or beside the latents."""
+        if self.rule.when.above is None and self.latents is not None:
+            return self.latents.threshold
+        return self.rule.when.above
 
     def error(self, key: Place, message: str) -> PolicyError:
         """A mistake at a key of the rule."""
@@ -36,6 +46,8 @@ def calibrated_aggregate(site: RuleSite) -> Aggregator:
         PolicyError: there is none.
     """
     stage, card = site.rule.when.stage, site.card
+    if site.latents is not None:
+        return site.latents.aggregate or Max()
     for calibration in card.calibrations:
         if calibration.stage is stage:
             return calibration.aggregate
@@ -71,9 +83,11 @@ def thresholds_of(site: RuleSite, aggregate: Aggregator) -> Limits:
     Raises:
         PolicyError: the card cannot give what the rule asks for.
     """
-    above, stage, card = site.rule.when.above, site.rule.when.stage, site.card
+    above, stage, card = site.above, site.rule.when.stage, site.card
     if above is not None and above.value is not None:
         return dict.fromkeys(card.formats, above.value)
+    if site.latents is not None:
+        raise _not_calibrated(site, site.latents)
     fitting = [c for c in card.calibrations if c.stage is stage and c.aggregate == aggregate]
     if not fitting:
         known = sorted({f"{calibration.aggregate} at {calibration.stage.value}" for calibration in card.calibrations})
@@ -89,6 +103,25 @@ def thresholds_of(site: RuleSite, aggregate: Aggregator) -> Limits:
     if target is None:  # pragma: no cover - the model allows exactly one of the two
         raise AssertionError("above has neither value nor target_fpr")
     return {calibration.format: _certified(site, calibration, target) for calibration in fitting}
+
+
+def _not_calibrated(site: RuleSite, entry: DetectorEntry) -> PolicyError:
+    """Latents that stand in the policy file have no card that a calibration could be written to."""
+    numbers = ",".join(map(str, entry.latents or ()))
+    name = site.card.name
+    make = f"telltale sae detector {entry.sae} --latents {numbers} --combine {entry.combined.value} --name {name}"
+    advice = (
+        f"State a value, e.g. threshold: {{value: 3.2}}; or make a detector of them ({make}), calibrate it (telltale "
+        f"calibrate detectors/{name}.safetensors --benign FILE.jsonl --stage {site.rule.when.stage.value}) and name it "
+        "with 'artifact'."
+    )
+    if site.rule.when.above is not None:
+        return site.error(("when", "above", "target_fpr"), f"latents in a policy file are not calibrated. {advice}")
+    number = site.file.config.detectors.index(entry)
+    if entry.threshold is not None:
+        where: Place = ("detectors", number, "threshold", "target_fpr")
+        return site.file.error(where, f"latents in a policy file are not calibrated. {advice}")
+    return site.error(("when",), f"no threshold is stated, here or beside the latents of {name!r}. {advice}")
 
 
 def own_limits(calibration: Calibration) -> float | LengthLimits:

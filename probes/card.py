@@ -169,6 +169,7 @@ class Card(ArtifactCard):
     """Everything that is known about one detector."""
 
     kind: str
+    parameters: dict[str, Any] = Field(default_factory=dict, description="of the kind, where tensors do not say it")
     taps: tuple[str, ...] = Field(min_length=1)
     formats: tuple[Format, ...] = Field(min_length=1, description="formats that it was calibrated for")
     calibrations: tuple[Calibration, ...] = ()

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from monitor.entries import DetectorEntry
 from monitor.policy import Plan, compile_plan
 from monitor.yaml_file import PolicyError, PolicyFile, read_policy_file
 from probes.artifact import Artifact
 from probes.card import ModelRef
 from probes.modelref import read_model_ref
 from probes.packs import PackError, load_pack
+from probes.sae.file import SaeFile, load_sae
+from probes.sae.latent_artifact import latent_artifact
+from probes.sae.latent_steer import LatentSteer
+from probes.sae.sae import SaeError
 from probes.steering.artifact import SteerArtifact
 
 
@@ -36,10 +41,11 @@ def load_artifacts(file: PolicyFile) -> dict[str, Artifact]:
     """The artifacts of a policy file's ``detectors``, by the name that its rules use.
 
     Raises:
-        PolicyError: a pack is unknown, or two detectors have one name.
+        PolicyError: a pack is unknown, a latent does not exist, or two detectors have one name.
         probes.artifact.ArtifactError: a file is missing or damaged.
     """
     found: dict[str, Artifact] = {}
+    opened: dict[Path, SaeFile] = {}
     for number, entry in enumerate(file.config.detectors):
         where: tuple[str | int, ...] = ("detectors", number)
         if entry.pack is not None:
@@ -47,6 +53,8 @@ def load_artifacts(file: PolicyFile) -> dict[str, Artifact]:
                 loaded = [(artifact.card.name, artifact) for artifact in load_pack(entry.pack)]
             except PackError as error:
                 raise file.error((*where, "pack"), str(error)) from error
+        elif entry.sae is not None:
+            loaded = [(entry.name or "", _latents(file, number, entry, opened))]
         else:
             artifact = Artifact.load(file.resolve(entry.artifact or ""))
             loaded = [(entry.name or artifact.card.name, artifact)]
@@ -57,13 +65,36 @@ def load_artifacts(file: PolicyFile) -> dict[str, Artifact]:
     return found
 
 
-def load_steers(file: PolicyFile) -> dict[str, SteerArtifact]:
-    """The directions of a policy file's ``steers``, by the steer's name.
+def _latents(file: PolicyFile, number: int, entry: DetectorEntry, opened: dict[Path, SaeFile]) -> Artifact:
+    path = file.resolve(entry.sae or "")
+    if path not in opened:
+        opened[path] = load_sae(path)
+    try:
+        return latent_artifact(
+            opened[path],
+            entry.latents or (),
+            name=entry.name or "",
+            combine=entry.combined,
+            weights=entry.weights or (),
+            intercept=entry.intercept,
+        )
+    except SaeError as error:
+        raise file.error(("detectors", number, "latents"), str(error)) from error
+
+
+def load_steers(file: PolicyFile) -> dict[str, SteerArtifact | LatentSteer]:
+    """What a policy file's ``steers`` write along, by the steer's name.
 
     Raises:
         probes.artifact.ArtifactError: a file is missing or damaged.
     """
-    return {entry.name: SteerArtifact.load(file.resolve(entry.artifact)) for entry in file.config.steers}
+    found: dict[str, SteerArtifact | LatentSteer] = {}
+    for entry in file.config.steers:
+        if entry.sae is not None and entry.latent is not None:
+            found[entry.name] = LatentSteer(load_sae(file.resolve(entry.sae)), entry.latent, entry.more_is)
+        else:
+            found[entry.name] = SteerArtifact.load(file.resolve(entry.artifact or ""))
+    return found
 
 
 def deploy(policy: Path, *, model_dir: Path, model_id: str, dtype: str, chat_template: str | None = None) -> Deployment:
@@ -104,7 +135,7 @@ def check_policy(policy: Path) -> Plan:
     file = read_policy_file(policy)
     artifacts, steers = load_artifacts(file), load_steers(file)
     first_name, first = next(iter(artifacts.items()))
-    made: list[tuple[str, Artifact | SteerArtifact]] = [*artifacts.items(), *steers.items()]
+    made: list[tuple[str, Artifact | SteerArtifact | LatentSteer]] = [*artifacts.items(), *steers.items()]
     for name, artifact in made:
         if artifact.card.model != first.card.model:
             raise PolicyError(

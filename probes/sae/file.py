@@ -95,12 +95,14 @@ class SaeFile(Stored[SaeCard]):
         """Some latents only; no other row is converted or kept.
 
         Raises:
-            probes.artifact.ArtifactError: see ``sae``; or a latent does not exist.
+            SaeError: a latent does not exist, or is named twice.
+            probes.artifact.ArtifactError: see ``sae``.
         """
         try:
-            return self._of(require_latents(latents, self.card.width))
+            chosen = require_latents(latents, self.card.width)
         except SaeError as error:
-            raise ArtifactError(f"{self.path}: {error}") from error
+            raise SaeError(f"{self.path}: {error}") from error
+        return self._of(chosen)
 
     def density(self) -> npt.NDArray[np.float32] | None:
         """(width,) share of the corpus' rows at which each latent is active; None if it was not measured.

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from probes.discovery import discover
 from probes.errors import did_you_mean
-from probes.steering.base import Operator, Sign, SteerError, Update, Vector
+from probes.steering.base import Latent, Operator, Sign, SteerError, Update, Vector
 
-__all__ = ["Operator", "Sign", "SteerError", "Update", "Vector", "operator_kinds", "parse_operator"]
+__all__ = ["Latent", "Operator", "Sign", "SteerError", "Update", "Vector", "operator_kinds", "parse_operator"]
 
 
 def operator_kinds() -> Mapping[str, type[Operator]]:

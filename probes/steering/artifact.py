@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from probes.artifact import Stored, save_tensors
 from probes.card import ArtifactCard, Digest
-from probes.steering.base import Float64, Sign, Vector
+from probes.steering.base import Float64, Operator, Sign, Vector
 from probes.taps import Site, Tap
 
 DIRECTION = "direction"
@@ -71,9 +71,29 @@ class SteerArtifact(Stored[SteerCard]):
         direction: Float64 = self.vector(DIRECTION, card.model.d_model)
         return Vector(direction, median_norm=card.median_norm, mean=card.mean, ceiling=card.ceiling)
 
+    @property
+    def skip_first(self) -> int:
+        """Leading positions that are never written to."""
+        return self.card.skip_first
+
     def lowers_safety(self, sign: Sign) -> bool:
         """Whether an operator of this sign makes the model less safe."""
-        return (self.card.more_is, sign) in {(Safety.SAFER, Sign.LESS), (Safety.LESS_SAFE, Sign.MORE)}
+        return lowers_safety(self.card.more_is, sign)
+
+    def unsafe(self, operator: Operator) -> str | None:
+        """See ``probes.steering.steer.Steerable``."""
+        if not any(self.lowers_safety(sign) for sign in operator.signs):
+            return None
+        change = "less" if operator.sign < 0 else "more"
+        return (
+            f"{operator.kind!r} makes {change} of {self.card.name!r}, of which more is {self.card.more_is.value!r} by "
+            "its card: the model would become less safe."
+        )
+
+
+def lowers_safety(more_is: Safety, sign: Sign) -> bool:
+    """Whether a change of this sign makes the model less safe."""
+    return (more_is, sign) in {(Safety.SAFER, Sign.LESS), (Safety.LESS_SAFE, Sign.MORE)}
 
 
 def save_steer(path: Path, card: SteerCard, direction: npt.NDArray[np.floating]) -> SteerArtifact:

@@ -31,6 +31,26 @@ class Sign(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Latent:
+    """How active a latent of a sparse autoencoder is, for a direction that is its decoder row.
+
+    ``act(s) = x where x > threshold, else 0``, with ``x = s.read + bias``; the row holds ``act(s) length`` of it along
+    the direction.
+
+    Attributes:
+        read: (d_model,) float64, its encoder row.
+        bias: added to the product.
+        threshold: 0 or more.
+        length: of its decoder row.
+    """
+
+    read: Float64
+    bias: float
+    threshold: float
+    length: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Vector:
     """A direction at one tap, and what is known of ordinary rows along it.
 
@@ -39,6 +59,7 @@ class Vector:
         median_norm: of the stream's rows over non-sink positions of ordinary text: the unit of strengths and doses.
         mean: mean component along the direction over such rows.
         ceiling: the component that ordinary rows seldom exceed (their 99th percentile).
+        latent: what the direction is the decoder row of; None for any other direction.
 
     Raises:
         SteerError: the direction is not of length 1, or a number is not finite or has the wrong sign.
@@ -48,6 +69,7 @@ class Vector:
     median_norm: float
     mean: float
     ceiling: float
+    latent: Latent | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would steer by another dose than it says."""
@@ -121,11 +143,18 @@ class Operator(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     kind: ClassVar[str]
+    of_latent: ClassVar[bool] = False
+    """Whether it writes to a latent of a sparse autoencoder, rather than along any direction."""
 
     @property
     @abstractmethod
     def sign(self) -> Sign:
         """Whether there will be more or less of what the direction stands for."""
+
+    @property
+    def signs(self) -> frozenset[Sign]:
+        """What it may make of a row: more, less, or either."""
+        return frozenset({self.sign})
 
     @abstractmethod
     def update(self, vector: Vector, *, max_dose: float) -> Update:
@@ -135,3 +164,14 @@ class Operator(BaseModel, ABC):
             vector: what to write along.
             max_dose: largest change of a row, in units of ``vector.median_norm``.
         """
+
+
+def latent_of(vector: Vector, kind: str) -> Latent:
+    """The latent that an operator writes to.
+
+    Raises:
+        SteerError: the direction is no decoder row.
+    """
+    if vector.latent is None:
+        raise SteerError(f"{kind!r} writes to a latent: name one with 'sae' and 'latent' in the place of 'artifact'.")
+    return vector.latent

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from probes.steering.artifact import SteerArtifact
-from probes.steering.base import Operator, SteerError, Update
+from probes.steering.base import Operator, SteerError, Update, Vector
 from probes.taps import Tap
 
 END: Final = 2**31 - 1
@@ -26,6 +25,33 @@ class Positions(StrEnum):
     PROMPT = "prompt"
     GENERATED = "generated"
     ALL = "all"
+
+
+class Steerable(Protocol):
+    """What can be written along: a steering direction, or a latent of a sparse autoencoder."""
+
+    @property
+    def tap(self) -> Tap:
+        """Where it is written."""
+        ...
+
+    @property
+    def skip_first(self) -> int:
+        """Leading positions that are never written to."""
+        ...
+
+    def unsafe(self, operator: Operator) -> str | None:
+        """Why an operator may not be used without leave to make the model less safe; None if it may."""
+        ...
+
+    def steering_vector(self) -> Vector:
+        """The direction, with what is known of ordinary rows along it.
+
+        Raises:
+            SteerError: nothing can be written along it.
+            probes.artifact.ArtifactError: it is damaged.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +98,7 @@ class Steer:
 
 def make_steer(
     name: str,
-    artifact: SteerArtifact,
+    artifact: Steerable,
     operator: Operator,
     *,
     positions: Positions,
@@ -92,13 +118,9 @@ def make_steer(
         SteerError: it would make the model less safe and may not, exceeds ``max_dose``, or the direction cannot be
             used.
     """
-    if artifact.lowers_safety(operator.sign) and not allow_safety_reducing:
-        change = "less" if operator.sign < 0 else "more"
-        raise SteerError(
-            f"{operator.kind!r} makes {change} of {artifact.card.name!r}, of which more is "
-            f"{artifact.card.more_is.value!r} by its card: the model would become less safe. If that is what you want, "
-            "say allow_safety_reducing: true."
-        )
+    problem = None if allow_safety_reducing else artifact.unsafe(operator)
+    if problem is not None:
+        raise SteerError(f"{problem} If that is what you want, say allow_safety_reducing: true.")
     vector = artifact.steering_vector()
     update = operator.update(vector, max_dose=max_dose)
     if abs(update.constant) > update.limit:
@@ -107,7 +129,7 @@ def make_steer(
             f"max_dose is {max_dose:g}: no row would ever get what is asked for. Lower the strength, or raise max_dose."
         )
     strength = getattr(operator, "strength", None)
-    return Steer(name, artifact.tap, update, positions, artifact.card.skip_first, vector.median_norm, strength)
+    return Steer(name, artifact.tap, update, positions, artifact.skip_first, vector.median_norm, strength)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

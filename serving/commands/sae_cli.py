@@ -53,3 +53,35 @@ def import_(
             out=out,
         ),
     )
+
+
+@sae_app.command()
+def detector(
+    sae: Annotated[Path, typer.Argument(help="The .safetensors file of a SAE.", show_default=False)],
+    *,
+    latents: Annotated[str, typer.Option(help="Numbers of the latents: 1742,88.", show_default=False)],
+    name: Annotated[str, typer.Option(help="What to call it.", show_default=False)],
+    combine: Annotated[
+        str | None, typer.Option(help="What is made of their codes: max, sum, weighted; single for one.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="With weighted, one for each latent: 0.7,-0.2.")] = "",
+    intercept: Annotated[float, typer.Option(help="Added, with weighted.")] = 0.0,
+    description: Annotated[str, typer.Option(help="For the card.")] = "",
+    out: Annotated[Path, typer.Option("--out", help="Folder for the detector and its card.")] = Path("detectors"),
+) -> None:
+    """Cut a detector out of a SAE: a few of its latents, each at the price of a linear probe."""
+    from serving.commands.sae_detector import SaeDetectorOptions
+    from serving.commands.sae_detector import sae_detector as run
+
+    run(
+        sae,
+        SaeDetectorOptions(
+            latents=latents,
+            name=name,
+            combine=combine,
+            weights=weights,
+            intercept=intercept,
+            description=description,
+            out=out,
+        ),
+    )

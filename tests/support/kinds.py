@@ -72,6 +72,14 @@ def drift(rng: np.random.Generator, width: int) -> Tensors:
     return {"direction": rng.standard_normal(width), "scale": rng.uniform(0.5, 2.0, width)}
 
 
+def sae_latent(rng: np.random.Generator, width: int) -> Tensors:
+    return {
+        "encoder": rng.standard_normal((4, width)),
+        "encoder_bias": rng.standard_normal(4),
+        "threshold": rng.uniform(0.0, 3.0, 4),
+    }
+
+
 MAKE: dict[str, Callable[[np.random.Generator, int], Tensors]] = {
     "attention": attention,
     "drift": drift,
@@ -81,6 +89,7 @@ MAKE: dict[str, Callable[[np.random.Generator, int], Tensors]] = {
     "mlp": mlp,
     "multimax": multimax,
     "novelty": novelty,
+    "sae_latent": sae_latent,
 }
 LAYERS: Mapping[str, tuple[int, ...]] = {"ensemble": (0, 2)}
 AGGREGATE: Mapping[str, Aggregator] = {

@@ -175,7 +175,7 @@ def test_half_precision_costs_a_thousandth(tmp_path: Path) -> None:
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_sae(path, make_sae(), make_card())
-    with pytest.raises(ArtifactError, match="latent 12 does not exist: there are 12"):
+    with pytest.raises(SaeError, match="latent 12 does not exist: there are 12"):
         load_sae(path).latents([12])
     text = card_path_of(path).read_text()
     card_path_of(path).write_text(text.replace('"width": 12', '"width": 13'))
