@@ -1,4 +1,4 @@
-"""``telltale sae describe`` and ``telltale sae find``."""
+"""``telltale sae describe``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from probes.sae.describe.description import ControlFigures
     from probes.sae.describe.labeller import Labeller
 
-__all__ = ["DescribeOptions", "FeaturesError", "FindOptions", "describe", "find", "format_of", "model_of"]
+__all__ = ["DescribeOptions", "FeaturesError", "describe", "format_of", "model_of"]
 
 
 class FeaturesError(TelltaleError, ValueError):
@@ -40,19 +40,6 @@ class DescribeOptions:
     labeller: str | None
     labeller_model: str | None
     labeller_latents: int
-    model: str | None
-    seed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FindOptions:
-    """As on the command line."""
-
-    data: Path
-    text_format: str
-    sizes: str
-    permutations: int
-    out: Path | None
     model: str | None
     seed: int
 
@@ -92,47 +79,6 @@ def describe(sae: Path, options: DescribeOptions) -> None:
     for line in _lines(found.controls):
         typer.echo(line)
     say(f"wrote {index}")
-
-
-def find(sae: Path, options: FindOptions) -> None:
-    """Find latents, and print the table; as JSON too where a file is named.
-
-    Raises:
-        probes.errors.TelltaleError: the SAE, the set or the model are not usable.
-    """
-    from probes.fit.sources.jsonl import read_jsonl
-    from probes.sae.file import load_sae
-    from probes.sae.find.find import Finding
-    from probes.sae.find.find import find as run
-
-    sizes = _numbers("--sizes", options.sizes)
-    folder, model_id = model_of(options.model)
-    table = run(
-        load_sae(sae),
-        read_jsonl(options.data),
-        Finding(
-            model_dir=folder,
-            model_id=model_id,
-            progress=say,
-            text_format=format_of(options.text_format),
-            sizes=sizes,
-            permutations=options.permutations,
-            seed=options.seed,
-        ),
-    )
-    for line in table.lines():
-        typer.echo(line)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(table.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        say(f"wrote {options.out}")
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise FeaturesError(f"{option} is {text!r}; whole numbers above 0 with commas are needed: 1,2,4,8.")
-    return tuple(sorted({int(part) for part in parts}))
 
 
 def _corpus(options: DescribeOptions, folder: Path) -> Corpus:

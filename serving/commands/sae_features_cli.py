@@ -70,12 +70,15 @@ def find(
     sizes: Annotated[str, typer.Option(help="Numbers of latents of the sparse probes.")] = "1,2,4,8,16,32",
     permutations: Annotated[int, typer.Option(min=99, help="Of the labels.")] = 1000,
     out: Annotated[Path | None, typer.Option("--out", help="A JSON file for the table too.")] = None,
+    detector: Annotated[str | None, typer.Option(help="Name of a detector to be made of what was found.")] = None,
+    detector_size: Annotated[int, typer.Option(min=1, help="Its latents: 1, or one of --sizes.")] = 1,
+    detectors: Annotated[Path, typer.Option(help="Folder for the detector.")] = Path("detectors"),
     model: _Model = None,
     seed: _Seed = 0,
 ) -> None:
     """Find the latents that tell a labelled set apart: selected on one half, measured on the other, with controls."""
-    from serving.commands.sae_features import FindOptions
-    from serving.commands.sae_features import find as run
+    from serving.commands.sae_find import FindOptions
+    from serving.commands.sae_find import find as run
 
     run(
         sae,
@@ -85,6 +88,9 @@ def find(
             sizes=sizes,
             permutations=permutations,
             out=out,
+            detector=detector,
+            detector_size=detector_size,
+            detectors=detectors,
             model=model,
             seed=seed,
         ),

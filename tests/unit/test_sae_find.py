@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from probes.card import Format
+from probes.aggregate import parse_aggregator
+from probes.artifact import Artifact, save_artifact
+from probes.card import Format, Stage
+from probes.detectors import load_detector
 from probes.fit.evaluation.measure import auroc
+from probes.fit.reading.scores import score_requests, statistic_of
 from probes.fit.rows.example import Example
+from probes.sae.describe.codes import read_codes
+from probes.sae.describe.reading import open_sae_reader, read_requests
 from probes.sae.file import SaeFile
+from probes.sae.find.detector import found_detector
 from probes.sae.find.find import Finding, find
 from probes.sae.find.halves import FindError, split_halves
 from probes.sae.find.probes import fit_latents, largest_differences
 from probes.sae.find.separation import separate
 from probes.sae.find.table import Table
+from serving.cli import app
 from tests.support.planted import PLANTED, planted_sae, sentences
 
 
@@ -148,3 +158,42 @@ def test_k_latents_are_those_with_the_largest_difference() -> None:
         probe.score(codes), codes[:, probe.latents] @ weights + probe.probe.constant, rtol=1e-6, atol=1e-6
     )
     assert auroc(probe.score(codes), labels) > 0.95
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_detector_scores_requests_as_the_table_did(
+    sae: SaeFile, found: Table, model_dir: Path, tmp_path: Path, size: int
+) -> None:
+    made = found_detector(sae, found, name="rich", size=size, path=tmp_path / "rich.safetensors")
+    saved = save_artifact(made.artifact.path, made.artifact.card, made.artifact.tensors)
+    reader = open_sae_reader(sae, model_dir, model_id="words", progress=lambda _: None)
+    requests = read_requests(reader, rows(12, "money"), Format.RAW)
+    scores = score_requests([load_detector(saved)], requests, reader, skip_first=[1], label="x")[0]
+    aggregate = parse_aggregator({"kind": made.aggregate})
+    codes = read_codes([sae.sae()], reader, requests, skip_first=1, label="x")[0]
+    money = PLANTED.index("money")
+    for number, request in enumerate(scores):
+        if size == 1:
+            expected = float(codes.maxima()[number, money])
+        else:
+            probe = found.sparse_probes[1]
+            expected = float(codes.means()[number, list(probe.latents)] @ np.array(probe.weights)) + probe.bias
+        assert statistic_of(aggregate, Stage.PROMPT, request.scores) == pytest.approx(expected, abs=1e-4)
+    assert saved.card.evaluation["find"]["measured"]["value"] > 0.95
+    with pytest.raises(FindError, match="no probe of 7"):
+        found_detector(sae, found, name="rich", size=7, path=tmp_path / "rich.safetensors")
+
+
+def test_the_command_prints_the_table_and_writes_table_and_detector(
+    sae: SaeFile, model_dir: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "set.jsonl"
+    data.write_text("".join(json.dumps({"text": row.text, "label": row.label}) + "\n" for row in rows(120, "money")))
+    command = ["sae", "find", str(sae.path), "--data", str(data), "--model", str(model_dir), "--format", "raw"]
+    command += ["--sizes", "1,2", "--permutations", "99", "--out", str(tmp_path / "table.json")]
+    command += ["--detector", "rich", "--detectors", str(tmp_path)]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0
+    table = Table.model_validate_json((tmp_path / "table.json").read_bytes())
+    assert result.stdout.splitlines() == list(table.lines())
+    assert Artifact.load(tmp_path / "rich.safetensors").card.kind == "sae_latent"
