@@ -20,7 +20,7 @@ from probes.card import Format
 from probes.fit.rows.ordinary import read_ordinary
 from probes.fit.steer.pairs import PairError, VectorMethod, direction_of, pairs_digest, read_pairs
 from probes.fit.steer.vector import Subject, open_subject, write_direction
-from probes.sae.describe.codes import read_codes
+from probes.sae.describe.codes import SINK_FACTOR, read_codes
 from probes.sae.describe.reading import read_requests
 from probes.sae.file import SaeFile
 from probes.sae.sae import Sae
@@ -142,7 +142,9 @@ def vector_from_features(
     skip_first = max(file.card.skip_first, ordinary.skip_first)
     texts = [text for pair in pairs for text in (pair.positive, pair.negative)]
     requests = read_requests(reader, texts, text_format)
-    means = read_codes([sae], reader, requests, skip_first=skip_first, label="pairs")[0].means().astype(np.float64)
+    limit = SINK_FACTOR * ordinary.median_norm
+    codes = read_codes([sae], reader, requests, skip_first=skip_first, label="pairs", max_norm=limit)[0]
+    means = codes.means().astype(np.float64)
     stored = file.density()
     density = (sae.encode(ordinary.rows) > 0).mean(axis=0) if stored is None else stored.astype(np.float64)
     found = feature_direction(sae, (means[0::2] - means[1::2]).mean(axis=0), density, filters)

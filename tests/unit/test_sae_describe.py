@@ -139,6 +139,18 @@ def test_codes_are_those_of_the_sae_one_request_at_a_time(sae: SaeFile, model_di
         assert codes.tokens[own].tolist() == list(request.tokens[1:])
 
 
+def test_nothing_is_active_on_a_row_with_a_sinks_norm(sae: SaeFile, model_dir: Path) -> None:
+    reader = open_sae_reader(sae, model_dir, model_id="words", progress=lambda _: None)
+    requests = read_requests(reader, rows(7, 3), Format.RAW)
+    norms = np.concatenate([np.linalg.norm(reader.stream(request.tokens)[0][1:], axis=1) for request in requests])
+    limit = float(np.median(norms))
+    all_rows = read_codes([sae.sae()], reader, requests, skip_first=1, label="x")[0].matrix.toarray()
+    cut = read_codes([sae.sae()], reader, requests, skip_first=1, label="x", max_norm=limit)[0].matrix.toarray()
+    np.testing.assert_array_equal(cut[norms <= limit], all_rows[norms <= limit])
+    assert not cut[norms > limit * 1.0001].any()
+    assert all_rows[norms > limit * 1.0001].any()
+
+
 def test_codes_that_are_not_finite_are_refused(sae: SaeFile, model_dir: Path) -> None:
     class Broken:
         tap = Tap(0)

@@ -15,7 +15,10 @@ from probes.fit.reading.rendered import Rendered
 from probes.fit.reading.scores import ActivationSource
 from probes.taps import Tap
 
-__all__ = ["Codes", "CodesError", "Encoder", "read_codes"]
+__all__ = ["SINK_FACTOR", "Codes", "CodesError", "Encoder", "read_codes"]
+
+SINK_FACTOR = 10.0
+"""Times the median norm: rows beyond are sinks, wherever they stand, and say nothing of what a latent stands for."""
 
 _MOST_ENTRIES = 150_000_000
 """Active latents that are kept, over all tokens: 8 bytes each, 1.2 GB."""
@@ -112,6 +115,7 @@ def read_codes(
     *,
     skip_first: int,
     label: str,
+    max_norm: float = np.inf,
 ) -> list[Codes]:
     """Encode every read token of every request, in one pass; activations are let go as soon as they are encoded.
 
@@ -121,6 +125,8 @@ def read_codes(
         requests: what to read.
         skip_first: leading positions with a sink's norm; they are no rows.
         label: what the requests are, for progress.
+        max_norm: rows with a greater norm are rows, but nothing counts as active on them. A served detector reads
+            them like any other: what is to be told of one is read without this.
     Returns: for each encoder, its codes; the requests stand in their order.
 
     Raises:
@@ -132,7 +138,10 @@ def read_codes(
     for number, found in source.sweep(requests, taps, label=label):
         positions = requests[number].positions(skip_first)
         for encoder, place in zip(encoders, parts, strict=True):
-            codes = csr_array(encoder.encode(np.ascontiguousarray(found[encoder.tap][positions], dtype=np.float32)))
+            rows = np.ascontiguousarray(found[encoder.tap][positions], dtype=np.float32)
+            dense = encoder.encode(rows)
+            dense[np.linalg.norm(rows, axis=1) > max_norm] = 0.0
+            codes = csr_array(dense)
             if not np.isfinite(codes.data).all():
                 raise CodesError(
                     f"{label}: codes of request {number} are NaN or infinite. The SAE's tensors or the model's "
@@ -145,10 +154,10 @@ def read_codes(
                 f"{label}: more than {_MOST_ENTRIES} latents are active on the first {number + 1} requests. Give fewer "
                 "tokens; if each token has hundreds of active latents, the SAE's threshold is wrong."
             )
-    rows = [request.positions(skip_first) for request in requests]
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    read = [request.positions(skip_first) for request in requests]
+    offsets = np.concatenate([[0], np.cumsum([len(each) for each in read])]).astype(np.int64)
     tokens = np.concatenate(
-        [np.asarray(request.tokens, dtype=np.int64)[row] for request, row in zip(requests, rows, strict=True)]
+        [np.asarray(request.tokens, dtype=np.int64)[each] for request, each in zip(requests, read, strict=True)]
         or [np.empty(0, dtype=np.int64)]
     )
     made = []

@@ -16,7 +16,7 @@ from probes.card import Format
 from probes.fit.reading.activations import ActivationReader
 from probes.fit.rows.example import Example
 from probes.fit.training.lens import read_unembedding
-from probes.sae.describe.codes import Codes, read_codes
+from probes.sae.describe.codes import SINK_FACTOR, Codes, read_codes
 from probes.sae.describe.contexts import pick_contexts
 from probes.sae.describe.corpus import Corpus, cut_windows
 from probes.sae.describe.description import (
@@ -92,8 +92,11 @@ def describe(file: SaeFile, corpus: Corpus, labelled: Mapping[str, Sequence[Exam
     reader = open_sae_reader(file, how.model_dir, model_id=how.model_id, progress=how.progress)
     tokenizer: Any = AutoTokenizer.from_pretrained(str(how.model_dir), local_files_only=True)
     sae, skip_first = file.sae(), file.card.skip_first
-    control = draw_random_directions(sae.tap, *_sample(sae, reader, corpus, skip_first), seed=how.seed)
-    codes, random_codes = read_codes([sae, control], reader, corpus.pieces, skip_first=skip_first, label="corpus")
+    sample = _sample(sae, reader, corpus, skip_first)
+    control = draw_random_directions(sae.tap, sample.rows, (sae.encode(sample.rows) > 0).mean(axis=0), seed=how.seed)
+    codes, random_codes = read_codes(
+        [sae, control], reader, corpus.pieces, skip_first=skip_first, label="corpus", max_norm=sample.max_norm
+    )
     sets = {
         name: _enrichment(sae, reader, rows, text_format=how.text_format, skip_first=skip_first, name=name)
         for name, rows in labelled.items()
@@ -119,6 +122,7 @@ def describe(file: SaeFile, corpus: Corpus, labelled: Mapping[str, Sequence[Exam
         rows=codes.num_rows,
         window=how.window,
         skip_first=skip_first,
+        max_norm=sample.max_norm,
         labelled_sets=tuple(labelled),
         controls=test.figures,
         latents=tuple(_named(latents, test, how)),
@@ -202,10 +206,15 @@ class _Writer:
         return self._texts[token]
 
 
-def _sample(
-    sae: Sae, reader: ActivationReader, corpus: Corpus, skip_first: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """Rows of pieces from all over the corpus, and the share of them on which each latent is active."""
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Rows from all over the corpus, and the norm above which a row is a sink; these are left out."""
+
+    rows: npt.NDArray[np.float32]
+    max_norm: float
+
+
+def _sample(sae: Sae, reader: ActivationReader, corpus: Corpus, skip_first: int) -> _Sample:
     step = max(len(corpus.pieces) // _SAMPLE_PIECES, 1)
     pieces = corpus.pieces[::step][:_SAMPLE_PIECES]
     parts = [
@@ -213,7 +222,9 @@ def _sample(
         for number, found in reader.sweep(pieces, [sae.tap], label="sample")
     ]
     rows = np.concatenate(parts)
-    return rows, (sae.encode(rows) > 0).mean(axis=0)
+    norms = np.linalg.norm(rows, axis=1)
+    max_norm = SINK_FACTOR * float(np.median(norms))
+    return _Sample(rows[norms <= max_norm], max_norm)
 
 
 def _enrichment(

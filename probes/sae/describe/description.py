@@ -117,6 +117,7 @@ class Description(_Plain):
     rows: int = Field(description="tokens that were read, sinks left out")
     window: int = Field(description="tokens of a window")
     skip_first: int
+    max_norm: float = Field(description="rows with a greater norm are sinks: nothing counts as active on them")
     labelled_sets: tuple[str, ...]
     controls: tuple[ControlFigures, ...] = Field(description="the SAE's own labels first")
     latents: tuple[LatentDescription, ...]

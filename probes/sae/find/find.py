@@ -14,7 +14,7 @@ from probes.fit.evaluation.measure import Estimate, Measurer, auroc
 from probes.fit.reading.rendered import Rendered
 from probes.fit.reading.scores import ActivationSource
 from probes.fit.rows.example import Example, data_digest
-from probes.sae.describe.codes import read_codes
+from probes.sae.describe.codes import SINK_FACTOR, read_codes
 from probes.sae.describe.random_directions import draw_random_directions
 from probes.sae.describe.reading import open_sae_reader, read_requests
 from probes.sae.file import SaeFile
@@ -206,7 +206,10 @@ def _sample(source: ActivationSource, requests: Sequence[Rendered], tap: Tap, sk
         found[tap][requests[number].positions(skip_first)].copy()
         for number, found in source.sweep(requests, [tap], label="sample")
     ]
-    return np.concatenate(parts)
+    rows = np.concatenate(parts)
+    norms = np.linalg.norm(rows, axis=1)
+    kept: Float32 = rows[norms <= SINK_FACTOR * np.median(norms)]
+    return kept
 
 
 def _interval(estimate: Estimate) -> Interval:
