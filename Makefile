@@ -92,6 +92,12 @@ packs: install ## train again the detectors that are shipped (up to an hour; fet
 	@$(BIN)/telltale train probes/packs/smollm2-135m-instruct/*.recipe.yaml \
 		--out probes/packs/smollm2-135m-instruct $(ARGS)
 
+SAES := probes/packs/smollm2-135m-instruct/saes
+
+.PHONY: sae
+sae: install ## train again the sparse autoencoder that is shipped (about half an hour on two cores; ARGS)
+	@$(BIN)/telltale sae train $(SAES)/resid_post_15.sae.yaml --out $(SAES) $(ARGS)
+
 .PHONY: lock
 lock: install ## write constraints.txt again (ARGS=--upgrade for the newest versions)
 	@bash scripts/lock.sh $(ARGS)

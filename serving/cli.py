@@ -31,8 +31,8 @@ app = typer.Typer(
 app.add_typer(steer_app, name="steer")
 app.add_typer(detector_app, name="detector")
 app.add_typer(gate_app, name="gate")
-for part in (sae_train_app, sae_features_app):
-    sae_app.add_typer(part)
+sae_app.add_typer(sae_train_app)
+sae_app.add_typer(sae_features_app)
 app.add_typer(sae_app, name="sae")
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 

@@ -192,8 +192,12 @@ def test_rows_of_several_arrays_are_as_one(tmp_path: Path) -> None:
     index = rng.permutation(8)
     np.testing.assert_array_equal(pool.take(index), expected[index])
     assert pool.sample(100, 0).shape == (8, 3)
-    with pytest.raises(RowsError, match="at least one row"):
-        RowPool([])
+    np.testing.assert_allclose(pool.norms(), np.linalg.norm(expected, axis=1), rtol=1e-6)
+    mask = np.arange(8) % 3 > 0
+    np.testing.assert_array_equal(pool.only(mask).take(np.arange(mask.sum())), expected[mask])
+    for nothing in (lambda: RowPool([]), lambda: pool.only(np.zeros(8, dtype=np.bool_))):
+        with pytest.raises(RowsError, match="at least one row"):
+            nothing()
 
 
 def test_scaled_rows_have_mean_zero_and_mean_square_d_model() -> None:

@@ -44,7 +44,9 @@ def evaluate_sae(
     sides = _Sides.of(sae, material, seed)
     mean = sides.fitted_on.mean(axis=0, dtype=np.float64).astype(np.float32)
     progress("measuring the model's cross entropy with the reconstruction in the place of the stream")
-    model_spliced = SplicedModel(model_dir, model=model, tap=sae.tap, skip_first=material.skip_first)
+    model_spliced = SplicedModel(
+        model_dir, model=model, tap=sae.tap, skip_first=material.skip_first, max_norm=material.max_norm
+    )
     losses = model_spliced.cross_entropies(
         material.held_out,
         {

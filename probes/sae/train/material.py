@@ -25,6 +25,8 @@ from probes.taps import Tap
 __all__ = ["Material", "MaterialError", "collected_material", "corpus_material"]
 
 _HELD_OUT = 0.05
+_OUTLIER = 10.0
+"""Times the median norm: rows beyond are sinks, wherever they stand; one of them outweighs a batch of others."""
 _BUCKETS = 1 << 32
 
 
@@ -34,13 +36,14 @@ class MaterialError(TelltaleError, ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Material:
-    """Rows are without sinks.
+    """Rows are without sinks: neither those at leading positions nor rows with a sink's norm elsewhere.
 
     Attributes:
         train: rows.
         held_out_rows: of the requests below.
         held_out: requests, for what is measured on whole ones.
         skip_first: leading positions that are sinks.
+        max_norm: rows above it are sinks.
         corpus: what it is, for people.
         digest: of the texts, or of the folder's input.
         record: for the card: tokens by source.
@@ -50,6 +53,7 @@ class Material:
     held_out_rows: RowPool
     held_out: tuple[Rendered, ...]
     skip_first: int
+    max_norm: float
     corpus: str
     digest: str
     record: Mapping[str, Any]
@@ -91,9 +95,9 @@ def corpus_material(
             progress=lambda done, total: advance(label, done, total),
         )
 
-    return Material(
-        train=read("reading training texts", corpus.train),
-        held_out_rows=read("reading held-out texts", corpus.held_out),
+    return _without_sinks(
+        read("reading training texts", corpus.train),
+        read("reading held-out texts", corpus.held_out),
         held_out=corpus.held_out,
         skip_first=skip_first,
         corpus=", ".join(f"{name} ({count:,} tokens)" for name, count in corpus.tokens.items()),
@@ -137,14 +141,39 @@ def collected_material(folder: Path, *, model: ModelRef, tap: Tap) -> Material:
             side.append(np.concatenate([*parts, np.empty(0, dtype=np.int64)]))
     if not requests:
         raise MaterialError(f"{folder}: none of {number} requests was held out to measure on. Collect more of them.")
-    return Material(
-        train=RowPool(arrays, kept=train),
-        held_out_rows=RowPool(arrays, kept=held),
+    return _without_sinks(
+        RowPool(arrays, kept=train),
+        RowPool(arrays, kept=held),
         held_out=tuple(requests),
         skip_first=store.manifest.skip_first,
         corpus=f"{number:,} requests collected by the serving engine",
         digest=store.manifest.settings.input_digest,
         record={"requests": number, "read_with": "telltale collect"},
+    )
+
+
+def _without_sinks(
+    train: RowPool,
+    held_out_rows: RowPool,
+    *,
+    held_out: tuple[Rendered, ...],
+    skip_first: int,
+    corpus: str,
+    digest: str,
+    record: Mapping[str, Any],
+) -> Material:
+    norms = train.norms()
+    max_norm = _OUTLIER * float(np.median(norms))
+    ordinary = norms <= max_norm
+    return Material(
+        train=train.only(ordinary),
+        held_out_rows=held_out_rows.only(held_out_rows.norms() <= max_norm),
+        held_out=held_out,
+        skip_first=skip_first,
+        max_norm=max_norm,
+        corpus=corpus,
+        digest=digest,
+        record={**record, "max_norm": max_norm, "rows_above_max_norm": int(np.sum(~ordinary))},
     )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ _REQUESTS_PER_SHARD = 256
 _SINK_POSITIONS = 4
 _SINK_FACTOR = 10.0
 _SINK_REQUESTS = 64
+_BEGINNING = 8
+_MANY = 8
 _ROWS, _CENTRE = "rows", "centre"
 
 
@@ -91,9 +94,11 @@ class RowReader:
 
     def _rows(self, requests: Sequence[Rendered], skip_first: int) -> Float32:
         found: dict[int, Float32] = {}
-        for number, read in self._network.sweep([request.tokens for request in requests], [self._tap]):
-            # A copy: a slice would keep the other positions of the batch in memory.
-            found[number] = read[self._tap][requests[number].positions(skip_first)].numpy().copy()
+        for alike in _begin_alike(requests):
+            for place, read in self._network.sweep([requests[number].tokens for number in alike], [self._tap]):
+                number = alike[place]
+                # A copy: a slice would keep the other positions of the batch in memory.
+                found[number] = read[self._tap][requests[number].positions(skip_first)].numpy().copy()
         return np.concatenate([found[number] for number in range(len(requests))])
 
     def _key(self, requests: Sequence[Rendered], skip_first: int) -> str:
@@ -108,6 +113,16 @@ class RowReader:
         for request in requests:
             digest.update(f"{request.first}:{request.tokens}\n".encode())
         return digest.hexdigest()
+
+
+def _begin_alike(requests: Sequence[Rendered]) -> list[list[int]]:
+    """Numbers of requests: chats of one template, whose beginning is then computed once, and all others together."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, request in enumerate(requests):
+        groups[request.tokens[:_BEGINNING]].append(number)
+    many = [numbers for numbers in groups.values() if len(numbers) >= _MANY]
+    few = sorted(number for numbers in groups.values() if len(numbers) < _MANY for number in numbers)
+    return [*many, few] if few else many
 
 
 def leading_sinks(norms: Sequence[torch.Tensor]) -> int:

@@ -12,6 +12,7 @@ from probes.errors import TelltaleError
 __all__ = ["Float32", "RowPool", "RowsError"]
 
 Float32 = npt.NDArray[np.float32]
+_BATCH = 8192
 
 
 class RowsError(TelltaleError, ValueError):
@@ -59,6 +60,30 @@ class RowPool:
     def d_model(self) -> int:
         """Width of a row."""
         return int(self._arrays[0].shape[1])
+
+    def norms(self) -> npt.NDArray[np.float64]:
+        """(n,) norm of each row, read in one pass."""
+        found = np.empty(len(self))
+        for start in range(0, len(self), _BATCH):
+            rows = self.take(np.arange(start, min(start + _BATCH, len(self))))
+            found[start : start + len(rows)] = np.linalg.norm(rows, axis=1)
+        return found
+
+    def only(self, mask: npt.NDArray[np.bool_]) -> RowPool:
+        """These rows; nothing is copied but 8 bytes a row.
+
+        Args:
+            mask: (n,), which ones.
+        Raises:
+            RowsError: none.
+        """
+        kept = []
+        start = 0
+        for end, rows in zip(self._ends, self._kept, strict=True):
+            chosen = np.flatnonzero(mask[start:end])
+            kept.append(chosen if rows is None else rows[chosen])
+            start = int(end)
+        return RowPool(self._arrays, kept=kept, centre=self._centre)
 
     def take(self, index: npt.NDArray[np.int64]) -> Float32:
         """These rows, in this order: (len(index), d_model) float32."""

@@ -25,21 +25,23 @@ _TOKENS_PER_BATCH = 1024
 
 
 class SplicedModel:
-    """A causal language model in float32 whose rows at one tap are replaced, sinks left as they are.
+    """A causal language model in float32 whose rows at one tap are replaced; sinks are left as they are.
 
     Args:
         model_dir: folder in transformers' layout.
         model: which model that is.
         tap: where.
         skip_first: leading positions that are sinks.
+        max_norm: rows above it are sinks too.
     """
 
-    def __init__(self, model_dir: Path, *, model: ModelRef, tap: Tap, skip_first: int) -> None:
+    def __init__(self, model_dir: Path, *, model: ModelRef, tap: Tap, skip_first: int, max_norm: float) -> None:
         self._network = AutoModelForCausalLM.from_pretrained(
             str(model_dir), dtype=torch.float32, local_files_only=True
         ).eval()
         self._module = site_module(decoder_layers(self._network, model.num_layers)[tap.layer], tap.site)
         self._skip_first = skip_first
+        self._max_norm = max_norm
 
     def cross_entropies(
         self, requests: Sequence[Rendered], replacements: Mapping[str, Replacement | None]
@@ -93,7 +95,8 @@ class SplicedModel:
             if replacement is None:
                 return output
             changed = value.clone()
-            changed[read] = torch.from_numpy(replacement(value[read].numpy()))
+            chosen = read & (value.norm(dim=-1) <= self._max_norm)
+            changed[chosen] = torch.from_numpy(replacement(value[chosen].numpy()))
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         handle = self._module.register_forward_hook(hook)
