@@ -220,3 +220,45 @@ def test_a_detector_is_cut_out_by_a_command(tmp_path: Path, sae_path: Path) -> N
     ):
         with pytest.raises(SaeDetectorError, match=message):
             run(*options)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    threshold=st.one_of(st.floats(-3, 3), st.just(0.0)),
+    combine=st.sampled_from([Combine.SINGLE, Combine.MAX, Combine.SUM]),
+)
+def test_one_latent_decides_in_the_pass(seed: int, threshold: float, combine: Combine) -> None:
+    stored = stored_sae(random_sae(seed))
+    detector = load_detector(latent_artifact(stored, [seed % WIDTH], name="d", combine=combine))
+    limit = detector.readout_limit(threshold)
+    assert limit is not None
+    readouts = np.random.default_rng(seed).normal(size=(200, 2)) * 3
+    tap = detector.directions()[0].tap
+    np.testing.assert_array_equal(detector.score({tap: readouts}) > threshold, readouts[:, 0] > limit)
+
+
+def test_what_several_numbers_decide_is_not_decided_in_the_pass() -> None:
+    several = latent_artifact(stored_sae(random_sae()), [1, 2], name="d", combine=Combine.MAX)
+    scaled = latent_artifact(
+        stored_sae(random_sae(normalisation=Normalisation.RMS)), [1], name="d", combine=Combine.MAX
+    )
+    weighted = latent_artifact(stored_sae(random_sae()), [1], name="d", combine=Combine.WEIGHTED, weights=(-1.0,))
+    for made in (several, scaled, weighted):
+        assert load_detector(made).readout_limit(1.0) is None
+
+
+@pytest.mark.parametrize("combine", [Combine.MAX, Combine.SUM])
+@pytest.mark.parametrize("broken", [np.nan, -np.inf, np.inf])
+def test_what_is_not_finite_is_no_silent_latent(combine: Combine, broken: float) -> None:
+    """A gap follows `on_gap`; a score of 0 would pass."""
+    made = [latent_artifact(stored_sae(random_sae()), [i, i + 1], name=f"d{i}", combine=combine) for i in range(2)]
+    detectors = [load_detector(artifact) for artifact in made]
+    bank = Bank(detectors, d_model=D_MODEL, num_layers=NUM_LAYERS, capacity=4)
+    readouts = np.zeros((1, bank.width), dtype=np.float32)
+    readouts[0, 0] = broken
+    with np.errstate(invalid="ignore"):
+        scores = bank.score(readouts)
+        alone = detectors[0].score({detectors[0].directions()[0].tap: np.array([[broken, 0.0, 1.0]])})
+    assert not np.isfinite(scores[0, 0])
+    assert not np.isfinite(alone[0])
+    assert np.isfinite(scores[0, 1])
