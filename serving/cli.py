@@ -12,6 +12,7 @@ import serving
 from serving.commands.detector import detector_app
 from serving.commands.gate import gate_app
 from serving.commands.sae_cli import sae_app
+from serving.commands.sae_features_cli import sae_features_app
 from serving.commands.sae_train_cli import sae_train_app
 from serving.commands.steer_cli import steer_app
 from serving.packages import shadowed_packages
@@ -31,6 +32,7 @@ app.add_typer(steer_app, name="steer")
 app.add_typer(detector_app, name="detector")
 app.add_typer(gate_app, name="gate")
 sae_app.add_typer(sae_train_app)
+sae_app.add_typer(sae_features_app)
 app.add_typer(sae_app, name="sae")
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 

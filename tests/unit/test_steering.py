@@ -183,7 +183,8 @@ def test_more_or_less_of_it() -> None:
 def test_an_operator_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "clamp.py").write_text(CLAMP)
     monkeypatch.setattr(probes.steering, "__path__", [*probes.steering.__path__, str(tmp_path)])
-    assert set(operator_kinds()) == {"ablate", "add", "cap", "cap_latent", "clamp", "set_latent"}
+    latent = {"cap_latent", "raise_latent", "reduce_latent", "set_latent"}
+    assert set(operator_kinds()) == {"ablate", "add", "cap", "clamp"} | latent
     vector = Vector(np.eye(D_MODEL)[3], 1.0, 0.0, 1.0)
     update: Update = parse_operator("clamp", {"target": 4.0}).update(vector, max_dose=NO_LIMIT)
     rows = np.random.default_rng(0).standard_normal((50, D_MODEL))

@@ -25,7 +25,15 @@ from probes.steering.artifact import Safety, SteerArtifact, SteerCard, save_stee
 from probes.steering.base import Float64
 from probes.taps import Tap
 
-__all__ = ["Subject", "import_vector", "read_gguf_direction", "read_safetensors_direction", "vector_from_pairs"]
+__all__ = [
+    "Subject",
+    "import_vector",
+    "open_subject",
+    "read_gguf_direction",
+    "read_safetensors_direction",
+    "vector_from_pairs",
+    "write_direction",
+]
 
 READ: Mapping[str, Aggregator] = {"last": Last(), "mean": Mean()}
 """Which of a text's rows stand for it."""
@@ -79,7 +87,7 @@ def vector_from_pairs(
     pairs = read_pairs(path)
     if read not in READ:
         raise PairError(f"--read is {read!r}. {did_you_mean(read, READ)}")
-    reader = _reader(subject, progress)
+    reader = open_subject(subject, progress)
     ordinary = read_ordinary(reader, subject.layer)
     found = reader.read(
         [text for pair in pairs for text in (pair.positive, pair.negative)],
@@ -102,7 +110,7 @@ def vector_from_pairs(
         f"{quality.pairs} pairs: mean cosine of one with the direction {quality.agreement:.2f}, "
         f"{quality.reversed_share:.0%} point the other way"
     )
-    return _write(
+    return write_direction(
         subject,
         direction_of(differences, method),
         model=reader.model,
@@ -127,7 +135,7 @@ def import_vector(
     Raises:
         PairError: it has another width than the model, or no length.
     """
-    reader = _reader(subject, progress)
+    reader = open_subject(subject, progress)
     length = float(np.linalg.norm(direction))
     if direction.shape != (reader.model.d_model,):
         raise PairError(
@@ -136,7 +144,7 @@ def import_vector(
         )
     if not np.isfinite(length) or length == 0:
         raise PairError(f"the direction's length is {length}; it must be a finite number above 0.")
-    return _write(
+    return write_direction(
         subject,
         direction / length,
         model=reader.model,
@@ -196,14 +204,22 @@ def read_gguf_direction(path: Path, layer: int) -> Float64:
     return data.astype(np.float64).squeeze()
 
 
-def _reader(subject: Subject, progress: Callable[[str], None]) -> ActivationReader:
+def open_subject(subject: Subject, progress: Callable[[str], None]) -> ActivationReader:
+    """A reader of the subject's model at its layer.
+
+    Args:
+        subject: model and layer.
+        progress: told how far it is.
+    Raises:
+        probes.errors.TelltaleError: the model cannot be read.
+    """
     model = read_model_ref(subject.model_dir, model_id=subject.model_id, dtype="float32")
     return ActivationReader(
         subject.model_dir, model=model, layers=[subject.layer], cache_dir=user_cache_dir(), progress=progress
     )
 
 
-def _write(
+def write_direction(
     subject: Subject,
     direction: Float64,
     *,
@@ -213,6 +229,17 @@ def _write(
     evaluation: Mapping[str, Any],
     out: Path,
 ) -> SteerArtifact:
+    """Write a direction with the units that ordinary text gives it.
+
+    Args:
+        subject: for the card.
+        direction: (d_model,), of length 1.
+        model: which model that is.
+        ordinary: rows of ordinary text after the layer.
+        training: what it was made of, for the card.
+        evaluation: what was measured, for the card.
+        out: folder.
+    """
     card = SteerCard(
         name=subject.name,
         description=subject.description,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from probes.errors import TelltaleError
 
-__all__ = ["LensError", "lens_tensors", "token_ids"]
+__all__ = ["LensError", "Unembedding", "lens_tensors", "read_unembedding", "token_ids"]
 
 _TOLERANCE = 1e-4
 
 
 class LensError(TelltaleError, ValueError):
     """No lens can be made for this model or these tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unembedding:
+    """How a model makes logits of its last residual stream: ``rows @ stream / rms(stream)``.
+
+    Attributes:
+        rows: (vocabulary, d_model) float32, with the final norm's weight and the model's own factor folded in.
+        epsilon: of the norm.
+    """
+
+    rows: npt.NDArray[np.float32]
+    epsilon: float
 
 
 def token_ids(model_dir: Path, texts: Sequence[str]) -> list[int]:
@@ -57,6 +71,22 @@ def lens_tensors(model_dir: Path, tokens: Sequence[int], contrast: Sequence[int]
             f"the sets have {len(tokens)} and {len(contrast)} tokens; each needs one at least, and none may be named "
             "twice."
         )
+    found = read_unembedding(model_dir)
+    return {
+        "tokens": found.rows[list(tokens)],
+        "contrast": found.rows[list(contrast)],
+        "epsilon": np.array([found.epsilon], dtype=np.float32),
+    }
+
+
+def read_unembedding(model_dir: Path) -> Unembedding:
+    """The whole unembedding of a model.
+
+    Args:
+        model_dir: folder of the model, in transformers' layout.
+    Raises:
+        LensError: the logits are not the unembedding of an RMSNorm.
+    """
     network = AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=torch.float32, local_files_only=True)
     network.eval()
     head, norm = network.get_output_embeddings(), getattr(network.base_model, "norm", None)
@@ -83,8 +113,4 @@ def lens_tensors(model_dir: Path, tokens: Sequence[int], contrast: Sequence[int]
         rows = head.weight * weight * float(getattr(network.config, "logit_scale", 1.0) or 1.0)
         if getattr(network.config, "final_logit_softcapping", None):
             raise LensError(f"{type(network).__name__} caps its logits: a lens would not give what the model says.")
-    return {
-        "tokens": rows[list(tokens)].numpy(),
-        "contrast": rows[list(contrast)].numpy(),
-        "epsilon": np.array([epsilon], dtype=np.float32),
-    }
+    return Unembedding(rows.numpy(), epsilon)

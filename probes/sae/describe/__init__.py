@@ -1,0 +1,1 @@
+"""What a SAE's latents stand for: statistics of where they are active. Offline; needs the model."""
