@@ -8,20 +8,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from probes.artifact import Artifact
-from probes.card import Format, Stage
+from probes.card import Calibration, Format
 from probes.detectors import load_detector
 from probes.discovery import installed_modules
-from probes.fit.evaluation.controls import Control
 from probes.fit.evaluation.lint import read_report
 from probes.fit.reading.scores import open_reader, score_requests, statistics_of_requests
+from probes.fit.rows.example import Example
 from probes.fit.sources.jsonl import read_jsonl
 from serving.bench.rebuilds import rebuild, rotated
 from tests.engine.conftest import client_of
@@ -231,58 +232,47 @@ def test_a_new_kind_goes_the_whole_way(site: Path, tiny: TinyModel, tmp_path: Pa
     benign = [json.loads(line) for line in tested.read_text(encoding="utf-8").splitlines()]
     harmless = [json.dumps({"prompt": row["text"]}) for row in benign if not row["label"]]
     (tmp_path / "benign.jsonl").write_text("\n".join(harmless))
-    said = telltale(
+    telltale(
         "calibrate", path, "--benign", "benign.jsonl", "--model", tiny.path, "--target-fpr", "0.05", folder=tmp_path
     )
-    assert "leaky_mean" in said
     (calibration,) = Artifact.load(path).card.calibrations
-    assert (calibration.certified, calibration.num_benign) == (True, 80)
+    assert (calibration.aggregate.kind, calibration.certified, calibration.num_benign) == ("leaky_mean", True, 80)
 
     rows = ("--data", tested, "--train", train, "--model", tiny.path, "--encoder", "input")
     telltale("eval", path, *rows, "--out", "reports", folder=tmp_path)
     report = read_report(tmp_path / "reports" / f"{NAME}.prompt.json")
     found = report.formats[Format.CHAT]
     assert found.table.detector.auroc.value > 0.95
-    assert found.leave_one_out is not None
-    assert {fold.source for fold in found.leave_one_out.folds} == {"forum", "manual"}
-    assert found.leave_one_out.detector.value > 0.9
-    shuffled = next(band for band in found.table.bands if band.name is Control.SHUFFLED_LABELS)
-    assert shuffled.median < 0.8
     telltale("report", f"reports/{NAME}.prompt.json", "--html", "report.html", folder=tmp_path)
     assert "gated" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
     telltale("check", "telltale.yaml", folder=tmp_path)
     requests = read_jsonl(tested)[:20]
-    reader = open_reader([artifact], tiny.path, model=artifact.card.model, cache_dir=tmp_path, progress=lambda _: None)
-    rendered = reader.render(requests, text_format=Format.CHAT, stage=Stage.PROMPT)
-    (scores,) = score_requests(
-        [load_detector(artifact)], rendered, reader, skip_first=[artifact.card.skip_first], label="x"
-    )
-    offline = statistics_of_requests(calibration.aggregate, Stage.PROMPT, scores)
+    offline = statistics_of(artifact, tiny.path, requests, calibration)
+    served = []
     with serving(telltale_command(tiny.path, tmp_path / "telltale.yaml"), tmp_path / "server.log") as server:
-        client = client_of(server)
-        replies = [
-            client.chat.completions.create(
-                model="tiny", messages=[{"role": "user", "content": row.text}], max_tokens=2
-            ).choices[0]
-            for row in requests
-        ]
-    served = np.array([reply.telltale["detectors"][0]["score"] for reply in replies])  # type: ignore[attr-defined]
-    assert np.abs(served - offline).max() <= 1e-3 * max(1.0, float(offline.std()))
-    blocked = [reply.message.content == "Not this." for reply in replies]
-    assert blocked == (offline > calibration.threshold).tolist()
-    assert 5 <= sum(blocked) <= 12
+        for row, statistic in zip(requests, offline, strict=True):
+            messages = [{"role": "user", "content": row.text}]
+            reply: Any = client_of(server).chat.completions.create(model="tiny", messages=messages, max_tokens=2)  # type: ignore[arg-type]
+            assert (reply.choices[0].message.content == "Not this.") == (statistic > calibration.threshold)
+            served.append(reply.choices[0].telltale["detectors"][0]["score"])
+    assert np.abs(np.array(served) - offline).max() <= 1e-3 * max(1.0, float(offline.std()))
+    assert 5 <= np.sum(offline > calibration.threshold) <= 12
 
-    # Another basis of the same model: the kind says where its directions are, so it is carried over exactly.
-    rebuild(tiny.path, tmp_path / "turned", rotated(seed=0))
-    repair = ("--old", tiny.path, "--model", tmp_path / "turned", "--data", tested, "--out", "repaired")
+    # Another basis of the same model: the kind says where its directions are, so it is carried over.
+    turned = rebuild(tiny.path, tmp_path / "turned", rotated(seed=0))
+    repair = ("--old", tiny.path, "--model", turned, "--data", tested, "--out", "repaired")
     telltale("gate", "repair", path, *repair, folder=tmp_path)
-    repaired = Artifact.load(tmp_path / "repaired" / path.name)
-    turned = open_reader(
-        [repaired], tmp_path / "turned", model=repaired.card.model, cache_dir=tmp_path, progress=lambda _: None
-    )
-    (scores,) = score_requests(
-        [load_detector(repaired)], rendered, turned, skip_first=[repaired.card.skip_first], label="x"
-    )
-    again = statistics_of_requests(calibration.aggregate, Stage.PROMPT, scores)
+    again = statistics_of(Artifact.load(tmp_path / "repaired" / path.name), turned, requests, calibration)
     assert np.corrcoef(again, offline)[0, 1] > 0.95
+
+
+def statistics_of(
+    artifact: Artifact, model: Path, requests: Sequence[Example], calibration: Calibration
+) -> npt.NDArray[np.float64]:
+    """What transformers and the detector's own arithmetic say of each request."""
+    reader = open_reader([artifact], model, model=artifact.card.model, cache_dir=model, progress=lambda _: None)
+    rendered = reader.render(requests, text_format=calibration.format, stage=calibration.stage)
+    skip_first = [artifact.card.skip_first]
+    (scores,) = score_requests([load_detector(artifact)], rendered, reader, skip_first=skip_first, label="x")
+    return statistics_of_requests(calibration.aggregate, calibration.stage, scores)
