@@ -192,7 +192,8 @@ def _compile_rule(
     aggregate = rule.when.aggregate or calibrated_aggregate(site)
     require_fitting(site, bank.detector(name), aggregate)
     limits, skip_first = thresholds_of(site, aggregate), site.card.skip_first
-    check = Check.of(name, rule.when.stage, aggregate, skip_first=skip_first, limits=limits, segments=_segments(rule))
+    segments = _segments(site)
+    check = Check.of(name, rule.when.stage, aggregate, skip_first=skip_first, limits=limits, segments=segments)
     steer, opened = steer_of_rule(file, where, rule, steering), None
     if steer is not None:
         found = gate_of_rule(file, where, rule, number=steer, steers=steering.steers, check=check, bank=bank)
@@ -203,11 +204,35 @@ def _compile_rule(
     return CompiledRule(rule.name, place(check), Action(rule.do.action), rule.mode, text, steer, opened)
 
 
-def _segments(rule: Rule) -> tuple[Role, ...] | None:
-    named = rule.when.segments
-    if named is None or rule.when.stage is not Stage.PROMPT:
-        return None
-    return tuple(role for role in Role if role in named)
+def _segments(site: RuleSite) -> tuple[Role, ...] | None:
+    """Whose text a rule reads: of the prompt whose it names, else whose the card says that the detector is for."""
+    named, own = site.rule.when.segments, _card_segments(site.card)
+    if own is None:
+        if named is None or site.rule.when.stage is not Stage.PROMPT:
+            return None
+        return tuple(role for role in Role if role in named)
+    if site.rule.when.stage is not Stage.PROMPT:
+        raise site.error(
+            ("when", "stage"),
+            f"is {site.rule.when.stage.value!r}: detector {site.card.name!r} reads what {_names(own)} said in the "
+            "prompt. Say stage: prompt.",
+        )
+    if named is not None and set(named) != set(own):
+        raise site.error(
+            ("when", "segments"),
+            f"is {_names(named)}: detector {site.card.name!r} was fitted on the text of {_names(own)}, and says "
+            "nothing about that of others. Leave 'segments' out.",
+        )
+    return own
+
+
+def _card_segments(card: Card) -> tuple[Role, ...] | None:
+    """As the monitor calls them; None: the detector reads everything."""
+    return tuple(role for role in Role if role.value in card.segments) or None
+
+
+def _names(roles: Sequence[Role]) -> str:
+    return str([role.value for role in roles])
 
 
 def _default_checks(name: str, card: Card) -> list[Check]:
@@ -217,7 +242,7 @@ def _default_checks(name: str, card: Card) -> list[Check]:
         known = grouped.setdefault((calibration.stage, calibration.aggregate), {})
         known[calibration.format] = own_limits(calibration)
     return [
-        Check.of(name, stage, aggregate, skip_first=card.skip_first, limits=limits)
+        Check.of(name, stage, aggregate, skip_first=card.skip_first, limits=limits, segments=_card_segments(card))
         for (stage, aggregate), limits in grouped.items()
     ]
 
