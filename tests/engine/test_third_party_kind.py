@@ -20,6 +20,7 @@ from probes.artifact import Artifact
 from probes.card import Calibration, Format
 from probes.detectors import load_detector
 from probes.discovery import installed_modules
+from probes.fit.evaluation.controls import Control
 from probes.fit.evaluation.lint import read_report
 from probes.fit.reading.scores import open_reader, score_requests, statistics_of_requests
 from probes.fit.rows.example import Example
@@ -243,6 +244,11 @@ def test_a_new_kind_goes_the_whole_way(site: Path, tiny: TinyModel, tmp_path: Pa
     report = read_report(tmp_path / "reports" / f"{NAME}.prompt.json")
     found = report.formats[Format.CHAT]
     assert found.table.detector.auroc.value > 0.95
+    assert found.leave_one_out is not None
+    assert {fold.source for fold in found.leave_one_out.folds} == {"forum", "manual"}
+    assert found.leave_one_out.detector.value > 0.9
+    shuffled = next(band for band in found.table.bands if band.name is Control.SHUFFLED_LABELS)
+    assert shuffled.median < 0.8
     telltale("report", f"reports/{NAME}.prompt.json", "--html", "report.html", folder=tmp_path)
     assert "gated" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
