@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import assert_never
 
+from monitor.card_segments import card_segments, segments_of
 from monitor.check import Check, LengthLimits
 from monitor.condition import AllOf, AnyOf, Condition, NotOf, Verdict
 from monitor.rule import Rule
@@ -19,7 +20,7 @@ from monitor.thresholds import (
     term_aggregate,
     thresholds_of,
 )
-from monitor.types import Action, Role
+from monitor.types import Action
 from monitor.weighed import Term, WeighedCheck
 from monitor.when import Condition as Written
 from monitor.when import Scale, Weighed, When, WhenAll, WhenAny, WhenNot, WhenWeighed
@@ -84,7 +85,11 @@ class Verdicts:
             known = grouped.setdefault((calibration.stage, calibration.aggregate), {})
             known[calibration.format] = own_limits(calibration)
         return [
-            self._place(Check.of(name, stage, aggregate, skip_first=card.skip_first, limits=limits))
+            self._place(
+                Check.of(
+                    name, stage, aggregate, skip_first=card.skip_first, limits=limits, segments=card_segments(card)
+                )
+            )
             for (stage, aggregate), limits in grouped.items()
         ]
 
@@ -141,7 +146,7 @@ class Verdicts:
                 aggregate,
                 skip_first=site.card.skip_first,
                 limits=thresholds_of(site, aggregate, when.above),
-                segments=_segments(when.segments, when.stage),
+                segments=segments_of(site, when.segments),
             )
         )
 
@@ -188,7 +193,7 @@ class Verdicts:
             aggregate,
             skip_first=site.card.skip_first,
             limits={},
-            segments=_segments(term.segments, when.stage),
+            segments=segments_of(site, term.segments),
         )
         return Term(self._place(check), term.detector, term.weight, scaling)
 
@@ -218,9 +223,3 @@ class Verdicts:
                 return all(self._is_only_unusual(part) for part in condition.parts)
             case AnyOf():
                 return any(self._is_only_unusual(part) for part in condition.parts)
-
-
-def _segments(named: tuple[Role, ...] | None, stage: Stage) -> tuple[Role, ...] | None:
-    if named is None or stage is not Stage.PROMPT:
-        return None
-    return tuple(role for role in Role if role in named)

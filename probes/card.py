@@ -36,6 +36,15 @@ class Format(StrEnum):
     """Text or tokens as they are (``/v1/completions``, for one)."""
 
 
+class Speaker(StrEnum):
+    """Whose text a message of a conversation is."""
+
+    SYSTEM = "system"
+    USER = "user"
+    TOOL = "tool"
+    """What a tool answered: text that neither the user nor the operator wrote."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -172,6 +181,11 @@ class Card(ArtifactCard):
     parameters: dict[str, Any] = Field(default_factory=dict, description="of the kind, where tensors do not say it")
     taps: tuple[str, ...] = Field(min_length=1)
     formats: tuple[Format, ...] = Field(min_length=1, description="formats that it was calibrated for")
+    segments: tuple[Speaker, ...] = Field(
+        default=(),
+        exclude_if=lambda named: not named,
+        description="whose text of a prompt it was fitted and calibrated on, and rules read; empty: all",
+    )
     calibrations: tuple[Calibration, ...] = ()
     canary: Canary | None = Field(
         default=None, description="None: only coverage can be proved, not that scores are right"
@@ -182,6 +196,16 @@ class Card(ArtifactCard):
         kept = {(item.stage, item.format, item.aggregate): item for item in (*self.calibrations, *found)}
         formats = dict.fromkeys([*self.formats, *(item.format for item in found)])
         return self.model_copy(update={"calibrations": tuple(kept.values()), "formats": tuple(formats)})
+
+    @model_validator(mode="after")
+    def _reads_segments_of_chats(self) -> Self:
+        if not self.segments:
+            return self
+        if len(set(self.segments)) != len(self.segments):
+            raise ValueError("'segments' names one twice")
+        if self.formats != (Format.CHAT,) or any(item.stage is not Stage.PROMPT for item in self.calibrations):
+            raise ValueError("with 'segments' the format is chat alone and the stage prompt: nothing else has speakers")
+        return self
 
     @model_validator(mode="after")
     def _one_calibration_each(self) -> Self:

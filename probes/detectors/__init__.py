@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 from probes.aggregate import Aggregator
 from probes.artifact import Artifact, ArtifactError
-from probes.detectors.base import Detector, Directions, Scorer
+from probes.detectors.base import Detector, Directions, Layout, Scorer
 from probes.discovery import discover
 from probes.errors import did_you_mean
 
-__all__ = ["Detector", "Directions", "Scorer", "detector_kinds", "load_detector", "unfit_aggregate"]
+__all__ = ["Detector", "Directions", "Layout", "Scorer", "detector_kinds", "load_detector", "unfit_aggregate"]
 
 
 def detector_kinds() -> Mapping[str, type[Detector]]:

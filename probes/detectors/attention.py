@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from probes.artifact import Artifact
-from probes.detectors.base import Detector, Directions, Float64, standardised
+from probes.detectors.base import Detector, Directions, Float64, Layout, standardised
 from probes.taps import Tap
 
 
@@ -21,6 +21,8 @@ class Attention(Detector):
 
     kind = "attention"
     aggregate_kind = "attention"
+    # A softmax over tokens is the same for queries that are all larger by the same amount.
+    layout = Layout({"query": None, "value": "bias"})
 
     def __init__(self, name: str, directions: Directions) -> None:
         super().__init__(name)

@@ -33,6 +33,25 @@ class Directions:
     bias: Float64
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the tensors of a kind hold its directions, in units of ``(s - mean) / scale``.
+
+    Whoever carries a detector over to other activations by a linear map rewrites these, ``scale`` and ``mean``; what
+    the detector computes of its readouts stays as it is.
+
+    Attributes:
+        directions: the name of each tensor of directions, (k, d_model) or (d_model,), with that of the tensor that
+            holds their constants, (k,); None where a constant changes nothing that is judged.
+        has_mean: whether there is a ``mean`` to be subtracted.
+        by_tap: whether the first axis of each tensor counts taps; else all directions are read at one tap.
+    """
+
+    directions: Mapping[str, str | None]
+    has_mean: bool = True
+    by_tap: bool = False
+
+
 def standardised(tap: Tap, weight: Float64, bias: Float64, *, mean: Float64, scale: Float64) -> Directions:
     """Directions that were fitted on ``(s - mean) / scale``, as directions on s itself: folded in float64.
 
@@ -70,6 +89,8 @@ class Detector(ABC):
     """The one kind of aggregate that goes with this one; None: any that takes one number of a row."""
     may_block_alone: ClassVar[bool] = True
     """Whether a rule that stops requests may rest on this kind alone."""
+    layout: ClassVar[Layout | None] = None
+    """Where its tensors hold its directions; None: elsewhere, so that it cannot be carried over to another build."""
 
     def __init__(self, name: str) -> None:
         self.name = name

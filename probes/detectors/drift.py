@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from probes.artifact import Artifact
-from probes.detectors.base import Detector, Directions, Float64
+from probes.detectors.base import Detector, Directions, Float64, Layout
 from probes.taps import Tap
 
 
@@ -22,6 +22,7 @@ class Drift(Detector):
 
     kind = "drift"
     aggregate_kind = "delta"
+    layout = Layout({"direction": None}, has_mean=False)
 
     def __init__(self, name: str, tap: Tap, weight: Float64) -> None:
         super().__init__(name)

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from probes.artifact import Artifact
-from probes.detectors.base import Detector, Directions, Float64, standardised
+from probes.detectors.base import Detector, Directions, Float64, Layout, standardised
 from probes.taps import Tap
 
 
@@ -20,6 +20,7 @@ class Ensemble(Detector):
     """
 
     kind = "ensemble"
+    layout = Layout({"direction": "bias"}, by_tap=True)
 
     def __init__(self, name: str, parts: Sequence[Directions]) -> None:
         super().__init__(name)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probes.artifact import Artifact
-from probes.detectors.base import Detector, Directions, Float64, Scorer, standardised
+from probes.detectors.base import Detector, Directions, Float64, Layout, Scorer, standardised
 from probes.taps import Tap
 
 
@@ -21,6 +21,7 @@ class Linear(Detector):
 
     kind = "linear"
     score_is_readout = True
+    layout = Layout({"direction": "bias"})
 
     def __init__(self, name: str, tap: Tap, weight: Float64, bias: float) -> None:
         super().__init__(name)

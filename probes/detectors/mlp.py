@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from probes.artifact import Artifact
-from probes.detectors.base import Detector, Directions, Float64, standardised
+from probes.detectors.base import Detector, Directions, Float64, Layout, standardised
 from probes.taps import Tap
 
 
@@ -20,6 +20,7 @@ class Mlp(Detector):
     """
 
     kind = "mlp"
+    layout = Layout({"hidden": "hidden_bias"})
 
     def __init__(self, name: str, hidden: Directions, out: Float64, out_bias: float) -> None:
         super().__init__(name)

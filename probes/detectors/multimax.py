@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 from probes.artifact import Artifact
-from probes.detectors.base import Detector, Directions, Float64, standardised
+from probes.detectors.base import Detector, Directions, Float64, Layout, standardised
 from probes.taps import Tap
 
 
@@ -18,6 +18,7 @@ class MultiMax(Detector):
 
     kind = "multimax"
     aggregate_kind = "multimax"
+    layout = Layout({"value": "bias"})
 
     def __init__(self, name: str, directions: Directions) -> None:
         super().__init__(name)

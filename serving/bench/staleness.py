@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,7 @@ import probes.packs
 import serving
 from probes.artifact import Artifact
 from probes.cachedir import user_cache_dir
-from probes.card import Format, ModelRef, Stage
+from probes.card import Format, ModelRef, Speaker, Stage
 from probes.fit.reading.activations import ActivationReader
 from probes.fit.reading.rendered import Rendered
 from probes.fit.realign.repair import repair
@@ -92,9 +92,11 @@ class Kept:
         """See ``ActivationReader.sink_positions``."""
         return self._reader.sink_positions(examples, text_format)
 
-    def render(self, examples: Sequence[Example], *, text_format: Format, stage: Stage) -> list[Rendered]:
+    def render(
+        self, examples: Sequence[Example], *, text_format: Format, stage: Stage, segments: Collection[Speaker] = ()
+    ) -> list[Rendered]:
         """See ``ActivationReader.render``."""
-        return self._reader.render(examples, text_format=text_format, stage=stage)
+        return self._reader.render(examples, text_format=text_format, stage=stage, segments=segments)
 
     def sweep(
         self, requests: Sequence[Rendered], taps: Sequence[Tap], *, label: str

@@ -1,4 +1,4 @@
-"""``telltale detector``: detectors that need no labels."""
+"""``telltale detector``: detectors that are made without a recipe."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import serving
+from probes.card import Speaker
 from serving.builtin import DEFAULT_MODEL
 from serving.commands.model import embedded_folder, say
 
 if TYPE_CHECKING:
-    from probes.fit.training.unlabelled import Making
+    from probes.fit.training.making import Making
 
-detector_app = typer.Typer(help="Make detectors that need no labels.", no_args_is_help=True)
+detector_app = typer.Typer(help="Make detectors without a recipe.", no_args_is_help=True)
 _Layer = Annotated[int, typer.Option(min=0, help="Layer after which it reads.", show_default=False)]
 _Name = Annotated[str, typer.Option(help="What to call it.", show_default=False)]
 _Model = Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")]
@@ -62,8 +63,38 @@ def lens(
     say(f"wrote {make_lens(making, tokens=tokens, contrast=contrast).path}; {_NEXT}")
 
 
+@detector_app.command()
+def drift(
+    rows: Annotated[
+        Path,
+        typer.Argument(
+            help='Conversations: {"messages": [..., {"role": "tool", ...}], "label": 0 or 1} a line.',
+            show_default=False,
+        ),
+    ],
+    *,
+    layer: _Layer,
+    name: _Name,
+    segments: Annotated[
+        list[Speaker], typer.Option("--segment", help="Whose texts nobody vouches for; may be repeated.")
+    ] = [Speaker.TOOL],  # noqa: B006 - typer copies it
+    model: _Model = None,
+    out: _Out = Path("detectors"),
+) -> None:
+    """Tell texts that take the model off its task, such as instructions in a tool's answer (label 1)."""
+    from probes.fit.fitters.logistic import Logistic
+    from probes.fit.sources.jsonl import read_jsonl
+    from probes.fit.training.drift import make_drift
+
+    about = f"text of {', '.join(segments)} that takes the model off its task"
+    making = _making(about, layer=layer, name=name, model=model, out=out)
+    fitter = Logistic(inverse_penalty=0.01)
+    made = make_drift(making, read_jsonl(rows), segments=tuple(dict.fromkeys(segments)), fitter=fitter)
+    say(f"wrote {made.path}; {_NEXT} --aggregate delta")
+
+
 def _making(description: str, *, layer: int, name: str, model: str | None, out: Path) -> Making:
-    from probes.fit.training.unlabelled import Making
+    from probes.fit.training.making import Making
 
     chosen = model or DEFAULT_MODEL
     return Making(

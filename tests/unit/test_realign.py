@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +38,22 @@ class Normed(Linear):
 
     kind = "normed"
     reads_norm = True
+'''
+
+OTHER_KIND = '''
+from probes.detectors.base import Layout
+from probes.detectors.linear import Linear
+
+
+class Theirs(Linear):
+    """Squares what a linear probe says."""
+
+    kind = "theirs"
+    score_is_readout = False
+    layout = {layout}
+
+    def score(self, readouts):
+        return super().score(readouts) ** 2
 '''
 
 
@@ -172,7 +189,7 @@ def card_of(kind: str) -> Card:
     return make_card("d", kind=kind, layers=LAYERS if kind == "ensemble" else LAYERS[:1])
 
 
-FOLDABLE = sorted({"attention", "drift", "ensemble", "linear", "mlp", "multimax"} & set(detector_kinds()))
+FOLDABLE = [kind for kind, cls in detector_kinds().items() if cls.layout is not None]
 
 
 @pytest.mark.parametrize("kind", FOLDABLE)
@@ -229,6 +246,36 @@ def test_kinds_that_read_norms_are_refused(tmp_path: Path, monkeypatch: pytest.M
     artifact = Artifact(Path("d.safetensors"), make_card(kind="normed"), linear_tensors(np.ones(D_MODEL)))
     with pytest.raises(RealignError, match="reads the norm of the stream"):
         require_foldable(artifact)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ("None", "does not say which of its tensors hold directions"),
+        ('Layout({"weight": "bias"})', "names weight, which the artifact does not hold"),
+        ('Layout({"direction": "bias"}, by_tap=False)', ""),
+    ],
+)
+def test_a_kind_of_others_is_repaired_if_it_says_how(
+    layout: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs.py").write_text(OTHER_KIND.format(layout=layout))
+    monkeypatch.setattr(probes.detectors, "__path__", [*probes.detectors.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "probes.detectors.theirs", raising=False)
+    generator = np.random.default_rng(2)
+    card = make_card(kind="theirs")
+    artifact = Artifact(Path("d.safetensors"), card, linear_tensors(generator.standard_normal(D_MODEL)))
+    (tap,) = artifact.taps
+    maps = {tap: map_of(generator)}
+    if message:
+        with pytest.raises(RealignError, match=message):
+            fold(artifact, maps, card)
+        return
+    new = generator.standard_normal((20, D_MODEL))
+    before, after = (load_detector(each) for each in (artifact, fold(artifact, maps, card)))
+    mapped = new @ maps[tap].matrix + maps[tap].offset
+    expected = before.score(before.read({tap: mapped}))
+    np.testing.assert_allclose(after.score(after.read({tap: new})), expected, rtol=1e-9)
 
 
 def test_kinds_that_are_not_known_are_refused() -> None:

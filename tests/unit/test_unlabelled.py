@@ -14,8 +14,9 @@ from probes.detectors import load_detector
 from probes.fit.evaluation.measure import auroc
 from probes.fit.rows.example import Example
 from probes.fit.training.lens import LensError
+from probes.fit.training.making import Making
 from probes.fit.training.novelty import NoveltyError
-from probes.fit.training.unlabelled import Making, make_lens, make_novelty
+from probes.fit.training.unlabelled import make_lens, make_novelty
 from probes.taps import Tap
 from tests.support.words import activations_by_hooks
 

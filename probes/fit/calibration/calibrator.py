@@ -81,7 +81,14 @@ class Calibrator:
             scored = self._read(some, benign, text_format, "benign requests")
             judged = self._read(some, labelled, text_format, "labelled requests")
             for place, number in enumerate(chosen):
-                made = self._calibrate(aggregates[number], promises[number], benign, scored[place], text_format)
+                made = self._calibrate(
+                    artifacts[number],
+                    aggregates[number],
+                    promises[number],
+                    benign=benign,
+                    scored=scored[place],
+                    text_format=text_format,
+                )
                 if labelled:
                     statistics = statistics_of_requests(made.aggregate, self.stage, judged[place])
                     made = made.model_copy(update={"platt": fit_platt(statistics, labelled)})
@@ -112,8 +119,10 @@ class Calibrator:
 
     def _calibrate(
         self,
+        artifact: Artifact,
         aggregate: Aggregator,
         promise: Promise,
+        *,
         benign: Sequence[Example],
         scored: Sequence[RequestScores],
         text_format: Format,
@@ -130,10 +139,18 @@ class Calibrator:
             confidence=promise.confidence,
             method=promise.method,
             lengths=lengths,
-            edges=self._edges(statistics, lengths, promise),
+            edges=self._edges(artifact, statistics, lengths, promise),
         )
 
-    def _edges(self, statistics: Float64, lengths: Lengths, promise: Promise) -> tuple[int, ...]:
+    def _edges(self, artifact: Artifact, statistics: Float64, lengths: Lengths, promise: Promise) -> tuple[int, ...]:
+        if artifact.card.segments:
+            # The server counts the tokens of the whole prompt, whoever's are read.
+            if self.edges:
+                raise CalibrationError(
+                    f"detector {artifact.card.name!r} reads the text of {', '.join(artifact.card.segments)} alone: it "
+                    "has no thresholds by length. Leave --buckets out."
+                )
+            return ()
         # How long a reply will be is not known while it is judged token by token.
         if self.stage is Stage.STREAM:
             return ()

@@ -33,14 +33,16 @@ from probes.fit.evaluation.evaluate import (
 )
 from probes.fit.evaluation.evaluation import Absent, DetectorRef, FormatReport, Report, SweepPoint
 from probes.fit.evaluation.evaluation_rows import EvaluationError, Rows, data_ref
-from probes.fit.evaluation.model_controls import knowing_nothing, on_random_weights
-from probes.fit.evaluation.refit import Refit, fitter_of
+from probes.fit.evaluation.model_controls import NUM_SHUFFLED, knowing_nothing, on_random_weights
+from probes.fit.evaluation.refit import Refit, Repeatable, fitter_of
 from probes.fit.evaluation.resampling import RESAMPLES
 from probes.fit.evaluation.stream_delay import stream_delay
+from probes.fit.evaluation.token_refit import TokenRefit
 from probes.fit.evaluation.verdict import least
 from probes.fit.evaluation.weigh import Home, weigh
 from probes.fit.reading.activations import ActivationReader
 from probes.fit.reading.scores import read_scores, statistics_of_requests
+from probes.fit.refits import KindFit, RefitError, kind_fit
 from probes.fit.training.linear_probe import LinearProbe, standard_units
 from probes.taps import Tap
 
@@ -48,8 +50,8 @@ __all__ = ["DetectorEvaluation"]
 
 Float64 = npt.NDArray[np.float64]
 
-_REFITTED = frozenset({"linear", "ensemble"})
-"""The kinds whose fit can be repeated: one linear probe, or one on several layers side by side."""
+_LINEAR = frozenset({"linear", "ensemble"})
+"""The kinds that are fitted as one linear probe, on one layer or on several side by side."""
 _NO_TRAINING_ROWS = "it needs the training rows (--train)"
 
 
@@ -96,7 +98,8 @@ class DetectorEvaluation:
             cache_dir=cache_dir,
             progress=progress,
         )
-        self._refits = rows.train is not None and artifact.card.kind in _REFITTED
+        self._how, self._why_not = _fit_of(artifact)
+        self._refits = rows.train is not None and not self._why_not
         self._folds = source_folds(rows.train, seed=seed) if rows.train is not None and self._refits else []
         self._peers: Mapping[Control, Float64] = {}
         self._peer_folds: Sequence[Mapping[Control, Float64]] = []
@@ -154,7 +157,8 @@ class DetectorEvaluation:
             label="measured rows",
         )[0]
         statistics = statistics_of_requests(calibration.aggregate, stage, scores)
-        refit = Refit.of(self._artifact, calibration, kinds=_REFITTED)
+        linear = Refit.of(self._artifact, calibration, kinds=_LINEAR)
+        refit = TokenRefit.of(self._artifact, calibration, self._how) if self._how is not None else linear
         peers = dict(self._peers)
         if self._refits and self._rows.train is not None:
             peers[Control.RANDOM_INIT] = on_random_weights(
@@ -172,15 +176,7 @@ class DetectorEvaluation:
             examples=self._measured,
             scores=statistics,
             peers=peers,
-            bands=knowing_nothing(
-                refit,
-                self._units(refit, text_format),
-                self._reader,
-                self._measured,
-                text_format,
-                train=self._rows.train if self._refits else None,
-                seed=self._seed,
-            ),
+            bands=self._bands(linear, refit, text_format),
             absent=self._absent(),
         )
         labels = labels_of(self._measured)
@@ -203,7 +199,30 @@ class DetectorEvaluation:
             verdict=weigh(table, self._split.policy, home),
         )
 
-    def _home(self, refit: Refit, text_format: Format) -> Home:
+    def _bands(self, linear: Refit, refit: Repeatable, text_format: Format) -> dict[Control, Sequence[Float64]]:
+        """What is drawn many times: random directions, and the detector's own fit on permuted labels."""
+        train = self._rows.train if self._refits else None
+        bands = knowing_nothing(
+            linear,
+            self._units(linear, text_format),
+            self._reader,
+            self._measured,
+            text_format,
+            train=train if self._how is None else None,
+            seed=self._seed,
+        )
+        if isinstance(refit, TokenRefit) and refit.how.uses_labels and train is not None:
+            bands[Control.SHUFFLED_LABELS] = refit.shuffled(
+                self._reader,
+                train,
+                self._measured,
+                text_format,
+                count=NUM_SHUFFLED,
+                generator=np.random.default_rng(self._seed),
+            )
+        return bands
+
+    def _home(self, refit: Repeatable, text_format: Format) -> Home:
         """What the training rows tell of the fit."""
         train = self._rows.train
         if train is None:
@@ -228,7 +247,7 @@ class DetectorEvaluation:
 
     def _units(self, refit: Refit, text_format: Format) -> LinearProbe:
         """The units of each dimension, in which random directions are drawn."""
-        if self._artifact.card.kind in _REFITTED:
+        if self._artifact.card.kind in _LINEAR:
             tensors = {name: np.asarray(tensor, np.float32).ravel() for name, tensor in self._artifact.tensors.items()}
             return LinearProbe(tensors["direction"], tensors["mean"], tensors["scale"], 0.0)
         features = refit.features(self._reader, self._measured, text_format, label="measured rows")
@@ -251,9 +270,12 @@ class DetectorEvaluation:
         if self._rows.train is None:
             lacking = (Control.TF_IDF, Control.SENTENCE_EMBEDDING, Control.SHUFFLED_LABELS, Control.RANDOM_INIT)
             return tuple(Absent(name=control, reason=_NO_TRAINING_ROWS) for control in lacking)
-        if self._refits:
+        if self._refits and (self._how is None or self._how.uses_labels):
             return ()
-        reason = f"a detector of kind {self._artifact.card.kind!r} is not fitted again"
+        if self._refits:
+            reason = f"no label takes part in the fit of a detector of kind {self._artifact.card.kind!r}"
+            return (Absent(name=Control.SHUFFLED_LABELS, reason=reason, applies=False),)
+        reason = self._why_not
         return tuple(
             Absent(name=control, reason=reason, applies=False)
             for control in (Control.SHUFFLED_LABELS, Control.RANDOM_INIT)
@@ -263,8 +285,8 @@ class DetectorEvaluation:
         if self._rows.train is None:
             return "not repeated: the training rows were not given"
         if not self._refits:
-            return f"not repeated: a detector of kind {self._artifact.card.kind!r} is not fitted again"
-        source = fitter_of(self._artifact)[1]
+            return f"not repeated: {self._why_not}"
+        source = str(self._how) if self._how is not None else fitter_of(self._artifact)[1]
         return source if self._folds else f"{source}; no source can be left out: too few sources, or rows in them"
 
     def _notes(self, stage: Stage) -> tuple[str, ...]:
@@ -291,6 +313,18 @@ class DetectorEvaluation:
                 "from the first token that is read."
             )
         return tuple(notes)
+
+
+def _fit_of(artifact: Artifact) -> tuple[KindFit | None, str]:
+    """How a detector that is not linear is fitted again, and why it is not; of a linear one neither."""
+    card = artifact.card
+    if card.kind in _LINEAR:
+        why = "linear probes are fitted again on whole prompts, not on segments" if card.segments else ""
+        return None, f"a detector of kind {card.kind!r} is not fitted again: {why}" if why else ""
+    try:
+        return kind_fit(artifact), ""
+    except RefitError as error:
+        return None, f"a detector of kind {card.kind!r} is not fitted again: {error}"
 
 
 def _sweep(training: Mapping[str, object]) -> tuple[SweepPoint, ...]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from probes.card import Format, ModelRef
 from probes.fit.evaluation.baselines import labels_of, random_probes, shuffled_probes
 from probes.fit.evaluation.controls import Control
-from probes.fit.evaluation.refit import Refit
+from probes.fit.evaluation.refit import Refit, Repeatable
 from probes.fit.reading.activations import ActivationReader
 from probes.fit.reading.random_init import random_model
 from probes.fit.rows.example import Example
@@ -64,7 +64,7 @@ def knowing_nothing(
 
 
 def on_random_weights(
-    refit: Refit,
+    refit: Repeatable,
     measured: Sequence[Example],
     text_format: Format,
     *,
@@ -78,7 +78,7 @@ def on_random_weights(
     """(measured,) statistics of the same fit on the same architecture with random weights.
 
     Args:
-        refit: where is read, and how is fitted.
+        refit: of the detector.
         measured: rows to score.
         text_format: how they reach the model.
         train: to fit on; of more than 2,000 as many are drawn.
@@ -91,7 +91,12 @@ def on_random_weights(
     rows = random.Random(seed).sample(list(train), _MOST_ROWS) if len(train) > _MOST_ROWS else train  # noqa: S311
     layers = [tap.layer for tap in refit.taps]
     with random_model(
-        model_dir, model=model, depth=max(layers) + 1, seed=seed, folder=cache_dir / "random-init"
+        model_dir,
+        model=model,
+        depth=max(layers) + 1,
+        seed=seed,
+        folder=cache_dir / "random-init",
+        head=refit.reads_head,
     ) as made:
         reader = ActivationReader(
             made.path,
@@ -101,7 +106,4 @@ def on_random_weights(
             cache_dir=cache_dir,
             progress=progress,
         )
-        label = "random weights"
-        probe = refit.fit(refit.features(reader, rows, text_format, label=label), rows)
-        found: Float64 = refit.statistics([probe], reader, measured, text_format, label=label)[0]
-    return found
+        return refit.on_model(reader, made.path, rows, measured, text_format, label="random weights")

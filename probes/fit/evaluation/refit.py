@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ from probes.fit.fitters.logistic import Logistic
 from probes.fit.reading.activations import ActivationReader
 from probes.fit.reading.probe_bank import probe_statistics
 from probes.fit.reading.weights import is_linear
+from probes.fit.refits import fitter_config
 from probes.fit.rows.example import Example
 from probes.fit.rows.split import Fold
 from probes.fit.training.ensemble import SideBySide
@@ -25,16 +28,55 @@ from probes.fit.training.linear_probe import LinearProbe
 from probes.fit.training.search import Features
 from probes.taps import Tap
 
-__all__ = ["Refit", "fitter_of"]
+__all__ = ["Refit", "Repeatable", "fitter_of"]
 
 Float64 = npt.NDArray[np.float64]
 
 _FALLBACK = Logistic(inverse_penalty=0.01)
 
 
+class Repeatable(Protocol):
+    """The fit of a detector, whatever its kind, to be repeated."""
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """Where is read, all at one site."""
+        ...
+
+    @property
+    def reads_head(self) -> bool:
+        """Whether the model's unembedding takes part."""
+        ...
+
+    def fold_scores(
+        self,
+        reader: ActivationReader,
+        examples: Sequence[Example],
+        folds: Sequence[Fold],
+        text_format: Format,
+        *,
+        label: str,
+    ) -> list[Float64]:
+        """For each fold, the statistics of its test rows by a fit on its training rows."""
+        ...
+
+    def on_model(
+        self,
+        reader: ActivationReader,
+        model_dir: Path,
+        train: Sequence[Example],
+        measured: Sequence[Example],
+        text_format: Format,
+        *,
+        label: str,
+    ) -> Float64:
+        """(measured,) their statistics by a fit on another model's activations of the training rows."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refit:
-    """One way to fit: where is read, and how what is read becomes a probe and a statistic.
+    """One way to fit linear probes: where is read, and how what is read becomes a probe and a statistic.
 
     Attributes:
         fitter: of the direction at each tap.
@@ -80,6 +122,11 @@ class Refit:
             stage=calibration.stage,
             skip_first=card.skip_first,
         )
+
+    @property
+    def reads_head(self) -> bool:
+        """It never is."""
+        return False
 
     @property
     def is_exact(self) -> bool:
@@ -133,6 +180,21 @@ class Refit:
             label=f"{label} ({text_format.value})",
         )
 
+    def on_model(
+        self,
+        reader: ActivationReader,
+        model_dir: Path,
+        train: Sequence[Example],
+        measured: Sequence[Example],
+        text_format: Format,
+        *,
+        label: str,
+    ) -> Float64:
+        """See ``Repeatable.on_model``; the folder is not looked at."""
+        probe = self.fit(self.features(reader, train, text_format, label=label), train)
+        found: Float64 = self.statistics([probe], reader, measured, text_format, label=label)[0]
+        return found
+
     def fold_scores(
         self,
         reader: ActivationReader,
@@ -156,8 +218,7 @@ class Refit:
 
 def fitter_of(artifact: Artifact) -> tuple[Fitter, str]:
     """The fitter that a card names, and where it comes from, for people; logistic regression if it names none."""
-    chosen = artifact.card.training.get("chosen")
-    config = chosen.get("fitter") if isinstance(chosen, dict) else None
+    config = fitter_config(artifact.card)
     if config is None:
         return _FALLBACK, f"{_FALLBACK}, since the card names no fitter"
     fitter = parse_fitter(config)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
 from probes.aggregate import Aggregator
-from probes.card import Format, ModelRef, Stage
+from probes.card import Format, ModelRef, Speaker, Stage
 from probes.fit.reading.network import ActivationError, TappedNetwork
 from probes.fit.reading.rendered import Rendered, prompt_tokens, render
 from probes.fit.reading.weights import score_weights
@@ -108,9 +108,19 @@ class ActivationReader:
         """The prompt as the server sees it: through the chat template with the generation prompt, or as it is."""
         return prompt_tokens(self._tokenizer, example, text_format)
 
-    def render(self, examples: Sequence[Example], *, text_format: Format, stage: Stage) -> list[Rendered]:
+    def render(
+        self,
+        examples: Sequence[Example],
+        *,
+        text_format: Format,
+        stage: Stage,
+        segments: Collection[Speaker] = (),
+    ) -> list[Rendered]:
         """What the server reads of each example at a stage; see ``probes.fit.reading.rendered.render``."""
-        return [render(self._tokenizer, example, text_format=text_format, stage=stage) for example in examples]
+        return [
+            render(self._tokenizer, example, text_format=text_format, stage=stage, segments=segments)
+            for example in examples
+        ]
 
     def stream(self, tokens: Sequence[int]) -> Mapping[int, Float32]:
         """The site of one prompt after each of the layers: (len(tokens), d_model) each."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from probes.card import ModelRef
 
@@ -26,7 +26,9 @@ class RandomModel:
 
 
 @contextmanager
-def random_model(model_dir: Path, *, model: ModelRef, depth: int, seed: int, folder: Path) -> Iterator[RandomModel]:
+def random_model(
+    model_dir: Path, *, model: ModelRef, depth: int, seed: int, folder: Path, head: bool = False
+) -> Iterator[RandomModel]:
     """Write the lowest layers of the architecture with fresh weights, in float32; removed at the end.
 
     Args:
@@ -35,6 +37,7 @@ def random_model(model_dir: Path, *, model: ModelRef, depth: int, seed: int, fol
         depth: decoder layers that are needed.
         seed: of the weights.
         folder: where the model's folder is made.
+        head: whether its unembedding is written too.
     """
     config = AutoConfig.from_pretrained(str(model_dir), local_files_only=True)
     config.num_hidden_layers = depth
@@ -44,7 +47,8 @@ def random_model(model_dir: Path, *, model: ModelRef, depth: int, seed: int, fol
     with tempfile.TemporaryDirectory(dir=folder, prefix="random-init-") as place:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            AutoModel.from_config(config, dtype=torch.float32).save_pretrained(place)
+            kind = AutoModelForCausalLM if head else AutoModel
+            kind.from_config(config, dtype=torch.float32).save_pretrained(place)
         AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True).save_pretrained(place)
         digest = hashlib.sha256(f"{model.weight_digest}/random/{depth}/{seed}".encode()).hexdigest()
         changes = {"weight_digest": digest, "num_layers": depth, "dtype": "float32"}

@@ -38,8 +38,8 @@ __all__ = [
 Float64 = npt.NDArray[np.float64]
 
 _NOT_SCORED_BY = {"name", "description", "tensors_digest", "training", "evaluation", "created_by", "formats"}
-_NOT_SCORED_BY |= {"calibrations", "canary"}
-"""Fields of a card that change no score."""
+_NOT_SCORED_BY |= {"calibrations", "canary", "segments"}
+"""Fields of a card that change no score of the requests as they are rendered."""
 _LAYOUT = b"scores with the row before"
 """Of a file in the cache."""
 
@@ -54,7 +54,7 @@ class RequestScores:
 
     Attributes:
         scores: (T,) float64, or (T, channels) for a detector with several numbers a token; T may be 0.
-        first: position of the first of them in the request.
+        first: position of the first of them in the request; the others follow it, but for those that are not read.
         before: (1,) or (1, channels), the score of the row before them, for aggregates that compare with it; of length
             0 where there is none that may be read.
     """
@@ -127,10 +127,22 @@ def read_scores(
         probes.fit.reading.rendered.RenderError: an example has nothing to read at the stage.
         ScoreError: a score is NaN or infinite.
     """
-    requests = reader.render(examples, text_format=text_format, stage=stage)
-    paths = [cache_dir / "scores" / f"{_key(artifact, requests)}.safetensors" for artifact in artifacts]
-    missing = [number for number, path in enumerate(paths) if not path.is_file()]
-    if missing:
+    by_segments = {
+        segments: reader.render(examples, text_format=text_format, stage=stage, segments=segments)
+        for segments in dict.fromkeys(artifact.card.segments for artifact in artifacts)
+    }
+    paths = [
+        cache_dir / "scores" / f"{_key(artifact, by_segments[artifact.card.segments])}.safetensors"
+        for artifact in artifacts
+    ]
+    for segments, requests in by_segments.items():
+        missing = [
+            number
+            for number, artifact in enumerate(artifacts)
+            if artifact.card.segments == segments and not paths[number].is_file()
+        ]
+        if not missing:
+            continue
         chosen = [artifacts[number] for number in missing]
         found = score_requests(
             [load_detector(artifact) for artifact in chosen],
@@ -170,15 +182,16 @@ def score_requests(
     for number, activations in source.sweep(requests, taps, label=label):
         for detector, skipped, row in zip(detectors, skip_first, found, strict=True):
             positions = requests[number].positions(skipped)
-            first = len(requests[number].tokens) - len(positions)
-            begin = first - 1 if first > skipped else first
-            scores = detector.score(detector.read({tap: rows[begin:] for tap, rows in activations.items()}))
+            first = int(positions[0]) if len(positions) else len(requests[number].tokens)
+            before = np.arange(first - 1, first) if first > skipped else np.arange(0)
+            wanted = np.concatenate([before, positions])
+            scores = detector.score(detector.read({tap: rows[wanted] for tap, rows in activations.items()}))
             if not np.isfinite(scores).all():
                 raise ScoreError(
                     f"detector {detector.name!r}: {int(np.sum(~np.isfinite(scores)))} scores of request {number} are "
                     "NaN or infinite. The server would count them as gaps; leave the request out or train again."
                 )
-            row[number] = RequestScores(scores[first - begin :], first, scores[: first - begin])
+            row[number] = RequestScores(scores[len(before) :], first, scores[: len(before)])
     complete = [[scores for scores in row if scores is not None] for row in found]
     if any(len(row) != len(requests) for row in complete):
         raise ScoreError(f"{label}: activations of some of the {len(requests)} requests are missing. Read them again.")
@@ -231,6 +244,8 @@ def _key(artifact: Artifact, requests: Sequence[Rendered]) -> str:
         digest.update(tensor.tobytes())
     for request in requests:
         digest.update(f"{request.first}:{','.join(map(str, request.tokens))};".encode())
+        if request.only is not None:
+            digest.update(f"only {','.join(map(str, request.only))};".encode())
     return digest.hexdigest()
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from probes.artifact import Artifact
 from probes.card import Card
-from probes.detectors import load_detector
+from probes.detectors import Layout, load_detector
 from probes.fit.realign.moments import Float64
 from probes.fit.realign.ridge import LinearMap, RealignError
 from probes.taps import Tap
@@ -24,49 +22,22 @@ _SAME = 1e-6
 """Largest difference to the exact fold, as a share of the largest weight."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Where a kind keeps its directions, which are in units of ``(s - mean) / scale``.
-
-    Attributes:
-        directions: tensor -> the tensor with its constants; None where a constant changes nothing that is judged.
-        has_mean: whether there is a ``mean`` to be subtracted.
-        by_tap: whether the first axis of each tensor counts taps; else all directions are read at one tap.
-    """
-
-    directions: Mapping[str, str | None]
-    has_mean: bool = True
-    by_tap: bool = False
-
-
-_LAYOUTS: Mapping[str, _Layout] = MappingProxyType(
-    {
-        # A softmax over tokens is the same for queries that are all larger by the same amount.
-        "attention": _Layout({"query": None, "value": "bias"}),
-        # Only differences of its scores are judged.
-        "drift": _Layout({"direction": None}, has_mean=False),
-        "ensemble": _Layout({"direction": "bias"}, by_tap=True),
-        "linear": _Layout({"direction": "bias"}),
-        "mlp": _Layout({"hidden": "hidden_bias"}),
-        "multimax": _Layout({"value": "bias"}),
-    }
-)
-
-
-def require_foldable(artifact: Artifact) -> None:
-    """Refuse kinds that no linear map repairs.
+def require_foldable(artifact: Artifact) -> Layout:
+    """Where the detector's tensors hold its directions; refuses kinds that no linear map repairs.
 
     Raises:
         RealignError: says why.
     """
-    kind = artifact.card.kind
-    if kind in _LAYOUTS:
-        return
-    if load_detector(artifact).reads_norm:
+    detector = load_detector(artifact)
+    if detector.layout is not None and not detector.reads_norm:
+        return detector.layout
+    if detector.reads_norm:
         reason = "reads the norm of the stream, and a linear map to the old stream does not keep norms"
     else:
-        reason = f"is not one whose tensors can be rewritten (those are {', '.join(_LAYOUTS)})"
-    raise RealignError(f"{artifact.path}: a detector of the kind {kind!r} {reason}. Train it on the new build.")
+        reason = "does not say which of its tensors hold directions (Detector.layout)"
+    raise RealignError(
+        f"{artifact.path}: a detector of the kind {detector.kind!r} {reason}. Train it on the new build."
+    )
 
 
 def fold(artifact: Artifact, maps: Mapping[Tap, LinearMap], card: Card) -> Artifact:
@@ -84,8 +55,8 @@ def fold(artifact: Artifact, maps: Mapping[Tap, LinearMap], card: Card) -> Artif
     Raises:
         RealignError: see ``require_foldable``; or this version of the kind keeps its directions elsewhere.
     """
-    require_foldable(artifact)
-    layout = _LAYOUTS[artifact.card.kind]
+    layout = require_foldable(artifact)
+    _require_tensors(artifact, layout)
     chosen = [maps[tap] for tap in artifact.taps]
     tensors: Tensors = dict(artifact.tensors)
     for name, constants in layout.directions.items():
@@ -100,7 +71,18 @@ def fold(artifact: Artifact, maps: Mapping[Tap, LinearMap], card: Card) -> Artif
     return made
 
 
-def _rewritten(artifact: Artifact, maps: Sequence[LinearMap], layout: _Layout, name: str) -> tuple[Float64, Float64]:
+def _require_tensors(artifact: Artifact, layout: Layout) -> None:
+    """What the kind names is there: a mistake in a kind of another distribution is told as one."""
+    constants = (name for name in layout.directions.values() if name is not None)
+    named = {*layout.directions, *constants, "scale", *(["mean"] if layout.has_mean else [])}
+    if missing := sorted(named - set(artifact.tensors)):
+        raise RealignError(
+            f"{artifact.path}: the layout of the kind {artifact.card.kind!r} names {', '.join(missing)}, which the "
+            f"artifact does not hold (it holds {', '.join(sorted(artifact.tensors))}). Correct the kind's 'layout'."
+        )
+
+
+def _rewritten(artifact: Artifact, maps: Sequence[LinearMap], layout: Layout, name: str) -> tuple[Float64, Float64]:
     """A tensor of directions, and what is to be added to the constants of its rows."""
     stored = artifact.tensors[name].astype(np.float64)
     rows = stored.reshape(-1, stored.shape[-1])
@@ -115,14 +97,14 @@ def _rewritten(artifact: Artifact, maps: Sequence[LinearMap], layout: _Layout, n
     return np.concatenate(parts).reshape(stored.shape), np.concatenate(added)
 
 
-def _of_tap(artifact: Artifact, layout: _Layout, key: str, number: int) -> Float64:
+def _of_tap(artifact: Artifact, layout: Layout, key: str, number: int) -> Float64:
     if key == "mean" and not layout.has_mean:
         return np.zeros(artifact.card.model.d_model)
     stored = artifact.tensors[key].astype(np.float64)
     return np.asarray(stored[number] if layout.by_tap else stored)
 
 
-def _stacked(layout: _Layout, parts: Sequence[Float64]) -> Float64:
+def _stacked(layout: Layout, parts: Sequence[Float64]) -> Float64:
     return np.stack(parts) if layout.by_tap else parts[0]
 
 

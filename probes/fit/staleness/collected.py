@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from probes.artifact import sha256_file
-from probes.card import Format, ModelRef, Stage
+from probes.card import Format, ModelRef, Speaker, Stage
 from probes.fit.reading.activation_manifest import TokenPositions
 from probes.fit.reading.activation_store import ActivationStore
 from probes.fit.reading.rendered import Rendered
@@ -51,7 +51,9 @@ class CollectedBuild:
         settings = self._store.manifest.settings
         return f"{settings.created_by}, telltale collect, {settings.model.dtype}"
 
-    def render(self, examples: Sequence[Example], *, text_format: Format, stage: Stage) -> list[Rendered]:
+    def render(
+        self, examples: Sequence[Example], *, text_format: Format, stage: Stage, segments: Collection[Speaker] = ()
+    ) -> list[Rendered]:
         """The collected tokens of each row; see ``BuildReader.render``.
 
         Raises:
@@ -65,7 +67,7 @@ class CollectedBuild:
                 f"{settings.positions.value}; {len(examples)} as {text_format.value}, positions all, are needed. "
                 "Collect again."
             )
-        return [self._rendered(number, text_format, stage) for number in range(len(examples))]
+        return [self._rendered(number, text_format, stage, segments) for number in range(len(examples))]
 
     def sweep(
         self, requests: Sequence[Rendered], taps: Sequence[Tap], *, label: str
@@ -78,11 +80,17 @@ class CollectedBuild:
         for number, (request, found) in enumerate(zip(requests, self._store, strict=True)):
             yield number, {tap: found.at(tap)[: len(request.tokens)] for tap in taps}
 
-    def _rendered(self, number: int, text_format: Format, stage: Stage) -> Rendered:
+    def _rendered(self, number: int, text_format: Format, stage: Stage, segments: Collection[Speaker]) -> Rendered:
         found = self._store[number]
         tokens, prompt = tuple(found.tokens.tolist()), found.record.num_prompt
         if stage is Stage.PROMPT:
-            return Rendered(tokens[:prompt], 0)
+            if not segments:
+                return Rendered(tokens[:prompt], 0)
+            codes, roles = self._store.manifest.roles, found.roles[:prompt]
+            if not np.isin(roles, list(codes.values())).all():  # unknown roles: a rule reads everything
+                return Rendered(tokens[:prompt], 0)
+            only = np.flatnonzero(np.isin(roles, [codes[speaker.value] for speaker in segments]))
+            return Rendered(tokens[:prompt], 0, tuple(only.tolist()))
         if text_format is Format.CHAT and len(tokens) == prompt:
             raise StalenessError(
                 f"{self._folder}: line {found.record.line} has no reply, which is what is read at the stage "

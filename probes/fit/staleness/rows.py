@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probes.artifact import Artifact
-from probes.card import Calibration, Format, Stage
+from probes.card import Calibration, Format, Speaker, Stage
 from probes.detectors import load_detector
 from probes.errors import TelltaleError
 from probes.fit.reading.rendered import Rendered
@@ -35,7 +35,9 @@ class StalenessError(TelltaleError, ValueError):
 class BuildReader(ActivationSource, Protocol):
     """One build of a model: its tokens, and its activations, whatever computes them."""
 
-    def render(self, examples: Sequence[Example], *, text_format: Format, stage: Stage) -> list[Rendered]:
+    def render(
+        self, examples: Sequence[Example], *, text_format: Format, stage: Stage, segments: Collection[Speaker] = ()
+    ) -> list[Rendered]:
         """What the server reads of each example at a stage."""
         ...
 
@@ -112,7 +114,9 @@ def read_build(
         probes.fit.reading.rendered.RenderError: an example has nothing to read at the stage.
         probes.fit.reading.scores.ScoreError: a score is NaN or infinite.
     """
-    requests = reader.render(examples, text_format=calibration.format, stage=calibration.stage)
+    requests = reader.render(
+        examples, text_format=calibration.format, stage=calibration.stage, segments=artifact.card.segments
+    )
     (scores,) = score_requests(
         [load_detector(artifact)], requests, reader, skip_first=[artifact.card.skip_first], label=label
     )
