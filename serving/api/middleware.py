@@ -27,7 +27,9 @@ _EXTRA_HOLDERS = (
     "kv_transfer_params",
     "ec_transfer_params",
 )
-_CHAT_ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v2/chat")
+_CHAT_ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v2/chat", "/cohere/v2/chat")
+_ROUTE_OF_ANY_BODY = "/invocations"
+"""SageMaker's: the body says whether it is a chat."""
 
 
 class MonitorMiddleware:
@@ -51,6 +53,7 @@ class MonitorMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        body = b""
         if scope["method"] == "POST":
             body, receive = await _read_body(receive)
             content = _suspicious(body)
@@ -77,9 +80,7 @@ class MonitorMiddleware:
                     f"reply. It is refused on a monitored server; leave {BEAM_SEARCH!r} out.",
                 )
                 return
-        path = scope["path"].removeprefix(self._root)
-        chat = any(path == route or path.startswith(f"{route}/") for route in _CHAT_ROUTES)
-        token = enter_origin(Origin(Format.CHAT if chat else Format.RAW))
+        token = enter_origin(Origin(_format_of(scope["path"].removeprefix(self._root), body)))
         try:
             await self._app(scope, receive, send)
         finally:
@@ -96,6 +97,15 @@ class MonitorMiddleware:
         return None
 
 
+def _format_of(path: str, body: bytes) -> Format:
+    """Chat where messages go through the template, which the route tells, or for one route the body."""
+    if path.rstrip("/") == _ROUTE_OF_ANY_BODY:
+        content = _parsed(body)
+        return Format.CHAT if isinstance(content, dict) and "messages" in content else Format.RAW
+    chat = any(path == route or path.startswith(f"{route}/") for route in _CHAT_ROUTES)
+    return Format.CHAT if chat else Format.RAW
+
+
 def reserved_key(content: Any) -> str | None:
     """The first reserved key that a body sets where vLLM would pass it on to the engine, or None."""
     return next(_reserved_in(content), None)
@@ -109,6 +119,10 @@ def _suspicious(body: bytes) -> Any:
     """
     if not any(mark in body.lower() for mark in _MARKS):
         return None
+    return _parsed(body)
+
+
+def _parsed(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):  # not JSON, or deeper than the server's own parser goes: vLLM answers that

@@ -39,7 +39,7 @@ class Listed(Source):
         if missing := sorted(wanted - {example.digest for example in kept}):
             raise SourceError(
                 f"{path}: {len(missing)} of {len(wanted)} rows are in none of the sets "
-                f"({', '.join(digest[:12] for digest in missing[:_LONGEST_HINT])} ...). The list holds for one seed and "
-                "one version of the sets: use those, or make a list of your own."
+                f"({', '.join(digest[:12] for digest in missing[:_LONGEST_HINT])} ...). The list holds for one seed "
+                "and one version of the sets: use those, or make a list of your own."
             )
         return kept
