@@ -120,10 +120,19 @@ def train(
 def evaluate(
     artifact: Annotated[Path, typer.Argument(help="The .safetensors file of a detector.", show_default=False)],
     *,
-    data: Annotated[Path, typer.Option(help="Rows to measure on, JSONL, both labels.", show_default=False)],
+    data: Annotated[
+        Path | None, typer.Option(help="Rows to measure on, JSONL, both labels.", show_default=False)
+    ] = None,
     train_rows: Annotated[
         Path | None,
         typer.Option("--train", help="The rows that it was trained on: most controls need them.", show_default=False),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="In place of --data and --train: a recipe, its development and training rows."),
+    ] = None,
+    row_set: Annotated[
+        str | None, typer.Option("--set", help="With --recipe: a set of its development.apart, by name.")
     ] = None,
     formats: Annotated[
         list[str] | None,
@@ -145,6 +154,8 @@ def evaluate(
         artifact,
         data=data,
         train=train_rows,
+        recipe=recipe,
+        row_set=row_set,
         formats=formats or [],
         stage=stage,
         encoder=encoder,

@@ -32,7 +32,9 @@ _EXTRA_HOLDERS = (
     "kv_transfer_params",
     "ec_transfer_params",
 )
-_CHAT_ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v2/chat")
+_CHAT_ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v2/chat", "/cohere/v2/chat")
+_ROUTE_OF_ANY_BODY = "/invocations"
+"""SageMaker's: the body says whether it is a chat."""
 
 
 class MonitorMiddleware:
@@ -69,7 +71,6 @@ class MonitorMiddleware:
         if scope["method"] == "POST":
             body, receive = await _read_body(receive)
         path = scope["path"].removeprefix(self._root)
-        chat = any(path == route or path.startswith(f"{route}/") for route in _CHAT_ROUTES)
         try:
             # Browsers ask by OPTIONS, without a key, what they may send.
             asks = scope["method"] == "OPTIONS"
@@ -77,7 +78,7 @@ class MonitorMiddleware:
         except RefusedCallerError as error:
             await _refuse(send, param=error.param, code=error.code, message=str(error), status=error.status)
             return
-        token = enter_origin(Origin(Format.CHAT if chat else Format.RAW, caller))
+        token = enter_origin(Origin(_format_of(path, body), caller))
         try:
             refused = self._refusal(body)
             if refused is not None:
@@ -117,6 +118,15 @@ class MonitorMiddleware:
         return None
 
 
+def _format_of(path: str, body: bytes) -> Format:
+    """Chat where messages go through the template, which the route tells, or for one route the body."""
+    if path.rstrip("/") == _ROUTE_OF_ANY_BODY:
+        content = _parsed(body)
+        return Format.CHAT if isinstance(content, dict) and "messages" in content else Format.RAW
+    chat = any(path == route or path.startswith(f"{route}/") for route in _CHAT_ROUTES)
+    return Format.CHAT if chat else Format.RAW
+
+
 def reserved_key(content: Any) -> str | None:
     """The first reserved key that a body sets where vLLM would pass it on to the engine, or None."""
     return next(_reserved_in(content), None)
@@ -130,6 +140,10 @@ def _suspicious(body: bytes) -> Any:
     """
     if not any(mark in body.lower() for mark in _MARKS):
         return None
+    return _parsed(body)
+
+
+def _parsed(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):  # not JSON, or deeper than the server's own parser goes: vLLM answers that

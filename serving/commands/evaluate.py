@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import serving
 from probes.artifact import Artifact
@@ -15,6 +15,9 @@ from probes.errors import TelltaleError, did_you_mean
 from probes.modelref import read_model_ref
 from serving.builtin import DEFAULT_MODEL
 from serving.commands.model import embedded_folder, say
+
+if TYPE_CHECKING:
+    from probes.fit.evaluation.evaluation_rows import Rows
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -35,8 +38,10 @@ class Encoder(StrEnum):
 def evaluate(
     path: Path,
     *,
-    data: Path,
+    data: Path | None,
     train: Path | None,
+    recipe: Path | None,
+    row_set: str | None,
     formats: Sequence[str],
     stage: str | None,
     encoder: str,
@@ -51,6 +56,11 @@ def evaluate(
         probes.errors.TelltaleError: an option, a file or the model is not usable.
     """
     artifact = Artifact.load(path)
+    mixed = train is not None if recipe else row_set is not None
+    if (data is None) == (recipe is None) or mixed:
+        raise EvaluateError(
+            "Give rows in one way: --data FILE (and --train FILE), or --recipe RECIPE (and --set NAME)."
+        )
     chosen_encoder = _word(Encoder, encoder, "--encoder")
     chosen_stage = _stage_of(artifact, stage)
     calibrated = [item.format for item in artifact.card.calibrations if item.stage is chosen_stage]
@@ -60,12 +70,9 @@ def evaluate(
     from probes.fit.evaluation.baselines import TextEncoder
     from probes.fit.evaluation.detector_evaluation import DetectorEvaluation
     from probes.fit.evaluation.evaluation_card import write_on_card
-    from probes.fit.evaluation.evaluation_rows import Rows
     from probes.fit.evaluation.lint import lint
     from probes.fit.evaluation.text_encoder import InputEmbeddings, MiniLm
-    from probes.fit.rows.example import without_duplicates
     from probes.fit.rows.wheels import WheelError
-    from probes.fit.sources.jsonl import read_jsonl
 
     name = model or DEFAULT_MODEL
     folder = embedded_folder(name) or Path(name)
@@ -81,12 +88,7 @@ def evaluate(
 
     evaluation = DetectorEvaluation(
         artifact,
-        Rows(
-            measured=without_duplicates(read_jsonl(data), seen=set()),
-            file=data.name,
-            train=None if train is None else without_duplicates(read_jsonl(train), seen=set()),
-            train_file="" if train is None else train.name,
-        ),
+        _rows_of_files(data, train) if recipe is None else _rows_of_recipe(recipe, row_set, cache),
         model_dir=folder,
         model=read_model_ref(folder, model_id=name, dtype=artifact.card.model.dtype, cache_dir=cache),
         encoder=encode,
@@ -128,6 +130,42 @@ def report(path: Path, html: Path | None) -> None:
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(render_page(found), encoding="utf-8")
         say(f"wrote {html}")
+
+
+def _rows_of_files(data: Path | None, train: Path | None) -> Rows:
+    from probes.fit.evaluation.evaluation_rows import Rows
+    from probes.fit.rows.example import without_duplicates
+    from probes.fit.sources.jsonl import read_jsonl
+
+    if data is None:
+        raise EvaluateError("--data FILE says which rows to measure on.")
+    return Rows(
+        measured=without_duplicates(read_jsonl(data), seen=set()),
+        file=data.name,
+        train=None if train is None else without_duplicates(read_jsonl(train), seen=set()),
+        train_file="" if train is None else train.name,
+    )
+
+
+def _rows_of_recipe(path: Path, row_set: str | None, cache: Path) -> Rows:
+    """The recipe's development rows, or those of a set that it keeps apart, beside its training rows."""
+    from probes.fit.evaluation.evaluation_rows import Rows
+    from probes.fit.rows.dataset import build_dataset
+    from probes.fit.rows.wheels import WheelStore
+    from probes.fit.sources import SourceContext
+    from probes.fit.training.recipe import read_recipe
+
+    recipe = read_recipe(path)
+    wheels = WheelStore(folder=cache / "wheels", progress=say)
+    data = build_dataset(recipe, SourceContext(wheels=wheels, folder=path.parent, seed=recipe.seed))
+    if row_set is not None and row_set not in data.apart:
+        raise EvaluateError(f"--set is {row_set!r}: {path} has no such set. {did_you_mean(row_set, list(data.apart))}")
+    return Rows(
+        measured=[*data.pairs, *data.hard_benign] if row_set is None else data.apart[row_set],
+        file=f"{path.name}: {row_set or 'development'}",
+        train=data.train,
+        train_file=f"{path.name}: training",
+    )
 
 
 def _stage_of(artifact: Artifact, word: str | None) -> Stage:

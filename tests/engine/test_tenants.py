@@ -130,8 +130,8 @@ def test_a_rollout_holds_for_all_choices_and_tries_of_its_subject(shared: Server
         choices = ask(shared, "gateway", content, n=2, temperature=1.0, extra_headers=named).choices
         found.append({choice.telltale["action"] for choice in choices})
     assert all(len(actions) == 1 for actions in found)
-    for rule in before:
-        enforced, shadowed = (after - was for after, was in zip(counts(rule), before[rule], strict=True))
+    for rule, earlier in before.items():
+        enforced, shadowed = (after - was for after, was in zip(counts(rule), earlier, strict=True))
         assert enforced + shadowed == 48
         assert enforced % (2 if rule == "half" else 4) == 0  # both choices, and of a tenant both tries
         assert enforced > 0 < shadowed

@@ -1,65 +1,46 @@
-"""A SAE whose latents are known: each reads one word of the word model, or none."""
+"""The tiny model with a behaviour: what stands in dimension 0 of the stream raises one token's logit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
 
-from probes.fit.reading.activations import ActivationReader
+from probes.card import ModelRef
+from probes.fit.steer.steered_model import SteeredModel
 from probes.modelref import read_model_ref
-from probes.sae.file import Precision, SaeCard, SaeFile, save_sae
-from probes.sae.sae import Activation, Sae
-from probes.taps import Tap
-from tests.support.words import D_MODEL, WORDS
+from tests.support.tiny import D_MODEL, TinyModel, make_tiny_model
 
-LAYER = 0
-PLANTED = ("bake", "steal", "money", "party")
-"""Latent i is active on word i, and on nothing else."""
+WORD = " music"
+OTHER = " paper"
+_WEIGHT = 50.0
 
 
-def sentences(count: int, seed: int) -> list[str]:
-    """Random sentences of the model's words, 12 to 24 words long."""
-    generator = np.random.default_rng(seed)
-    return [" ".join(generator.choice(WORDS, size=generator.integers(12, 25))) for _ in range(count)]
+@dataclass(frozen=True)
+class PlantedModel:
+    """The model, loaded, and its planted direction."""
+
+    tiny: TinyModel
+    model: SteeredModel
+    direction: np.ndarray
 
 
-def planted_sae(model_dir: Path, path: Path, *, extra_words: Sequence[str] = ()) -> SaeFile:
-    """Encoders by least squares on sentences of its own, thresholds half way; the last latent is never active."""
-    from transformers import AutoTokenizer
+def make_planted_model(folder: Path) -> PlantedModel:
+    """Write and load it. A trigger at the end of a raw prompt makes WORD the likelier next token."""
+    tiny = make_tiny_model(folder)
+    token = AutoTokenizer.from_pretrained(folder)(WORD, add_special_tokens=False)["input_ids"]
+    assert len(token) == 1
+    network = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        network.lm_head.weight[token[0], 0] = _WEIGHT
+    network.save_pretrained(folder)
+    direction = np.zeros(D_MODEL)
+    direction[0] = 1.0
+    return PlantedModel(tiny, SteeredModel(folder, model=reference(tiny)), direction)
 
-    tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
-    tokens = [tokenizer(text)["input_ids"] for text in sentences(150, seed=99)]
-    model = read_model_ref(model_dir, model_id="words", dtype="float32", cache_dir=path.parent)
-    reader = ActivationReader(model_dir, model=model, layers=[LAYER], cache_dir=path.parent, progress=lambda _: None)
-    rows = np.concatenate([reader.stream(each)[LAYER][1:] for each in tokens]).astype(np.float64)
-    words = (*PLANTED, *extra_words)
-    ids = tokenizer.convert_tokens_to_ids(list(words))
-    truth = np.concatenate([each[1:] for each in tokens])[:, None] == np.array(ids)
-    weights, *_ = np.linalg.lstsq(np.c_[rows, np.ones(len(rows))], truth.astype(np.float64), rcond=None)
-    encoder = np.concatenate([weights[:-1].T, np.zeros((1, D_MODEL))])
-    sae = Sae.folded(
-        tap=Tap(LAYER),
-        activation=Activation.JUMPRELU,
-        encoder=encoder,
-        encoder_bias=np.append(weights[-1], 0.0),
-        decoder=encoder / np.maximum(np.linalg.norm(encoder, axis=1, keepdims=True), 1e-9),
-        decoder_bias=rows.mean(axis=0),
-        threshold=0.5,
-    )
-    card = SaeCard(
-        name="planted",
-        description="reads single words",
-        model=model,
-        tap=str(sae.tap),
-        width=sae.width,
-        activation=sae.activation,
-        precision=Precision.FLOAT32,
-        origin="planted",
-        corpus="none",
-        licence="none",
-        skip_first=1,
-        tensors_digest="0" * 64,
-    )
-    return save_sae(path, sae, card)
+
+def reference(tiny: TinyModel) -> ModelRef:
+    return read_model_ref(tiny.path, model_id=tiny.path.name, dtype="float32")

@@ -225,9 +225,60 @@ def test_unnamed_sources_prove_nothing(at_prompt: WordDetector, model_dir: Path,
     assert "no source can be left out" in report.refit
 
 
+RECIPE = """
+version: "1"
+name: stealing
+description: Mentions stealing.
+training:
+  positives: [{{kind: jsonl, path: {train}}}]
+  negatives: [{{kind: jsonl, path: {train}}}]
+  negatives_per_positive: 20.0
+  vary_form: 0.0
+search:
+  layers: [1]
+  aggregates: [{{kind: mean}}]
+  fitters: [{{kind: logistic, inverse_penalty: 0.1}}]
+calibration:
+  held_out: 0.1
+development:
+  pairs: [{{kind: jsonl, path: {data}}}]
+  apart:
+    again: [{{kind: jsonl, path: {data}}}]
+"""
+
+
+def test_the_rows_of_a_recipe_give_the_figures_of_the_same_rows_in_files(
+    at_prompt: WordDetector, model_dir: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "stealing.recipe.yaml"
+    recipe.write_text(RECIPE.format(train=at_prompt.train, data=at_prompt.data))
+    words = ["eval", str(at_prompt.artifact.path), "--recipe", str(recipe), "--model", str(model_dir)]
+    tables = []
+    for more in ([], ["--set", "again"]):
+        out = tmp_path / f"out{len(more)}"
+        result = CliRunner().invoke(
+            app, [*words, *more, "--encoder", "input", "--out", str(out)], catch_exceptions=False
+        )
+        assert result.exit_code == 0, result.output
+        report = read_report(next(out.glob("*.json")))
+        assert report.data.sources == {"elsewhere": 75, "tickets": 75}
+        assert report.split.policy is SplitPolicy.HELD_OUT_SOURCES
+        assert report.training_data is not None
+        assert 0 < report.training_data.rows < 180
+        tables.append(report.formats[Format.CHAT].table.detector)
+    of_files = read_report(evaluated(at_prompt, model_dir, tmp_path / "files", "--train", str(at_prompt.train)))
+    assert tables == [of_files.formats[Format.CHAT].table.detector] * 2
+    with pytest.raises(TelltaleError, match="Did you mean 'again'"):
+        CliRunner().invoke(app, [*words, "--set", "agian"], catch_exceptions=False)
+    for wrong in (["--data", str(at_prompt.data)], ["--train", str(at_prompt.train)]):
+        with pytest.raises(TelltaleError, match="in one way"):
+            CliRunner().invoke(app, [*words, *wrong], catch_exceptions=False)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--set", "again"], "in one way"),
         (["--encoder", "minlm"], "Did you mean 'minilm'"),
         (["--stage", "prompts"], "Did you mean 'prompt'"),
         (["--format", "chats"], "Did you mean 'chat'"),

@@ -45,6 +45,7 @@ def client() -> TestClient:
         ("/v1/responses", "chat"),
         ("/v1/messages", "chat"),
         ("/v2/chat", "chat"),
+        ("/cohere/v2/chat", "chat"),
         ("/v1/completions", "raw"),
         ("/v1/chat/completionsx", "raw"),
         ("/inference/v1/generate", "raw"),
@@ -54,6 +55,22 @@ def client() -> TestClient:
 def test_the_route_tells_the_format(client: TestClient, path: str, fmt: str) -> None:
     assert client.post(path, content=b"{}").headers["x-origin"] == fmt
     assert client.get(path).headers["x-origin"] == fmt
+
+
+@pytest.mark.parametrize(
+    ("body", "fmt"),
+    [
+        (b'{"messages": [{"role": "user", "content": "x"}]}', "chat"),
+        ('{"messages": []}'.encode("utf-16"), "chat"),
+        (b'{"prompt": "messages"}', "raw"),
+        (b"[]", "raw"),
+        (b"no JSON", "raw"),
+    ],
+)
+def test_where_one_route_takes_all_bodies_the_body_tells(client: TestClient, body: bytes, fmt: str) -> None:
+    for path in ("/invocations", "/invocations/"):
+        assert client.post(path, content=body).headers["x-origin"] == fmt
+    assert client.post("/v1/completions", content=body).headers["x-origin"] == "raw"
 
 
 def test_a_root_path_is_not_part_of_the_route() -> None:

@@ -34,7 +34,7 @@ from probes.sae.describe.reading import open_sae_reader, read_requests, text_cor
 from probes.sae.describe.token_label import LabelMaker
 from probes.sae.file import SaeFile
 from probes.taps import Tap
-from tests.support.planted import PLANTED, planted_sae, sentences
+from tests.support.planted_sae import PLANTED, planted_sae, sentences
 from tests.support.words import WORDS, make_word_model
 
 HOSTILE = "</script><script>alert(1)</script>"

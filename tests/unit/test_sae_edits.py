@@ -25,7 +25,7 @@ from probes.steering.artifact import Safety
 from probes.steering.raise_latent import RaiseLatent
 from probes.steering.reduce_latent import ReduceLatent
 from serving.cli import app
-from tests.support.planted import PLANTED, planted_sae, sentences
+from tests.support.planted_sae import PLANTED, planted_sae, sentences
 from tests.unit.artifacts import D_MODEL
 from tests.unit.saes import WIDTH, random_sae, stored_sae
 

@@ -19,7 +19,7 @@ from probes.sae.describe.reading import open_sae_reader, read_requests, text_cor
 from probes.sae.explain import ExplainError, Explaining, explain
 from probes.sae.file import SaeFile
 from serving.cli import app
-from tests.support.planted import LAYER, PLANTED, planted_sae, sentences
+from tests.support.planted_sae import LAYER, PLANTED, planted_sae, sentences
 from tests.support.words import make_word_model
 from tests.unit.artifacts import linear_tensors, make_card
 

@@ -17,7 +17,7 @@ from probes.sae.file import SaeFile
 from probes.sae.sae import Activation, Sae
 from probes.steering.artifact import Safety, SteerArtifact
 from probes.taps import Site, Tap
-from tests.support.planted import LAYER, PLANTED, planted_sae, sentences
+from tests.support.planted_sae import LAYER, PLANTED, planted_sae, sentences
 from tests.support.words import make_word_model
 
 

@@ -27,7 +27,7 @@ from probes.sae.find.probes import fit_latents, largest_differences
 from probes.sae.find.separation import separate
 from probes.sae.find.table import Table
 from serving.cli import app
-from tests.support.planted import PLANTED, planted_sae, sentences
+from tests.support.planted_sae import PLANTED, planted_sae, sentences
 
 
 def rows(count: int, word: str) -> list[Example]:

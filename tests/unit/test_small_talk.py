@@ -43,3 +43,15 @@ def test_conversations_and_replies_stay_as_they_are() -> None:
 
 def test_endings_for_tests_are_never_used() -> None:
     assert not set(UNSEEN_ENDINGS) & set(_ENDINGS)
+
+
+def test_messages_stand_around_both_labels_alike() -> None:
+    before, said = rows(), [f"My cat has {i} kittens." for i in range(5)]
+    after = add_small_talk(before, 0.5, random.Random(0), messages=said)
+    beside = np.array([any(text in row.text for text in said) for row in after])
+    labels = np.array([row.label for row in before])
+    assert beside.mean() == pytest.approx(0.2, abs=0.05)
+    assert beside[labels == 1].mean() == pytest.approx(beside[labels == 0].mean(), abs=0.06)
+    assert all(b.text in a.text and a.label == b.label for a, b in zip(after, before, strict=True))
+    places = {row.text.startswith("My cat") for row, here in zip(after, beside, strict=True) if here}
+    assert places == {True, False}

@@ -17,7 +17,7 @@ __all__ = ["measure_apart"]
 def measure_apart(session: FitSession, probe: Probe, calibration: Calibration) -> dict[str, Any]:
     """Figures by name of the set, beside the text baselines, in the format of one calibration.
 
-    Sets with one label alone are left out.
+    Of a set with one label alone there is only the number of rows that fire.
 
     Args:
         session: rows and reader, finished.
@@ -27,15 +27,18 @@ def measure_apart(session: FitSession, probe: Probe, calibration: Calibration) -
     report: dict[str, Any] = {}
     for name, rows in session.data.apart.items():
         labels = labels_of(rows)
-        if session.finished is None or labels.size == 0 or labels.min() == labels.max():
+        if session.finished is None or labels.size == 0:
             continue
         read = session.read(rows, calibration.format, f"{name} rows")
         statistics = statistics_of(probe, read, session.finished)
+        fired = at_threshold(calibration, {name: (statistics, labels)})
+        if labels.min() == labels.max():
+            report[name] = {"at_threshold": fired[name]}
+            continue
         tested = ScoredRows(
             examples=rows,
             scores=statistics,
             peers={Control.TF_IDF: TfIdfPeer().scores(session.data.train, rows)},
         )
-        fired = at_threshold(calibration, {name: (statistics, labels)})
         report[name] = compare(tested, seed=session.recipe.seed).card() | {"at_threshold": fired[name]}
     return {"apart": report} if report else {}

@@ -46,7 +46,8 @@ class Dataset:
 def build_dataset(recipe: Recipe, context: SourceContext) -> Dataset:
     """Load, drop, de-duplicate, split and match; the same rows each time.
 
-    Development rows come first in the de-duplication: what is measured on is never trained on.
+    Development rows come first in the de-duplication, and their groups are left out elsewhere: what is measured on is
+    never trained or calibrated on. A row may be measured on in several sets.
 
     Raises:
         DatasetError: too few rows of a label are left.
@@ -59,10 +60,17 @@ def build_dataset(recipe: Recipe, context: SourceContext) -> Dataset:
 
     pairs = rows_of(recipe.development.pairs, {0, 1})
     hard_benign = rows_of(recipe.development.hard_benign, {0})
-    apart = {name: rows_of(sources, {0, 1}) for name, sources in recipe.development.apart.items()}
-    own_benign = rows_of(recipe.calibration.benign, {0})
-    positives = rows_of(recipe.training.positives, {1})
-    kept, held = hold_out(rows_of(recipe.training.negatives, {0}), recipe.calibration.held_out, salt=str(recipe.seed))
+    apart = {name: _own_rows(sources, context, seen) for name, sources in recipe.development.apart.items()}
+    measured = {example.group for rows in (pairs, hard_benign, *apart.values()) for example in rows}
+    own_benign, positives, negatives = (
+        _without_groups(rows_of(sources, {label}), measured)[0]
+        for sources, label in (
+            (recipe.calibration.benign, 0),
+            (recipe.training.positives, 1),
+            (recipe.training.negatives, 0),
+        )
+    )
+    kept, held = hold_out(negatives, recipe.calibration.held_out, salt=str(recipe.seed))
     positives, unseen = _without_groups(positives, {example.group for example in held})
     if unseen:
         groups = {example.group for example in unseen}
@@ -72,8 +80,14 @@ def build_dataset(recipe: Recipe, context: SourceContext) -> Dataset:
     positives = vary_form(positives, share, rng)
     varied = vary_form(kept, share, rng)
     talk = context.rng("small talk")
+    messages = [
+        example.text
+        for example in without_dropped(e for source in recipe.training.small_talk_of for e in source.load(context))
+        if example.group not in measured
+    ]
     positives, varied, own_benign, held = (
-        add_small_talk(rows, recipe.training.small_talk, talk) for rows in (positives, varied, own_benign, held)
+        add_small_talk(rows, recipe.training.small_talk, talk, messages=messages)
+        for rows in (positives, varied, own_benign, held)
     )
     negatives = match_negatives(positives, varied, recipe.training.negatives_per_positive, rng)
     if recipe.training.match_positives:
@@ -99,6 +113,14 @@ def build_dataset(recipe: Recipe, context: SourceContext) -> Dataset:
     return Dataset(
         train=[*positives, *negatives], calibration=calibration, pairs=pairs, hard_benign=hard_benign, apart=apart
     )
+
+
+def _own_rows(sources: Iterable[Source], context: SourceContext, seen: set[str]) -> list[Example]:
+    """A set that is measured on by itself, complete whatever stands in the others."""
+    own: set[str] = set()
+    rows = without_duplicates(without_dropped(e for source in sources for e in source.load(context)), seen=own)
+    seen |= own
+    return rows
 
 
 def _without_groups(examples: Sequence[Example], groups: set[str]) -> tuple[list[Example], list[Example]]:

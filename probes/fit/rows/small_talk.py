@@ -38,6 +38,7 @@ _OPENINGS = (
     "Before I forget it again:",
     "A friend and I were talking about this yesterday.",
 )
+_MESSAGES = 0.4
 _ENDINGS = (
     "Thanks!",
     "Thanks a lot for your help.",
@@ -87,7 +88,9 @@ UNSEEN_ENDINGS = (
 """Endings that ``add_small_talk`` never uses: for tests of what it brings."""
 
 
-def add_small_talk(examples: Sequence[Example], share: float, rng: random.Random) -> list[Example]:
+def add_small_talk(
+    examples: Sequence[Example], share: float, rng: random.Random, *, messages: Sequence[str] = ()
+) -> list[Example]:
     """Put friendly words before or behind a share of the rows, by the same rules whatever their label.
 
     Most get an ending, some an opening, some both, some two endings. Rows with several messages or with a response
@@ -97,19 +100,24 @@ def add_small_talk(examples: Sequence[Example], share: float, rng: random.Random
         examples: both labels.
         share: of the rows, 0 to 1; with 0 nothing is drawn.
         rng: what it is drawn with.
+        messages: harmless ones; if there are any, one of them stands in the place of the friendly words in two of five
+            of these rows.
     """
     if share == 0:
         return list(examples)
     return [
-        replace(example, text=_surrounded(example.text, rng))
+        replace(example, text=_surrounded(example.text, rng, messages))
         if not example.turns and not example.response and rng.random() < share
         else example
         for example in examples
     ]
 
 
-def _surrounded(text: str, rng: random.Random) -> str:
+def _surrounded(text: str, rng: random.Random, messages: Sequence[str]) -> str:
     request = text if text.endswith((".", "?", "!")) or rng.random() < 0.5 else f"{text}."  # noqa: PLR2004 - a coin
+    if messages and rng.random() < _MESSAGES:
+        message = rng.choice(messages)
+        return rng.choice((f"{request} {message}", f"{message} {request}"))
     opening, first, second = rng.choice(_OPENINGS), *rng.sample(_ENDINGS, 2)
     forms = (
         f"{request} {first}",

@@ -47,6 +47,10 @@ class Training(_Strict):
     small_talk: Annotated[
         float, Field(ge=0, le=1, description="share of rows that get friendly words before or behind them")
     ] = 0.0
+    small_talk_of: Annotated[
+        tuple[AnySource, ...],
+        Field(description="sets of harmless messages that stand in the place of friendly words in some of these rows"),
+    ] = ()
     formats: Annotated[tuple[Format, ...], Field(min_length=1, description="how the rows are presented")] = (
         Format.CHAT,
     )
@@ -109,7 +113,7 @@ class Development(_Strict):
     hard_benign: Annotated[tuple[AnySource, ...], Field(description="harmless rows that look harmful")] = ()
     apart: Annotated[
         dict[str, Annotated[tuple[AnySource, ...], Field(min_length=1)]],
-        Field(description="further sets with both labels, by name, each reported by itself"),
+        Field(description="further sets, by name, each reported by itself; of one label alone: how many rows fire"),
     ] = Field(default_factory=dict)
     length_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
