@@ -362,4 +362,3 @@ def test_equal_verdicts_of_joined_and_simple_rules_are_kept_once(tmp_path: Path)
     plan = case_of(tmp_path, simple, joined).plan
     assert stages(plan) == [Stage.PROMPT, Stage.STREAM]
     assert [entry.verdicts for entry in plan.policies[0].rules] == [(0,), (1, 0)]
-    assert [entry.check for entry in plan.policies[0].rules] == [0, None]
