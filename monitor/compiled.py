@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from monitor.condition import Condition, Verdict, verdicts_of
+from monitor.condition import Condition, verdicts_of
 from monitor.rollout import Share, Subjects
 from monitor.rule import Scope
 from monitor.types import Action, Expose, Mode
@@ -37,11 +37,6 @@ class CompiledRule:
     def verdicts(self) -> tuple[int, ...]:
         """The checks that say whether it fires."""
         return tuple(number for number, _ in verdicts_of(self.condition))
-
-    @property
-    def check(self) -> int | None:
-        """The check that alone says whether it fires; None if several do, or one does that is negated."""
-        return self.condition.number if isinstance(self.condition, Verdict) else None
 
     def rests_on(self, stage: Stage, checks: Sequence[AnyCheck]) -> bool:
         """Whether one of its verdicts is of a stage."""

@@ -53,6 +53,11 @@ class Plan:
     tenants: Mapping[str, CompiledTenant] = field(default_factory=lambda: MappingProxyType({}))
     strictest: int = 0
 
+    @property
+    def is_rolled_out(self) -> bool:
+        """Whether some rule is enforced for a share of requests only."""
+        return any(rule.share is not None for policy in self.policies for rule in policy.rules)
+
 
 def compile_plan(
     file: PolicyFile,

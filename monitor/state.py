@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from monitor.groups import WatchGroup
 from monitor.request import Float64, Index
-from monitor.weighed import FORMATS, WeighedCheck
+from monitor.weighed import FORMATS, Sums, WeighedCheck
 from probes.card import Format, Stage
 
 Number = TypeVar("Number", np.float64, np.bool_)
@@ -64,8 +64,9 @@ class StateTable:
         self._places: Index = np.argsort(self.order)
         self.column_of: Mapping[int, int] = {check: column for column, check in enumerate(self.order.tolist())}
         self._sums = [
-            (self.column_of[number], np.array([self.column_of[term.check] for term in check.terms]), check)
-            for number, check in weighed.items()
+            (np.array([self.column_of[number] for number in numbers]), self._sums_of([weighed[n] for n in numbers]))
+            for scaled in (False, True)
+            if (numbers := [n for n, check in weighed.items() if (check.terms[0].scaling is not None) is scaled])
         ]
         # Prompt groups come last: what each generated token feeds is one run of columns.
         self._running = [group for group in groups if group.stage is not Stage.PROMPT]
@@ -130,8 +131,22 @@ class StateTable:
 
     def weigh(self, slots: Index) -> None:
         """Bring the weighted sums of some requests up to date."""
-        for column, terms, check in self._sums:
-            self.statistics[slots, column] = check.value(self.statistics[np.ix_(slots, terms)], self.formats[slots])
+        if not self._sums:
+            return
+        first, last = int(slots.min()), int(slots.max())
+        # What lies between them comes out as it was: a sum hangs on nothing but its own request's statistics.
+        dense = last + 1 - first <= _DENSE * len(slots)
+        rows: slice | Index = slice(first, last + 1) if dense else slots
+        statistics, formats = self.statistics[rows], self.formats[rows]
+        for columns, sums in self._sums:
+            values = sums.values(statistics, formats)
+            if dense:
+                statistics[:, columns] = values
+            else:
+                self.statistics[slots[:, None], columns] = values
+
+    def _sums_of(self, checks: Sequence[WeighedCheck]) -> Sums:
+        return Sums(checks, [[self.column_of[term.check] for term in check.terms] for check in checks])
 
     def feed_chunk(self, slot: int, group: WatchGroup, scores: Float64) -> None:
         """Feed the rows of one request that a group reads.

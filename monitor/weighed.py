@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -74,29 +74,6 @@ class WeighedCheck:
         """What is judged, in words."""
         return "sum" if self.terms[0].scaling is None else "sum of probabilities"
 
-    def value(self, statistics: Float64, formats: npt.NDArray[np.intp]) -> Float64:
-        """The sum for R requests.
-
-        Args:
-            statistics: (R, terms), in the order of the terms; not finite while undefined.
-            formats: (R,) numbers of the requests' formats.
-        Returns: (R,), -inf where a term is undefined.
-        """
-        total = np.zeros(len(statistics))
-        # Term by term: so a request's sum does not depend, in its last bit, on how many others are summed with it.
-        for place, term in enumerate(self.terms):
-            column = np.where(np.isfinite(statistics[:, place]), statistics[:, place], 0.0)
-            total += term.weight * (column if term.scaling is None else self._scaled(term.scaling, column, formats))
-        return np.where(np.isfinite(statistics).all(axis=1), total, -np.inf)
-
-    def _scaled(self, scaling: Mapping[Format, Logistic], column: Float64, formats: npt.NDArray[np.intp]) -> Float64:
-        # In a format without scaling the sum has no threshold: whatever stands there is never judged.
-        known = [scaling.get(fmt, Logistic(0.0, 0.0)) for fmt in FORMATS]
-        slopes = np.array([item.slope for item in known])[formats]
-        intercepts = np.array([item.intercept for item in known])[formats]
-        # Half a hyperbolic tangent is the same function, and overflows nowhere.
-        return np.asarray(0.5 + 0.5 * np.tanh((slopes * column + intercepts) / 2.0))
-
     def key(self) -> tuple[object, ...]:
         """What makes two sums the same."""
         terms = tuple(
@@ -104,3 +81,50 @@ class WeighedCheck:
             for term in self.terms
         )
         return (self.stage, terms, tuple(sorted(self.thresholds.items())))
+
+
+class Sums:
+    """Weighted sums that are computed together: all of statistics, or all of probabilities.
+
+    Args:
+        checks: K of them.
+        columns: of each sum, where the statistics of its terms stand.
+    """
+
+    def __init__(self, checks: Sequence[WeighedCheck], columns: Sequence[Sequence[int]]) -> None:
+        shape = (max(len(check.terms) for check in checks), len(checks))
+        self._sources = np.zeros(shape, dtype=np.intp)
+        self._weights = np.zeros(shape)
+        # In a format without scaling a sum has no threshold, and is never judged: what stands there does not matter.
+        slopes, intercepts = np.zeros((2, len(FORMATS), *shape))
+        for number, (check, places) in enumerate(zip(checks, columns, strict=True)):
+            # Shorter sums are filled up with their first term, which counts for nothing there.
+            self._sources[:, number] = places[0]
+            for place, (term, column) in enumerate(zip(check.terms, places, strict=True)):
+                self._sources[place, number] = column
+                self._weights[place, number] = term.weight
+                for fmt, logistic in (term.scaling or {}).items():
+                    slopes[FORMATS.index(fmt), place, number] = logistic.slope
+                    intercepts[FORMATS.index(fmt), place, number] = logistic.intercept
+        self._scaling = (slopes, intercepts) if checks[0].terms[0].scaling is not None else None
+
+    def values(self, statistics: Float64, formats: npt.NDArray[np.intp]) -> Float64:
+        """The sums of R requests.
+
+        Args:
+            statistics: (R, columns); not finite while undefined.
+            formats: (R,) numbers of the requests' formats.
+        Returns: (R, K), -inf where a term is undefined.
+        """
+        total = np.zeros((len(statistics), self._sources.shape[1]))
+        with np.errstate(invalid="ignore"):
+            # Term by term: so a sum does not depend, in its last bit, on how many others are summed with it.
+            for place, (sources, weights) in enumerate(zip(self._sources, self._weights, strict=True)):
+                found = statistics.take(sources, axis=1)
+                if self._scaling is not None:
+                    slopes, intercepts = (part[formats, place] for part in self._scaling)
+                    logits = slopes * np.where(np.isfinite(found), found, np.nan) + intercepts
+                    # Half a hyperbolic tangent is the logistic function, and overflows nowhere.
+                    found = 0.5 + 0.5 * np.tanh(logits / 2.0)
+                total += weights * found
+        return np.where(np.isfinite(total), total, -np.inf)

@@ -10,6 +10,7 @@ from rich.table import Table
 from monitor.compiled import CompiledRule
 from monitor.condition import verdicts_of
 from monitor.policy import Plan
+from monitor.rollout import Subject
 from monitor.rule import Gate
 from monitor.tenants import CompiledTenant
 from monitor.types import Action, Mode
@@ -53,6 +54,12 @@ def check(policy: Path) -> None:
                 console.print(f"steers {who}: {_writes(plan.steering.steers[number])}")
     for tenant in plan.tenants.values():
         console.print(f"tenant {tenant.name}: {_gets(tenant)}", markup=False, highlight=False)
+    shares = [rule.share for compiled in plan.policies for rule in compiled.rules if rule.share is not None]
+    if not plan.tenants and any(share.by is not Subject.REQUEST for share in shares):
+        console.print(
+            "rollout without tenants: API keys that vLLM asks for (--api-key) are told apart; without any the whole "
+            "server is one tenant."
+        )
     if without := sorted(name for name, card in plan.cards.items() if card.canary is None):
         console.print(
             f"without a canary: {', '.join(without)}. That they are read at every token is proved, not that their "

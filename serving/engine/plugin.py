@@ -97,8 +97,7 @@ def configure(config: VllmConfig) -> None:
     ensure_key()
     deployment = load_deployment(config)
     plan, bank = deployment.plan, deployment.plan.bank
-    rolled_out = any(rule.share is not None for policy in plan.policies for rule in policy.rules)
-    if not ensure_rollout_key() and rolled_out:
+    if not ensure_rollout_key() and plan.is_rolled_out:
         log.warning(
             "whom rules are rolled out to is drawn anew at each start; set the variable to a secret to keep it",
             variable=ROLLOUT_VARIABLE,

@@ -47,7 +47,8 @@ class MonitoredScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         deployment = load_deployment(self.vllm_config)
         self._digest = deployment.plan.digest
-        self._monitor = Monitor(deployment.plan, rollout_key=rollout_key())
+        plan = deployment.plan
+        self._monitor = Monitor(plan, rollout_key=rollout_key() if plan.is_rolled_out else b"")
         self._hold_back = HoldBack()
         self._heartbeat = Heartbeat(
             deployment.plan, deployment.file.config.canary, vocab=self.vllm_config.model_config.get_vocab_size()

@@ -29,12 +29,14 @@ LAYERS = (0, 1, 2)
 PROMPT = 32
 
 
-def make_plan(folder: Path, *, ends: int = 0) -> Plan:
+def make_plan(folder: Path, *, ends: int = 0, joined: int = 0) -> Plan:
     """64 linear detectors over three taps and four kinds of aggregates; ten of them have a rule that never fires.
 
     Args:
         folder: for the policy file.
         ends: how many of them, of those without a rule, are watched at the end of a reply.
+        joined: further rules, none of which fires either, that each join a stream verdict, a negated prompt verdict and
+            a weighted sum of two.
     """
     names = [f"d{number}" for number in range(DETECTORS)]
     artifacts = {}
@@ -50,7 +52,19 @@ def make_plan(folder: Path, *, ends: int = 0) -> Plan:
              when=f"aggregate: {flow(KINDS[number % len(KINDS)])}, above: {{value: 1.0e9}}")
         for number, name in enumerate(names[:RULES])
     ]  # fmt: skip
+    rules += [_joined(f"joined-{number}", names[number : number + 30 : 10], number) for number in range(joined)]
     return plan_of(folder, policy_text("\n".join(rules), names=names), artifacts)
+
+
+def _joined(name: str, names: list[str], number: int) -> str:
+    first, second, third = (
+        f"{{detector: {found}, aggregate: {flow(KINDS[(number + 10 * place) % len(KINDS)])}"
+        for place, found in enumerate(names)
+    )
+    above = "above: {value: 1.0e9}}"
+    both = f"{{all: [{first}, stage: stream, {above}, {{not: {second}, stage: prompt, {above}}}]}}"
+    weighed = f"{{weigh: [{first}, weight: 1}}, {third}, weight: 1}}], stage: stream, {above}"
+    return f"{{name: {name}, when: {{any: [{both}, {weighed}]}}, do: {{action: block}}, mode: enforce}}"
 
 
 def flow(aggregate: Aggregator) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,17 @@ def test_256_requests_decode_one_token(
 
     benchmark.pedantic(load.step, setup=prepared, rounds=2000, warmup_rounds=100)
     benchmark.extra_info["report_bytes"] = load.step(*prepared()[0])
+
+
+def test_ten_more_rules_join_verdicts(benchmark: Any, tmp_path: Path) -> None:
+    load = Load(make_plan(tmp_path, joined=10), 256)
+
+    def prepared() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        sent = load.sent(load.names, load.position, 1)
+        load.position += 1
+        return (sent, []), {}
+
+    benchmark.pedantic(load.step, setup=prepared, rounds=2000, warmup_rounds=100)
 
 
 @pytest.mark.parametrize("prompts", [1, 8])

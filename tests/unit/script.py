@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from monitor.monitor import Monitor, StepReadouts
 from monitor.policy import Plan
+from monitor.rollout import Subjects
 from monitor.segments import PromptMap, Run
 from monitor.types import Role
 from probes.card import Format
@@ -68,9 +69,16 @@ class Case:
         self.script = Script(plan)
 
     def admit(
-        self, name: str = "a", *, num_prompt: int = 3, fmt: Format = Format.CHAT, prompt: PromptMap | None = None
+        self,
+        name: str = "a",
+        *,
+        num_prompt: int = 3,
+        fmt: Format = Format.CHAT,
+        prompt: PromptMap | None = None,
+        subjects: Subjects | None = None,
     ) -> None:
-        self.monitor.admit(name, num_prompt=num_prompt, policy=None, fmt=fmt, prompt=prompt or chat(num_prompt))
+        known = prompt or chat(num_prompt)
+        self.monitor.admit(name, num_prompt=num_prompt, policy=None, fmt=fmt, prompt=known, subjects=subjects)
 
     def see(self, scores: list[float], start: int = 0, name: str = "a") -> tuple[str, str]:
         """Feed rows; the action and its rule after them."""

@@ -276,18 +276,22 @@ def test_a_sum_does_not_depend_on_who_is_summed_beside_it(tmp_path: Path) -> Non
     plan = plan_of(tmp_path, policy_text(one_rule(when), names=NAMES), artifacts())
     scores = np.random.default_rng(3).standard_normal((40, 4, 3)).astype(np.float32)
 
-    def sums(company: int) -> list[float]:
+    def sums(company: int, *also: int) -> list[float]:
+        """Those of the first request, when its last token is computed together with those of others."""
         monitor, script = Monitor(plan), Script(plan)
         names = [str(number) for number in range(company)]
         for name in names:
             monitor.admit(name, num_prompt=1, policy=None, fmt=Format.CHAT, prompt=chat(1))
-        rows = [(name, range(4), script.rows(scores[number])) for number, name in enumerate(names)]
-        monitor.observe(script.step(rows))
+        for part in (range(3), range(3, 4)):
+            took_part = [number for number in range(company) if part.start == 0 or number in also or number == 0]
+            rows = [(names[number], part, script.rows(scores[number][list(part)])) for number in took_part]
+            monitor.observe(script.step(rows))
         live = monitor.get("0")
         assert live is not None
         return [float(value) for value in monitor.snapshot([live])[2][0]]
 
-    assert sums(1) == sums(2) == sums(40)
+    # Beside neighbours, among slots of others, and far from the only other one.
+    assert sums(1) == sums(2, 1) == sums(40, *range(40)) == sums(40, 2) == sums(40, 39)
 
 
 REFUSED = [
@@ -362,4 +366,3 @@ def test_equal_verdicts_of_joined_and_simple_rules_are_kept_once(tmp_path: Path)
     plan = case_of(tmp_path, simple, joined).plan
     assert stages(plan) == [Stage.PROMPT, Stage.STREAM]
     assert [entry.verdicts for entry in plan.policies[0].rules] == [(0,), (1, 0)]
-    assert [entry.check for entry in plan.policies[0].rules] == [0, None]

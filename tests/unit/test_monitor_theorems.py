@@ -175,7 +175,7 @@ def test_verdicts_are_the_offline_reference(plan: Plan, requests: list[Reply], s
         assert close(done.statistics, expected)
         clear = np.abs(expected - limits) > 1e-8
         assert np.array_equal(done.fired[clear], (expected > limits)[clear])
-        acted = [entry for entry in plan.policies[0].rules if done.fired[entry.check]]
+        acted = [entry for entry in plan.policies[0].rules if done.fired[entry.verdicts[0]]]
         assert done.request.decided == {entry.name for entry in acted}
         worst = max((entry.action.severity for entry in acted if entry.mode.value == "enforce"), default=0)
         assert done.request.action == worst

@@ -43,7 +43,7 @@ def only_rule(plan: Plan) -> CompiledRule:
 
 
 def thresholds(plan: Plan) -> dict[str, float]:
-    return {fmt.value: value for fmt, value in plan.checks[only_rule(plan).check].thresholds.items()}
+    return {fmt.value: value for fmt, value in plan.checks[only_rule(plan).verdicts[0]].thresholds.items()}
 
 
 def refusal(folder: Path, rules: str, calibrations: Sequence[Calibration], **settings: Any) -> str:
@@ -54,7 +54,7 @@ def refusal(folder: Path, rules: str, calibrations: Sequence[Calibration], **set
 
 def test_the_card_gives_threshold_and_aggregate(tmp_path: Path) -> None:
     plan = compiled(tmp_path, rule("r"), skip_first=3)
-    check = plan.checks[only_rule(plan).check]
+    check = plan.checks[only_rule(plan).verdicts[0]]
     assert (check.aggregate, check.stage, check.skip_first, check.detector) == (Max(), Stage.PROMPT, 3, "harm")
     assert thresholds(plan) == {"chat": 1.0, "raw": 2.0}
 
@@ -63,14 +63,14 @@ def test_the_stage_chooses_the_calibration(tmp_path: Path) -> None:
     calibrations = [*BOTH, calibration(Stage.STREAM, aggregate=Ema(alpha=0.5), threshold=7.0)]
     plan = compiled(tmp_path, rule("r", stage="stream"), calibrations)
     assert thresholds(plan) == {"chat": 7.0}
-    assert plan.checks[only_rule(plan).check].aggregate == Ema(alpha=0.5)
+    assert plan.checks[only_rule(plan).verdicts[0]].aggregate == Ema(alpha=0.5)
 
 
 def test_a_number_holds_in_every_format_of_the_card(tmp_path: Path) -> None:
     assert thresholds(compiled(tmp_path, rule("r", when="above: {value: -0.5}"))) == {"chat": -0.5, "raw": -0.5}
     plan = compiled(tmp_path, rule("r", when="above: {value: 9}, aggregate: {kind: last}"), formats=[Format.CHAT])
     assert thresholds(plan) == {"chat": 9.0}
-    assert plan.checks[only_rule(plan).check].aggregate == Last()
+    assert plan.checks[only_rule(plan).verdicts[0]].aggregate == Last()
 
 
 def test_a_rate_is_read_from_the_order_statistics(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_rules_share_equal_checks(tmp_path: Path) -> None:
     rules = "\n".join([rule("a"), rule("b", action="flag"), rule("c", when="above: {value: 3}")])
     plan = compiled(tmp_path, rules)
     first, second, third = plan.policies[0].rules
-    assert first.check == second.check != third.check
+    assert first.verdicts == second.verdicts != third.verdicts
     assert len(plan.checks) == 2
 
 
@@ -170,7 +170,7 @@ def test_a_detector_without_a_rule_is_watched_as_calibrated(tmp_path: Path) -> N
     plan = plan_of(tmp_path, policy_text(rule("r"), names=["harm", "other"]), artifacts)
     watched = {(plan.checks[check].detector, plan.checks[check].stage) for check in plan.policies[0].checks}
     assert watched == {("harm", Stage.PROMPT), ("other", Stage.PROMPT), ("other", Stage.STREAM)}
-    assert [rule.check for rule in plan.policies[0].rules] == [0]
+    assert [rule.verdicts for rule in plan.policies[0].rules] == [(0,)]
 
 
 def test_the_text_of_a_rule_comes_before_that_of_the_policy(tmp_path: Path) -> None:

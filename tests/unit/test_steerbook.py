@@ -15,7 +15,8 @@ from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.request import Request
 
 from monitor.policy import Plan
-from monitor.types import Gap
+from monitor.rollout import Subjects
+from monitor.types import ActionCode, Gap, Mode
 from probes.card import Format
 from probes.steering.steer import END
 from serving.engine.steer_order import STEERS, GateOrder, SteerOrder
@@ -39,7 +40,13 @@ class Engine:
         self.requests: dict[str, Request] = {}
 
     def admit(
-        self, name: str = "a", *, salt: str | None = None, asked: Mapping[str, float] | None = None, first: int = 0
+        self,
+        name: str = "a",
+        *,
+        salt: str | None = None,
+        asked: Mapping[str, float] | None = None,
+        first: int = 0,
+        subjects: Subjects | None = None,
     ) -> Request:
         request = Request(
             name,
@@ -50,7 +57,7 @@ class Engine:
             block_hasher=get_request_block_hasher(SIZE, sha256),
         )
         self.requests[name] = request
-        self.case.admit(name, num_prompt=PROMPT)
+        self.case.admit(name, num_prompt=PROMPT, subjects=subjects)
         live = self.case.monitor.get(name)
         assert live is not None
         self.book.admit(request, live, self.plan.policies[0], asked or {})
@@ -72,6 +79,21 @@ class Engine:
     def tell(self, positions: range, doses: np.ndarray | None, name: str = "a") -> None:
         rows = self.case.script.rows([0.0] * len(positions))
         self.book.tell(self.case.script.step([(name, positions, rows)]), doses, self.case.monitor)
+
+
+@pytest.mark.parametrize(("percent", "steered"), [(0, False), (100, True)])
+@pytest.mark.parametrize("when", ["", "aggregate: {kind: last}, above: {value: 2}"], ids=["in the pass", "latched"])
+def test_outside_of_a_rollout_nothing_is_written(tmp_path: Path, percent: int, steered: bool, when: str) -> None:
+    rule = do("r", STEER, when=when).replace("mode: enforce", f"mode: enforce, rollout: {{percent: {percent}}}")
+    engine = Engine(compiled(tmp_path, CALM, rule))
+    engine.admit("a", subjects=Subjects("tenant"))
+    assert engine.book.is_empty != steered
+    engine.see([0.0] * PROMPT + [9.0], 0)
+    live = engine.case.monitor.get("a")
+    assert live is not None
+    assert live.action is (ActionCode.STEER if steered else ActionCode.ALLOW)
+    assert bool(engine.schedule(1, computed=PROMPT + 1)) == steered
+    assert {key[2] for key in engine.case.monitor.take_tally().acted} == {Mode.ENFORCE if steered else Mode.SHADOW}
 
 
 def by_rule(folder: Path) -> Engine:

@@ -157,7 +157,7 @@ def test_a_condition_that_one_row_decides_becomes_a_gate(tmp_path: Path) -> None
         assert plan.policies[0].rules[0].gate == 0
         assert (gate.kind, gate.steer, str(gate.tap)) == (kind, 0, "resid_post.0")
         assert (gate.column, gate.offset) == (0, 0)
-        assert gate.check == plan.checks[plan.policies[0].rules[0].check]
+        assert gate.check == plan.checks[plan.policies[0].rules[0].verdicts[0]]
 
 
 @pytest.mark.parametrize(
