@@ -24,7 +24,16 @@ from probes.sae.sae import Activation, Sae, SaeError
 from serving.cli import app
 from serving.commands.sae_detector import SaeDetectorError
 from serving.deployment import check_policy, load_artifacts
-from tests.unit.artifacts import D_MODEL, NUM_LAYERS, model_ref, policy_text, rule, write_policy
+from tests.unit.artifacts import (
+    D_MODEL,
+    NUM_LAYERS,
+    make_card,
+    model_ref,
+    policy_text,
+    rule,
+    saved_artifact,
+    write_policy,
+)
 from tests.unit.saes import WIDTH, random_sae, stored_sae
 
 ACTIVATIONS = [Activation.RELU, Activation.JUMPRELU, Activation.GATED]
@@ -189,6 +198,18 @@ def test_a_plan_is_another_one_where_only_a_threshold_in_the_file_is(tmp_path: P
 def test_a_mistake_in_the_policy_file_is_told(tmp_path: Path, sae_path: Path, entry: str, message: str) -> None:
     with pytest.raises((PolicyError, ArtifactError), match=message):
         check_policy(write_policy(tmp_path, inline(f"{{{entry}}}", WATCH)).path)
+
+
+def test_a_model_by_another_name_is_the_same_model(tmp_path: Path, sae_path: Path) -> None:
+    """An autoencoder is imported for a folder, the pack beside it was made for a name."""
+    saved(sae_path, random_sae(), model=model_ref(id="models/fake"))
+    saved_artifact(tmp_path, make_card())
+    text = inline(f"{{{LATENTS}, threshold: {{value: 3}}}}\n  - artifact: harm.safetensors", WATCH)
+    policy = write_policy(tmp_path, text).path
+    assert {detector.name for detector in check_policy(policy).bank.detectors} == {"chemistry", "harm"}
+    saved(sae_path, random_sae(), model=model_ref(weight_digest="d" * 64))
+    with pytest.raises(PolicyError, match="were made on different models"):
+        check_policy(policy)
 
 
 def test_latents_of_another_model_are_refused(tmp_path: Path, sae_path: Path) -> None:
