@@ -15,11 +15,11 @@ def canary(path: Path, model: str | None) -> None:
     Raises:
         probes.errors.TelltaleError: the artifact is damaged, or the model is not the one on its card.
     """
+    artifact = Artifact.load(path)
     from probes.fit.training.canary import canary_of
 
     name = model or DEFAULT_MODEL
     folder = embedded_folder(name) or Path(name)
-    artifact = Artifact.load(path)
     found = canary_of(artifact, model_dir=folder, progress=say)
     write_card(path, artifact.card.model_copy(update={"canary": found}))
     say(f"{path}: a canary of {len(found.tokens)} tokens, tolerance {found.tolerance:.3g}, by {found.reference}")

@@ -9,7 +9,7 @@ from monitor.yaml_file import read_policy_file
 from serving.arguments import ArgumentError, is_given, parse_serve, value_of, vllm_arguments
 from serving.builtin import DEFAULT_MODEL, is_builtin
 from serving.commands.model import embedded_folder, embedded_policy, say
-from serving.deployment import deploy
+from serving.deployment import check_policy, deploy
 from serving.engine.launch import prepare_environment, require_free_port, run_server
 
 
@@ -34,5 +34,7 @@ def serve(model: str | None, policy: Path | None, flags: Sequence[str]) -> None:
     if local is not None and dtype not in {None, "auto"} and not is_given("--revision", flags):
         # The same check runs again in every process; here it fails before anything is loaded.
         deploy(policy, model_dir=local, model_id=arguments.model, dtype=str(dtype))
+    else:
+        check_policy(policy)
     say(f"serving {arguments.model} with {policy}; /ready answers 200 once monitoring is proved")
     run_server(vllm_arguments(arguments, folder))

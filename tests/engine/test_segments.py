@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,34 +9,17 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine.conftest import HEAD, REFUSAL, STREAM_REFUSAL, STREAM_RULE, client_of
+from tests.engine.conftest import REFUSAL, STREAM_REFUSAL, client_of
 from tests.engine.test_serving import GREEDY, detectors, metric
-from tests.support.server import Server, serving, telltale_command
+from tests.support.server import Server
 from tests.support.tiny import MARK, PROMPT, TinyModel
 
 pytestmark = pytest.mark.engine
 
-SEGMENTS = f"""\
-{HEAD}\
-      - name: tool-block
-        when: {{detector: trigger, stage: prompt, segments: [tool]}}
-        do: {{action: block, text: "{REFUSAL}"}}
-        mode: enforce
-      - name: user-flag
-        when: {{detector: trigger, stage: prompt, segments: [user]}}
-        do: {{action: flag}}
-        mode: enforce
-{STREAM_RULE}"""
-
 
 @pytest.fixture(scope="module")
-def server(tiny: TinyModel) -> Iterator[Server]:
-    """Blocks the trigger in what tools say and in replies, flags it in what users say; small prefill chunks."""
-    folder = tiny.path.parent
-    (folder / "segments.yaml").write_text(SEGMENTS)
-    command = telltale_command(tiny.path, folder / "segments.yaml", "--max-num-batched-tokens", "48")
-    with serving(command, folder / "segments.log") as running:
-        yield running
+def server(segmented: Server) -> Server:
+    return segmented
 
 
 def chat(server: Server, *messages: tuple[str, Any], tokens: int = 4, temperature: float = 0.0, **options: Any) -> Any:

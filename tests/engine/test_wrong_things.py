@@ -8,12 +8,13 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from probes.artifact import card_path_of
-from tests.support.server import SMALL
+from tests.support.server import SMALL, Refusal, refusal_in, refusing, telltale_command
 from tests.support.tiny import TinyModel, save_trigger
 
 pytestmark = pytest.mark.engine
@@ -34,9 +35,37 @@ policies:
 
 @pytest.fixture
 def work(tmp_path: Path, tiny: TinyModel) -> Path:
-    save_trigger(tmp_path / "trigger.safetensors", tiny.path)
-    (tmp_path / "policy.yaml").write_text(POLICY)
+    prepared(tmp_path, tiny.path)
     return tmp_path
+
+
+# What is noticed only when vLLM has been imported takes long: such starts run beside the tests before theirs.
+@pytest.fixture(scope="module", autouse=True)
+def unknown_architecture(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Refusal]:
+    folder = tmp_path_factory.mktemp("architecture")
+    model = folder / "bloom"
+    shutil.copytree(tiny.path, model)
+    from transformers import BloomConfig, BloomForCausalLM
+
+    BloomForCausalLM(BloomConfig(vocab_size=49152, hidden_size=128, n_layer=2, n_head=4)).save_pretrained(model)
+    with refusing(telltale_command(model, prepared(folder, model)), folder / "stderr.txt") as started:
+        yield started
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blinding_setting(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Refusal]:
+    folder = tmp_path_factory.mktemp("setting")
+    setting = ("--scheduler-cls", "vllm.v1.core.sched.scheduler.Scheduler")
+    command = telltale_command(tiny.path, prepared(folder, tiny.path), *setting)
+    with refusing(command, folder / "stderr.txt") as started:
+        yield started
+
+
+def prepared(folder: Path, model: Path) -> Path:
+    save_trigger(folder / "trigger.safetensors", model)
+    policy = folder / "policy.yaml"
+    policy.write_text(POLICY)
+    return policy
 
 
 def refused(*arguments: str, environment: dict[str, str] | None = None, timeout: float = 120) -> str:
@@ -48,10 +77,7 @@ def refused(*arguments: str, environment: dict[str, str] | None = None, timeout:
         env={**os.environ, **(environment or {})},
         check=False,
     )
-    assert done.returncode == 2, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr
-    message = done.stderr[done.stderr.index("telltale:") :]
-    return message.replace("\n", " ")
+    return refusal_in(done.returncode, done.stderr)
 
 
 def serve(work: Path, model: Path, *flags: str, **settings: object) -> str:
@@ -109,22 +135,15 @@ def test_a_vllm_outside_the_range_is_refused(work: Path, tiny: TinyModel) -> Non
 
 
 @pytest.mark.covers("architecture that was not read", "refused at the start")
-def test_an_unknown_architecture_is_refused(work: Path, tiny: TinyModel) -> None:
-    model = work / "bloom"
-    shutil.copytree(tiny.path, model)
-    from transformers import BloomConfig, BloomForCausalLM
-
-    BloomForCausalLM(BloomConfig(vocab_size=49152, hidden_size=128, n_layer=2, n_head=4)).save_pretrained(model)
-    save_trigger(work / "trigger.safetensors", model)
-    message = serve(work, model)
+def test_an_unknown_architecture_is_refused(unknown_architecture: Refusal) -> None:
+    message = unknown_architecture.message()
     assert "BloomForCausalLM" in message
     assert "serving/engine/layers/known.py" in message
 
 
 @pytest.mark.covers("setting under which tokens pass unseen", "refused at the start")
-def test_a_setting_that_would_blind_the_monitor_is_refused(work: Path, tiny: TinyModel) -> None:
-    message = serve(work, tiny.path, "--scheduler-cls", "vllm.v1.core.sched.scheduler.Scheduler")
-    assert "--scheduler-cls" in message
+def test_a_setting_that_would_blind_the_monitor_is_refused(blinding_setting: Refusal) -> None:
+    assert "--scheduler-cls" in blinding_setting.message()
 
 
 def test_two_models_are_one_too_many(work: Path, tiny: TinyModel) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-START_SECONDS = 240.0
+START_SECONDS = 300.0
 SMALL = (
     "--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", "134217728", "--max-model-len", "1024",
     "--max-num-seqs", "32", "--served-model-name", "tiny",
@@ -41,7 +41,7 @@ def free_port() -> int:
 def serving(
     command: Sequence[str], log: Path, *, ready: str = "/ready", environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """Run a server command (without --port) until the block ends.
+    """Run a server command (without --port) until the block ends; it serves when the block begins.
 
     Args:
         command: begins with the program.
@@ -49,6 +49,55 @@ def serving(
         ready: path that answers 200 once it serves.
         environment: added to this process's.
     """
+    with starting(command, log, environment=environment) as server:
+        wait_for(server, ready)
+        yield server
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A start that has to fail, and the file of what it says on standard error."""
+
+    process: subprocess.Popen[bytes]
+    said: Path
+
+    def message(self) -> str:
+        """What it says, in one line, once it has ended as a refusal does."""
+        return refusal_in(self.process.wait(START_SECONDS), self.said.read_text())
+
+
+@contextmanager
+def refusing(command: Sequence[str], said: Path, *, environment: Mapping[str, str] | None = None) -> Iterator[Refusal]:
+    """Begin a start that has to fail, and go on with something else meanwhile.
+
+    Args:
+        command: begins with the program; without --port.
+        said: file for its standard error.
+        environment: added to this process's.
+    """
+    with (
+        said.open("w") as errors,
+        subprocess.Popen(
+            [*command, "--port", str(free_port())],
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, **(environment or {})},
+        ) as process,
+    ):
+        yield Refusal(process, said)
+        process.terminate()
+
+
+def refusal_in(code: int, stderr: str) -> str:
+    """The message of a start that was refused as it should be: exit code 2, no traceback."""
+    assert code == 2, stderr[-3000:]
+    assert "Traceback" not in stderr
+    return stderr[stderr.index("telltale:") :].replace("\n", " ")
+
+
+@contextmanager
+def starting(command: Sequence[str], log: Path, *, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """As ``serving``, but it may not serve yet: ``wait_for`` it."""
     port = free_port()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -58,10 +107,8 @@ def serving(
             env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
-    server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        _wait(server, ready)
-        yield server
+        yield Server(f"http://127.0.0.1:{port}", process, log)
     finally:
         stop(process)
 
@@ -86,7 +133,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(timeout=30)
 
 
-def _wait(server: Server, ready: str) -> None:
+def wait_for(server: Server, ready: str = "/ready") -> None:
+    """Return when a server answers 200 on the path ``ready``."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
