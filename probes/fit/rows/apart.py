@@ -7,7 +7,7 @@ from typing import Any
 from probes.card import Calibration
 from probes.fit.evaluation.baselines import TfIdfPeer
 from probes.fit.evaluation.controls import Control
-from probes.fit.evaluation.evaluate import ScoredRows, at_threshold, compare, labels_of
+from probes.fit.evaluation.evaluate import ScoredRows, at_threshold, compare, labels_of, limits_of
 from probes.fit.training.search import Probe
 from probes.fit.training.session import FitSession, statistics_of
 
@@ -36,6 +36,7 @@ def measure_apart(session: FitSession, probe: Probe, calibration: Calibration) -
             scores=statistics,
             peers={Control.TF_IDF: TfIdfPeer().scores(session.data.train, rows)},
         )
-        fired = at_threshold(calibration, {name: (statistics, labels)})
+        limits = limits_of(calibration, session.lengths(rows, calibration.format))
+        fired = at_threshold(calibration, {name: (statistics, limits, labels)})
         report[name] = compare(tested, seed=session.recipe.seed).card() | {"at_threshold": fired[name]}
     return {"apart": report} if report else {}
