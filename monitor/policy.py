@@ -84,6 +84,24 @@ class Plan:
     digest: str
     steering: SteerPlan
 
+    def probability(self, position: int, fmt: Format, statistic: float) -> float | None:
+        """The probability that a check's statistic means, as its detector's card says it.
+
+        Args:
+            position: of the check.
+            fmt: of the request.
+            statistic: finite.
+        Returns: None where the card has no Platt scaling for this stage, format and aggregate, over the same text.
+        """
+        check = self.checks[position]
+        card = self.cards[check.detector]
+        if check.segments != card_segments(card):
+            return None
+        wanted = (check.stage, fmt, check.aggregate)
+        found = (item.platt for item in card.calibrations if (item.stage, item.format, item.aggregate) == wanted)
+        platt = next(found, None)
+        return None if platt is None else platt.probability(statistic)
+
 
 def compile_plan(
     file: PolicyFile,
@@ -206,7 +224,7 @@ def _compile_rule(
 
 def _segments(site: RuleSite) -> tuple[Role, ...] | None:
     """Whose text a rule reads: of the prompt whose it names, else whose the card says that the detector is for."""
-    named, own = site.rule.when.segments, _card_segments(site.card)
+    named, own = site.rule.when.segments, card_segments(site.card)
     if own is None:
         if named is None or site.rule.when.stage is not Stage.PROMPT:
             return None
@@ -226,7 +244,7 @@ def _segments(site: RuleSite) -> tuple[Role, ...] | None:
     return own
 
 
-def _card_segments(card: Card) -> tuple[Role, ...] | None:
+def card_segments(card: Card) -> tuple[Role, ...] | None:
     """As the monitor calls them; None: the detector reads everything."""
     return tuple(role for role in Role if role.value in card.segments) or None
 
@@ -242,7 +260,7 @@ def _default_checks(name: str, card: Card) -> list[Check]:
         known = grouped.setdefault((calibration.stage, calibration.aggregate), {})
         known[calibration.format] = own_limits(calibration)
     return [
-        Check.of(name, stage, aggregate, skip_first=card.skip_first, limits=limits, segments=_card_segments(card))
+        Check.of(name, stage, aggregate, skip_first=card.skip_first, limits=limits, segments=card_segments(card))
         for (stage, aggregate), limits in grouped.items()
     ]
 

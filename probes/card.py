@@ -105,6 +105,11 @@ class Platt(_Strict):
     ece_after: float = Field(ge=0, le=1, description="of the probability, on rows that it was not fitted on")
     data_digest: Digest
 
+    def probability(self, statistic: float) -> float:
+        """0 to 1, at the share of positives among the rows that it was fitted on."""
+        # The logistic function, written so that nothing overflows.
+        return 0.5 * (1.0 + math.tanh(0.5 * (self.slope * statistic + self.intercept)))
+
 
 class Calibration(_Strict):
     """A threshold for one statistic, and the benign requests that it rests on.
