@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from probes.aggregate.delta import Delta
-from probes.aggregate.max import Max
 from probes.artifact import Artifact, save_artifact, write_card
 from probes.card import Calibration, Card, Format, LengthBucket, Platt, Speaker, Stage
 from probes.detectors import load_detector
@@ -41,7 +40,7 @@ policies:
     on_uncalibrated: allow
     expose: scores
     rules:
-      - {name: at-prompt, when: {detector: trigger, stage: prompt}, do: {action: block, text: "Not this."}, mode: enforce}
+      - {name: at-prompt, when: {detector: trigger, stage: prompt}, do: {action: block}, mode: enforce}
       - {name: at-end, when: {detector: trigger, stage: response}, do: {action: flag}, mode: enforce}
       - {name: drifts, when: {detector: off_task, stage: prompt}, do: {action: flag}, mode: enforce}
 """
@@ -173,9 +172,3 @@ def test_a_drift_detector_reads_what_tools_say(server: Server, tiny: TinyModel) 
         model="tiny", messages=[{"role": "user", "content": "Hi"}], max_tokens=2
     )
     assert told(nothing.choices[0], "off_task", "prompt")["score"] is None
-
-
-def test_the_planted_detector_reads_as_the_tests_expect(tiny: TinyModel, tmp_path: Path) -> None:
-    """What the figures above rest on: a maximum of 0 without the planted token."""
-    artifact = save_trigger(tmp_path / "trigger.safetensors", tiny.path)
-    assert {found.aggregate for found in artifact.card.calibrations} == {Max()}
