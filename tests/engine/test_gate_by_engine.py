@@ -59,6 +59,7 @@ def forgetful(trigger: int) -> Any:
     return change
 
 
+@pytest.mark.timeout(900)  # three engines start
 def test_the_engines_own_activations_are_checked(tiny: TinyModel, tmp_path: Path) -> None:
     artifact = save_trigger(tmp_path / "trigger.safetensors", tiny.path, stages=(Stage.PROMPT,))
     rows = write_rows(tmp_path / "rows.jsonl", tiny)

@@ -217,6 +217,7 @@ def telltale(*words: object, folder: Path, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.timeout(900)  # a training, an evaluation and a server
 def test_a_new_kind_goes_the_whole_way(site: Path, tiny: TinyModel, tmp_path: Path) -> None:
     train = write_rows(tmp_path / "train.jsonl", tiny, count=480, seed=0, sources=("forum", "manual"))
     tested = write_rows(tmp_path / "test.jsonl", tiny, count=160, seed=1, sources=("mail", "wiki"))
