@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from monitor.card_segments import card_segments
 from monitor.check import Check
 from monitor.compiled import CompiledPolicy, CompiledRule
 from monitor.condition import Verdict
@@ -24,7 +25,7 @@ from monitor.weighed import WeighedCheck
 from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.artifact import Artifact
 from probes.bank import Bank
-from probes.card import Card, Stage
+from probes.card import Card, Format, Stage
 from probes.detectors import load_detector
 from probes.steering.steer import Steerable
 
@@ -57,6 +58,26 @@ class Plan:
     def is_rolled_out(self) -> bool:
         """Whether some rule is enforced for a share of requests only."""
         return any(rule.share is not None for policy in self.policies for rule in policy.rules)
+
+    def probability(self, position: int, fmt: Format, statistic: float) -> float | None:
+        """The probability that a check's statistic means, as its detector's card says it.
+
+        Args:
+            position: of the check.
+            fmt: of the request.
+            statistic: finite.
+        Returns: None where the card has no Platt scaling for this stage, format and aggregate, over the same text.
+        """
+        check = self.checks[position]
+        if isinstance(check, WeighedCheck):
+            return None
+        card = self.cards[check.detector]
+        if check.segments != card_segments(card):
+            return None
+        wanted = (check.stage, fmt, check.aggregate)
+        found = (item.platt for item in card.calibrations if (item.stage, item.format, item.aggregate) == wanted)
+        platt = next(found, None)
+        return None if platt is None else platt.probability(statistic)
 
 
 def compile_plan(

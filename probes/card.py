@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from probes.aggregate import AnyAggregator
+from probes.speaker import Speaker as Speaker
 from probes.threshold import ThresholdMethod
 
 FORMAT_VERSION: Literal[1] = 1
@@ -34,15 +35,6 @@ class Format(StrEnum):
     """Messages, through the model's chat template."""
     RAW = "raw"
     """Text or tokens as they are (``/v1/completions``, for one)."""
-
-
-class Speaker(StrEnum):
-    """Whose text a message of a conversation is."""
-
-    SYSTEM = "system"
-    USER = "user"
-    TOOL = "tool"
-    """What a tool answered: text that neither the user nor the operator wrote."""
 
 
 class _Strict(BaseModel):
@@ -104,6 +96,11 @@ class Platt(_Strict):
     ece_before: float = Field(ge=0, le=1, description="calibration error of the statistic taken as a logit")
     ece_after: float = Field(ge=0, le=1, description="of the probability, on rows that it was not fitted on")
     data_digest: Digest
+
+    def probability(self, statistic: float) -> float:
+        """0 to 1, at the share of positives among the rows that it was fitted on."""
+        # The logistic function, written so that nothing overflows.
+        return 0.5 * (1.0 + math.tanh(0.5 * (self.slope * statistic + self.intercept)))
 
 
 class Calibration(_Strict):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import serving
-from probes.card import Speaker
+from probes.speaker import Speaker
 from serving.builtin import DEFAULT_MODEL
 from serving.commands.model import embedded_folder, say
 

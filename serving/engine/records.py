@@ -80,6 +80,9 @@ class Record:
             statistic = self.statistics[position] if self.statistics else -math.inf
             threshold = check.thresholds.get(self.fmt)
             described["score"] = round(statistic, 4) if math.isfinite(statistic) else None
+            probability = self._plan.probability(position, self.fmt, statistic) if math.isfinite(statistic) else None
+            if probability is not None:
+                described["probability"] = round(probability, 4)
             described["threshold"] = round(threshold, 4) if threshold is not None else None
             if limits := check.by_length.get(self.fmt):
                 ends = [*limits.ends, None]

@@ -6,7 +6,7 @@ from scipy.stats import binom
 from probes.aggregate import parse_aggregator
 from probes.card import Calibration, Format, Stage
 from probes.fit.calibration.calibrate import CalibrationError, calibrate, shortfall
-from probes.fit.evaluation.evaluate import at_threshold
+from probes.fit.evaluation.evaluate import at_threshold, limits_of
 from probes.fit.evaluation.measure import auroc, measure, positive_value, tpr_at_fpr
 from probes.fit.fitters.logistic import Logistic
 from probes.fit.rows.example import Example
@@ -150,7 +150,8 @@ def test_auroc_and_tpr_by_hand() -> None:
 
 
 def test_report_at_the_threshold() -> None:
-    found = at_threshold(calibrated(np.arange(400.0)), {"set": (np.array([400.0, 1.0, 1.0]), np.array([1, 1, 0]))})
+    made, scores = calibrated(np.arange(400.0)), np.array([400.0, 1.0, 1.0])
+    found = at_threshold(made, {"set": (scores, limits_of(made, [5, 9, 9]), np.array([1, 1, 0]))})
     assert found["set"]["fired_positive"] == [1, 2]
     assert found["set"]["fired_negative"] == [0, 1]
 

@@ -25,10 +25,10 @@ from monitor.report import (
     make_report,
 )
 from monitor.report import take_tally as make_tally
-from probes.card import Format
+from probes.card import Format, Platt, Stage
 from serving.engine.carrier import CARRIER_ID, take_reports
 from serving.engine.records import Record, Records
-from tests.unit.artifacts import make_card, plan_of, policy_text, rule, unit_artifact
+from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, rule, unit_artifact
 from tests.unit.script import Script, chat
 
 RULES = "\n".join(
@@ -202,6 +202,45 @@ def test_what_a_client_is_told(tmp_path: Path, live: bool) -> None:
             detectors[0] |= {"score": 0.1235, "threshold": 1.0}
             detectors[1] |= {"score": 2.5, "threshold": 2.0}
         assert described == {**expected, "detectors": detectors}
+
+
+def platt(slope: float = 2.0) -> Platt:
+    return Platt(
+        slope=slope, intercept=-1.0, num_positive=50, num_negative=50, ece_before=0.2, ece_after=0.02,
+        data_digest="0" * 64,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("expose", ["actions", "scores"])
+def test_a_probability_stands_beside_the_score_it_was_fitted_on(tmp_path: Path, expose: str) -> None:
+    """Of the same stage, format, aggregate and text; only where scores are exposed."""
+    made = [
+        calibration(Stage.PROMPT).model_copy(update={"platt": platt()}),
+        calibration(Stage.PROMPT, fmt=Format.RAW),
+        calibration(Stage.STREAM).model_copy(update={"platt": platt(1e6)}),
+    ]
+    rules = "\n".join(
+        [
+            rule("same"),
+            rule("other", when="aggregate: {kind: mean}, above: {value: 3}"),
+            rule("some", when="segments: [tool]"),
+            rule("stream", stage="stream"),
+        ]
+    )
+    artifact = unit_artifact(make_card(calibrations=made))
+    plan = plan_of(tmp_path, policy_text(rules, policy=f"expose: {expose}"), {"harm": artifact})
+    record = Record(plan)
+    record.fmt, record.statistics = Format.CHAT, [0.75] * len(plan.checks)
+    found = {check.stage.value: {} for check in plan.checks}
+    for check, told in zip(plan.checks, record.describe()["detectors"], strict=True):
+        found[check.stage.value][(check.aggregate.kind, check.segments is None)] = told.get("probability")
+    expected = round(1 / (1 + math.exp(-0.5)), 4) if expose == "scores" else None
+    assert found["prompt"] == {("max", True): expected, ("mean", True): None, ("max", False): None}
+    assert found["stream"] == {("max", True): 1.0 if expose == "scores" else None}  # and no overflow
+    record.fmt = Format.RAW
+    assert not any("probability" in told for told in record.describe()["detectors"])
+    record.fmt, record.statistics = Format.CHAT, [-math.inf] * len(plan.checks)
+    assert not any("probability" in told for told in record.describe()["detectors"])
 
 
 def test_what_is_undefined_or_uncalibrated_is_null(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
-__all__ = ["even_edges", "grows_with_length", "merged_edges"]
+from probes.card import Stage
+
+__all__ = ["edges_where_it_grows", "even_edges", "grows_with_length", "merged_edges"]
 
 _MOST = 8
 _LEAST_CORRELATION = 0.1
@@ -31,6 +33,24 @@ def grows_with_length(statistics: npt.NDArray[np.float64], lengths: npt.NDArray[
         return False
     found = spearmanr(scores, tokens, alternative="greater")
     return bool(found.statistic >= _LEAST_CORRELATION and found.pvalue < _SIGNIFICANT)
+
+
+def edges_where_it_grows(
+    statistics: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64], *, stage: Stage, needed: int
+) -> tuple[int, ...]:
+    """``even_edges`` where the statistic grows with length; else, and at the stage ``stream``, none.
+
+    How long a reply will be is not known while it is judged token by token.
+
+    Args:
+        statistics: (n,).
+        lengths: (n,) tokens in each read sequence.
+        stage: when the statistic is judged.
+        needed: the fewest requests that certify a bucket.
+    """
+    if stage is Stage.STREAM or not grows_with_length(statistics, lengths):
+        return ()
+    return even_edges(statistics, lengths, needed=needed)
 
 
 def even_edges(statistics: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64], *, needed: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from probes.aggregate import Aggregator
 from probes.artifact import Artifact
 from probes.card import Calibration, Card, Format, Stage
 from probes.detectors import load_detector, unfit_aggregate
-from probes.fit.calibration.buckets import even_edges, grows_with_length, merged_edges
+from probes.fit.calibration.buckets import edges_where_it_grows, merged_edges
 from probes.fit.calibration.calibrate import CalibrationError, Float64, Lengths, Promise, calibrate
 from probes.fit.calibration.platt import fit_platt
 from probes.fit.reading.activations import ActivationReader
@@ -151,14 +151,9 @@ class Calibrator:
                     "has no thresholds by length. Leave --buckets out."
                 )
             return ()
-        # How long a reply will be is not known while it is judged token by token.
-        if self.stage is Stage.STREAM:
-            return ()
-        if self.edges is not None:
+        if self.edges is not None and self.stage is not Stage.STREAM:
             return merged_edges(statistics, lengths, self.edges, needed=promise.needed)
-        if grows_with_length(statistics, lengths):
-            return even_edges(statistics, lengths, needed=promise.needed)
-        return ()
+        return edges_where_it_grows(statistics, lengths, stage=self.stage, needed=promise.needed)
 
 
 def aggregate_of(card: Card, stage: Stage) -> Aggregator:

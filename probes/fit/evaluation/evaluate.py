@@ -126,7 +126,7 @@ def trivial_in(examples: Sequence[Example]) -> dict[Control, float]:
     return {control: auroc(scores, labels) for control, scores in _trivial(examples).items()}
 
 
-def limits_of(calibration: Calibration, lengths: Sequence[int]) -> Float64:
+def limits_of(calibration: Calibration, lengths: Sequence[int] | npt.NDArray[np.int64]) -> Float64:
     """(n,) the calibrated threshold for requests of these lengths, in tokens that are read."""
     if not calibration.buckets:
         return np.full(len(lengths), calibration.threshold)
@@ -245,11 +245,18 @@ def report_reliability(platt: Platt, scores: Float64, examples: Sequence[Example
     )
 
 
-def at_threshold(calibration: Calibration, sets: Mapping[str, tuple[Float64, Labels]]) -> dict[str, Any]:
-    """What the threshold does on each set: how many rows of how many fire, by label, and what an alarm is worth."""
+def at_threshold(calibration: Calibration, sets: Mapping[str, tuple[Float64, Float64, Labels]]) -> dict[str, Any]:
+    """What the threshold does on each set: how many rows of how many fire, by label, and what an alarm is worth.
+
+    Args:
+        calibration: with one threshold, or with several by length.
+        sets: by name, scores, limits (see ``limits_of``) and labels of the rows, (n,) each.
+    """
     report: dict[str, Any] = {"threshold": round(calibration.threshold, 4), "target_fpr": calibration.target_fpr}
-    for name, (scores, labels) in sets.items():
-        fired = scores > calibration.threshold
+    if calibration.buckets:
+        report["by_length"] = True
+    for name, (scores, limits, labels) in sets.items():
+        fired = scores > limits
         counts = {}
         for label, word in ((1, "positive"), (0, "negative")):
             rows = labels == label

@@ -12,7 +12,7 @@ from probes.card import Calibration, Format
 from probes.fit.evaluation.baselines import TfIdfPeer
 from probes.fit.evaluation.controls import Control
 from probes.fit.evaluation.cross_source import FoldScores, in_distribution, leave_one_out, peer_scores, random_folds
-from probes.fit.evaluation.evaluate import ScoredRows, at_threshold, compare, labels_of, trivial_in
+from probes.fit.evaluation.evaluate import ScoredRows, at_threshold, compare, labels_of, limits_of, trivial_in
 from probes.fit.evaluation.evaluation import SplitPolicy
 from probes.fit.evaluation.weigh import Home, weigh, weigh_folds
 from probes.fit.rows.split import Fold, length_matched_pairs
@@ -141,10 +141,11 @@ def development(
     named = {"pairs": len(data.pairs), "hard_benign": len(data.hard_benign)}
     ends = np.cumsum([0, *named.values()])
     labels = labels_of(rows)
+    limits = limits_of(calibration, session.lengths(rows, calibration.format))
     report["at_threshold"] = at_threshold(
         calibration,
         {
-            name: (statistics[start:end], labels[start:end])
+            name: (statistics[start:end], limits[start:end], labels[start:end])
             for name, start, end in zip(named, ends[:-1], ends[1:], strict=True)
             if end > start
         },

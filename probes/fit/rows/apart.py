@@ -7,7 +7,7 @@ from typing import Any
 from probes.card import Calibration
 from probes.fit.evaluation.baselines import TfIdfPeer
 from probes.fit.evaluation.controls import Control
-from probes.fit.evaluation.evaluate import ScoredRows, at_threshold, compare, labels_of
+from probes.fit.evaluation.evaluate import ScoredRows, at_threshold, compare, labels_of, limits_of
 from probes.fit.training.search import Probe
 from probes.fit.training.session import FitSession, statistics_of
 
@@ -31,7 +31,8 @@ def measure_apart(session: FitSession, probe: Probe, calibration: Calibration) -
             continue
         read = session.read(rows, calibration.format, f"{name} rows")
         statistics = statistics_of(probe, read, session.finished)
-        fired = at_threshold(calibration, {name: (statistics, labels)})
+        limits = limits_of(calibration, session.lengths(rows, calibration.format))
+        fired = at_threshold(calibration, {name: (statistics, limits, labels)})
         if labels.min() == labels.max():
             report[name] = {"at_threshold": fired[name]}
             continue

@@ -18,7 +18,17 @@ from probes.fit.sources import AnySource, source_kinds
 from probes.fit.token_fitters import AnyTokenFitter
 from probes.taps import Site
 
-__all__ = ["Calibrate", "Development", "LeaveOut", "Recipe", "RecipeError", "Search", "Training", "read_recipe"]
+__all__ = [
+    "Buckets",
+    "Calibrate",
+    "Development",
+    "LeaveOut",
+    "Recipe",
+    "RecipeError",
+    "Search",
+    "Training",
+    "read_recipe",
+]
 
 
 class RecipeError(TelltaleError, ValueError):
@@ -95,6 +105,15 @@ class Search(_Strict):
     leave_out: LeaveOut = LeaveOut.GROUP
 
 
+class Buckets(StrEnum):
+    """Whether there are thresholds by length."""
+
+    OFF = "off"
+    """One threshold for all lengths."""
+    AUTO = "auto"
+    """Where the statistic grows with the length, and the rows suffice for several."""
+
+
 class Calibrate(_Strict):
     """The benign requests that the threshold rests on: never trained on."""
 
@@ -104,6 +123,11 @@ class Calibrate(_Strict):
     formats: Annotated[tuple[Format, ...], Field(min_length=1)] = (Format.CHAT,)
     target_fpr: Annotated[float, Field(gt=0, lt=1, description="share of benign requests that may fire")] = 0.01
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    # Not written where it is not asked for, so that the cards of recipes without it stay as they are.
+    buckets: Annotated[
+        Buckets,
+        Field(description="thresholds by length: off or auto", exclude_if=lambda chosen: chosen is Buckets.OFF),
+    ] = Buckets.OFF
 
 
 class Development(_Strict):

@@ -80,7 +80,12 @@ class FitSession:
     def read(self, examples: Sequence[Example], text_format: Format, label: str) -> Activations | TokenActivations:
         """What the statistic needs of some rows: means where it is linear in the token scores, else all tokens."""
         chosen = self.finished
-        if chosen and (chosen.reads_tokens or self.recipe.stage is Stage.STREAM or not is_linear(chosen.aggregate)):
+        if chosen and not (
+            chosen.aggregate in self.recipe.search.aggregates
+            and not chosen.reads_tokens
+            and self.recipe.stage is not Stage.STREAM
+            and is_linear(chosen.aggregate)
+        ):
             return self.read_tokens(examples, text_format, chosen.layers, label)
         return self.read_means(examples, text_format, label)
 
@@ -100,6 +105,11 @@ class FitSession:
             label=label,
             stage=self.recipe.stage,
         )
+
+    def lengths(self, examples: Sequence[Example], text_format: Format) -> npt.NDArray[np.int64]:
+        """(n,) tokens of each row that are read, as the server counts them."""
+        requests = self.reader.render(examples, text_format=text_format, stage=self.recipe.stage)
+        return np.array([len(request.positions(self.skip_first)) for request in requests], dtype=np.int64)
 
     def read_tokens(
         self, examples: Sequence[Example], text_format: Format, layers: Sequence[int], label: str

@@ -14,7 +14,8 @@ from probes.artifact import Artifact, save_artifact
 from probes.cachedir import user_cache_dir
 from probes.card import Calibration, Card, Format, ModelRef
 from probes.detectors import load_detector
-from probes.fit.calibration.calibrate import calibrate, shortfall
+from probes.fit.calibration.buckets import edges_where_it_grows
+from probes.fit.calibration.calibrate import Promise, calibrate, shortfall
 from probes.fit.evaluation.baselines import random_probes
 from probes.fit.evaluation.controls import Control
 from probes.fit.evaluation.model_controls import NUM_RANDOM, NUM_SHUFFLED
@@ -31,7 +32,7 @@ from probes.fit.token_fitters import TokenProbe
 from probes.fit.training.canary import make_canary
 from probes.fit.training.ensemble import ensemble_tensors
 from probes.fit.training.linear_probe import LinearProbe
-from probes.fit.training.recipe import LeaveOut, read_recipe
+from probes.fit.training.recipe import Buckets, LeaveOut, read_recipe
 from probes.fit.training.search import Candidate, Choice, Probe, choose
 from probes.fit.training.serving_aggregate import choose_served
 from probes.fit.training.session import FitSession, statistics_of
@@ -170,15 +171,26 @@ def _stored(probe: Probe, layers: int) -> tuple[str, dict[str, npt.NDArray[np.fl
 
 def _calibrate(session: FitSession, probe: Probe, candidate: Candidate, text_format: Format) -> Calibration:
     rows = session.data.calibration
-    read = session.read(rows, text_format, "calibration rows")
+    settings = session.recipe.calibration
+    statistics = statistics_of(probe, session.read(rows, text_format, "calibration rows"), candidate)
+    lengths: npt.NDArray[np.int64] | None = None
+    edges: tuple[int, ...] = ()
+    if settings.buckets is Buckets.AUTO:
+        promise = Promise(target_fpr=settings.target_fpr, confidence=settings.confidence)
+        lengths = session.lengths(rows, text_format)
+        edges = edges_where_it_grows(statistics, lengths, stage=session.recipe.stage, needed=promise.needed)
+        what = f"{len(edges) + 1} thresholds by length" if edges else "one threshold for all lengths"
+        session.progress(f"{text_format.value}: {what}")
     calibration = calibrate(
-        statistics_of(probe, read, candidate),
+        statistics,
         rows,
         stage=session.recipe.stage,
         text_format=text_format,
         aggregate=candidate.aggregate,
-        target_fpr=session.recipe.calibration.target_fpr,
-        confidence=session.recipe.calibration.confidence,
+        target_fpr=settings.target_fpr,
+        confidence=settings.confidence,
+        lengths=lengths,
+        edges=edges,
     )
     if missing := shortfall(calibration):
         session.progress(f"{text_format.value}: {missing}")
