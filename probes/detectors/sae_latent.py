@@ -137,6 +137,9 @@ class SaeLatent(Detector):
                 codes *= weight
             if len(starts) == len(index):
                 return codes + intercept if weighted else codes
+            if take_largest.all():
+                largest: Float64 = np.maximum.reduceat(codes, starts, axis=1)
+                return largest
             total: Float64 = np.add.reduceat(codes, starts, axis=1) + intercept
             if take_largest.any():
                 np.copyto(total, np.maximum.reduceat(codes, starts, axis=1), where=take_largest)

@@ -24,7 +24,16 @@ from probes.sae.sae import Activation, Sae, SaeError
 from serving.cli import app
 from serving.commands.sae_detector import SaeDetectorError
 from serving.deployment import check_policy, load_artifacts
-from tests.unit.artifacts import D_MODEL, NUM_LAYERS, model_ref, policy_text, rule, write_policy
+from tests.unit.artifacts import (
+    D_MODEL,
+    NUM_LAYERS,
+    make_card,
+    model_ref,
+    policy_text,
+    rule,
+    saved_artifact,
+    write_policy,
+)
 from tests.unit.saes import WIDTH, random_sae, stored_sae
 
 ACTIVATIONS = [Activation.RELU, Activation.JUMPRELU, Activation.GATED]
@@ -48,7 +57,7 @@ def combined(codes: np.ndarray[Any, Any], combine: Combine, weights: list[float]
     normalisation=st.sampled_from(Normalisation),
     latents=st.permutations(range(WIDTH)),
     counts=st.lists(st.integers(1, 5), min_size=1, max_size=4),
-    combine=st.sampled_from([Combine.MAX, Combine.SUM, Combine.WEIGHTED]),
+    combines=st.lists(st.sampled_from([Combine.MAX, Combine.SUM, Combine.WEIGHTED]), min_size=4, max_size=4),
     scale=st.sampled_from([0.3, 3.0, 300.0]),
 )
 def test_some_rows_give_the_codes_of_the_full_encode(
@@ -58,7 +67,7 @@ def test_some_rows_give_the_codes_of_the_full_encode(
     normalisation: Normalisation,
     latents: list[int],
     counts: list[int],
-    combine: Combine,
+    combines: list[Combine],
     scale: float,
 ) -> None:
     """Through the bank, in the engine's float32, several detectors at once."""
@@ -79,14 +88,14 @@ def test_some_rows_give_the_codes_of_the_full_encode(
                 intercept=-0.5 if combine is Combine.WEIGHTED else 0.0,
             )
         )
-        for i, numbers in enumerate(chosen)
+        for i, (numbers, combine) in enumerate(zip(chosen, combines, strict=False))
     ]
     bank = Bank(detectors, d_model=D_MODEL, num_layers=NUM_LAYERS, capacity=32)
     scores = bank.score(engine_reads(bank, rows))
     full, before = sae.encode(rows).astype(np.float64), sae.pre_activations(rows)
     size = max(1.0, float(np.abs(before).max()))
     distance = np.abs(before - sae.threshold)
-    for i, numbers in enumerate(chosen):
+    for i, (numbers, combine) in enumerate(zip(chosen, combines, strict=False)):
         clear = (distance[:, numbers] > 1e-5 * size).all(axis=1)
         assert clear.mean() > 0.9
         wanted = combined(full[:, numbers], combine, weights[i])
@@ -189,6 +198,18 @@ def test_a_plan_is_another_one_where_only_a_threshold_in_the_file_is(tmp_path: P
 def test_a_mistake_in_the_policy_file_is_told(tmp_path: Path, sae_path: Path, entry: str, message: str) -> None:
     with pytest.raises((PolicyError, ArtifactError), match=message):
         check_policy(write_policy(tmp_path, inline(f"{{{entry}}}", WATCH)).path)
+
+
+def test_a_model_by_another_name_is_the_same_model(tmp_path: Path, sae_path: Path) -> None:
+    """An autoencoder is imported for a folder, the pack beside it was made for a name."""
+    saved(sae_path, random_sae(), model=model_ref(id="models/fake"))
+    saved_artifact(tmp_path, make_card())
+    text = inline(f"{{{LATENTS}, threshold: {{value: 3}}}}\n  - artifact: harm.safetensors", WATCH)
+    policy = write_policy(tmp_path, text).path
+    assert {detector.name for detector in check_policy(policy).bank.detectors} == {"chemistry", "harm"}
+    saved(sae_path, random_sae(), model=model_ref(weight_digest="d" * 64))
+    with pytest.raises(PolicyError, match="were made on different models"):
+        check_policy(policy)
 
 
 def test_latents_of_another_model_are_refused(tmp_path: Path, sae_path: Path) -> None:
