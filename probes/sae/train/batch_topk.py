@@ -8,9 +8,8 @@ from probes.sae.train.objective import Coded, Objective, smallest_kept
 
 __all__ = ["BatchTopK"]
 
-_DECAY = 0.999
-_WARM = 0.1
-"""Part of the training whose thresholds do not count: the encoder still moves much."""
+_DECAY = 0.99
+"""Of the average: about 100 batches. The 0.999 of the authors' code would lag behind in a few thousand steps."""
 
 
 class BatchTopK(Objective):
@@ -36,7 +35,7 @@ class BatchTopK(Objective):
         """See ``Objective.code``. Equal values at the edge are all kept."""
         positive = pre_activations.relu()
         least = smallest_kept(positive, self._k * len(positive))
-        if self.average < 0 or progress < _WARM:
+        if self.average < 0:
             self.average.fill_(least)
         else:
             self.average.mul_(_DECAY).add_(least, alpha=1 - _DECAY)

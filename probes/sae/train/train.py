@@ -164,7 +164,10 @@ def train_sae(
             evaluation=evaluation,
             created_by=_created_by(),
         )
-        return save_sae(out / f"{card.name}.safetensors", sae, card, density=seen.density)
+        made = save_sae(out / f"{card.name}.safetensors", sae, card, density=seen.density)
+        # Not before: what is killed while it is measured need not be trained again.
+        _state(run, material).unlink(missing_ok=True)
+        return made
 
 
 def evaluate_file(
@@ -212,16 +215,14 @@ def _train(run: _Run, material: Material) -> Sae:
         note = f"FVU {figures.fvu:.3f}, L0 {figures.l0:.1f}, dead {figures.dead:.1%}"
         run.progress.advance("training", figures.step, figures.steps, note)
 
-    state = run.cache_dir / "sae-training" / f"{_state_name(run, material)}.safetensors"
-    trained = train_autoencoder(material.train, settings, checkpoint=state, on_step=tell)
-    sae = exported(trained, tap=run.tap, activation=Activation(settings.activation.kind))
-    state.unlink(missing_ok=True)
-    return sae
+    trained = train_autoencoder(material.train, settings, checkpoint=_state(run, material), on_step=tell)
+    return exported(trained, tap=run.tap, activation=Activation(settings.activation.kind))
 
 
-def _state_name(run: _Run, material: Material) -> str:
+def _state(run: _Run, material: Material) -> Path:
     """Trainings that may go on beside each other have different names; what they are is checked by their digests."""
-    return f"{run.config.name}-{run.model.weight_digest[:12]}-{material.digest[:12]}"
+    name = f"{run.config.name}-{run.model.weight_digest[:12]}-{material.digest[:12]}.safetensors"
+    return run.cache_dir / "sae-training" / name
 
 
 def _evaluate(run: _Run, sae: Sae, material: Material, *, spliced: bool) -> dict[str, Any]:
