@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from probes.artifact import Artifact
@@ -72,4 +72,5 @@ def found_detector(
         figures = of_size.model_dump(mode="json")
         aggregate = "mean"
     evaluation = {"find": {**figures, "data_digest": table.data_digest, "aggregate": aggregate}}
-    return FoundDetector(replace(made, card=made.card.model_copy(update={"evaluation": evaluation})), aggregate)
+    card = made.card.model_copy(update={"evaluation": evaluation})
+    return FoundDetector(Artifact(path=made.path, card=card, tensors=made.tensors), aggregate)
