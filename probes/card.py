@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from probes.aggregate import AnyAggregator
-from probes.speaker import Speaker as Speaker
+from probes.speaker import Speaker
 from probes.threshold import ThresholdMethod
 
 FORMAT_VERSION: Literal[1] = 1

@@ -24,7 +24,7 @@ import probes.packs
 import serving
 from probes.artifact import Artifact
 from probes.cachedir import user_cache_dir
-from probes.card import Format, ModelRef, Speaker, Stage
+from probes.card import Format, ModelRef, Stage
 from probes.fit.reading.activations import ActivationReader
 from probes.fit.reading.rendered import Rendered
 from probes.fit.realign.repair import repair
@@ -41,6 +41,7 @@ from probes.fit.staleness.reference import Reference
 from probes.fit.staleness.rows import Rows, read_build
 from probes.fit.training.recipe import read_recipe
 from probes.modelref import read_model_ref
+from probes.speaker import Speaker
 from probes.taps import Tap
 from serving.bench.rebuilds import Change, low_rank, rebuild, rotated, rounded
 from serving.builtin import DEFAULT_MODEL

@@ -12,11 +12,12 @@ import pytest
 
 from probes.aggregate.delta import Delta
 from probes.artifact import Artifact, save_artifact, write_card
-from probes.card import Calibration, Card, Format, LengthBucket, Platt, Speaker, Stage
+from probes.card import Calibration, Card, Format, LengthBucket, Platt, Stage
 from probes.detectors import load_detector
 from probes.fit.reading.scores import open_reader, score_requests, statistics_of_requests
 from probes.fit.rows.example import Example
 from probes.modelref import read_model_ref
+from probes.speaker import Speaker
 from tests.engine.conftest import client_of
 from tests.support.server import Server, serving, telltale_command
 from tests.support.tiny import D_MODEL, MARK, TinyModel, save_trigger

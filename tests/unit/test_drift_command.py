@@ -15,10 +15,11 @@ from monitor.policy import compile_plan
 from monitor.types import Role
 from monitor.yaml_file import PolicyError
 from probes.artifact import Artifact
-from probes.card import Card, Format, Speaker, Stage
+from probes.card import Card, Format, Stage
 from probes.detectors import load_detector
 from probes.fit.calibration.calibrate import CalibrationError
 from probes.fit.evaluation.measure import auroc
+from probes.speaker import Speaker
 from serving.cli import app
 from tests.support.words import D_MODEL, NUM_LAYERS, WORDS, activations_by_hooks
 from tests.unit.artifacts import policy_text, rule, write_policy

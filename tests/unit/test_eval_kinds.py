@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from probes.aggregate.max import Max
 from probes.aggregate.mean import Mean
 from probes.artifact import Artifact
-from probes.card import Format, Speaker, Stage
+from probes.card import Format, Stage
 from probes.detectors import load_detector
 from probes.fit.estimator import ProbeEstimator
 from probes.fit.evaluation.controls import Control
@@ -34,6 +34,7 @@ from probes.fit.token_fitters.multimax import MultiMaxFitter
 from probes.fit.training.drift import make_drift
 from probes.fit.training.making import Making
 from probes.fit.training.unlabelled import make_lens, make_novelty
+from probes.speaker import Speaker
 from serving.cli import app
 from tests.support.word_detector import WORD, write_rows
 from tests.unit.test_drift_command import conversation

@@ -11,9 +11,10 @@ import transformers
 
 from monitor.segments import PromptMap
 from monitor.types import Role
-from probes.card import Format, Speaker, Stage
+from probes.card import Format, Stage
 from probes.fit.reading.rendered import RenderError, render
 from probes.fit.rows.example import Example
+from probes.speaker import Speaker
 from serving.builtin import DEFAULT_MODEL, ensure_builtin_model
 from serving.engine.segments import attempts, prompt_map
 

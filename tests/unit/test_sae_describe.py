@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 from scipy.stats import fisher_exact
+from typer.testing import CliRunner
 
 from probes.artifact import ArtifactError
 from probes.card import Format
+from probes.errors import TelltaleError
 from probes.fit.rows.example import Example
 from probes.sae.describe.browser import write_browser
 from probes.sae.describe.codes import Codes, CodesError, read_codes
@@ -34,6 +36,7 @@ from probes.sae.describe.reading import open_sae_reader, read_requests, text_cor
 from probes.sae.describe.token_label import LabelMaker
 from probes.sae.file import SaeFile
 from probes.taps import Tap
+from serving.cli import app
 from tests.support.planted_sae import PLANTED, planted_sae, sentences
 from tests.support.words import WORDS, make_word_model
 
@@ -338,3 +341,28 @@ def test_an_external_labeller_names_the_best_latents_and_nobody_else_is_asked(
     assert [latent.score for latent in named.latents] == [latent.score for latent in found.latents]
     with pytest.raises(LabellerError, match="no such model"):
         OpenAiLabeller(url, "broken").name(chosen)
+
+
+def test_the_command_writes_pages_and_prints_the_controls(sae: SaeFile, model_dir: Path, tmp_path: Path) -> None:
+    texts, labelled = tmp_path / "texts.jsonl", tmp_path / "rich.jsonl"
+    texts.write_text("".join(json.dumps({"text": row.text}) + "\n" for row in rows(200, 1)))
+    labelled.write_text(
+        "".join(json.dumps({"text": row.text, "label": row.label}) + "\n" for row in rows(40, 2, "money"))
+    )
+    command = ["sae", "describe", str(sae.path), "--model", str(model_dir), "--corpus", str(texts)]
+    command += ["--labelled", str(labelled), "--format", "raw", "--out", str(tmp_path / "pages")]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0
+    described = load_description(tmp_path / "pages")
+    assert described.labelled_sets == ("rich",)
+    assert described.latents[PLANTED.index("money")].enriched
+    assert all(control.name in result.stdout for control in described.controls)
+    assert (tmp_path / "pages" / "index.html").is_file()
+    for options, message in (
+        (["--labeller", "http://localhost:1/v1"], "stand together"),
+        (["--corpus", "sae.yaml"], "either texts"),
+        (["--format", "rawer"], "Did you mean 'raw'"),
+        (["--labelled", "code_snippetz"], "code_snippets"),
+    ):
+        with pytest.raises(TelltaleError, match=message):
+            CliRunner().invoke(app, [*command, *options], catch_exceptions=False)

@@ -19,11 +19,12 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
 from probes.aggregate import Aggregator
-from probes.card import Format, ModelRef, Speaker, Stage
+from probes.card import Format, ModelRef, Stage
 from probes.fit.reading.network import ActivationError, TappedNetwork
 from probes.fit.reading.rendered import Rendered, prompt_tokens, render
 from probes.fit.reading.weights import score_weights
 from probes.fit.rows.example import Example
+from probes.speaker import Speaker
 from probes.taps import Site, Tap
 
 __all__ = ["ActivationError", "ActivationReader", "Activations"]

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probes.card import Format, Speaker, Stage
+from probes.card import Format, Stage
 from probes.errors import TelltaleError
 from probes.fit.rows.example import Example
+from probes.speaker import Speaker
 
 __all__ = ["RenderError", "Rendered", "prompt_tokens", "render"]
 

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from probes.artifact import sha256_file
-from probes.card import Format, ModelRef, Speaker, Stage
+from probes.card import Format, ModelRef, Stage
 from probes.fit.reading.activation_manifest import TokenPositions
 from probes.fit.reading.activation_store import ActivationStore
 from probes.fit.reading.rendered import Rendered
 from probes.fit.rows.example import Example
 from probes.fit.staleness.rows import StalenessError
+from probes.speaker import Speaker
 from probes.taps import Tap
 
 __all__ = ["CollectedBuild"]

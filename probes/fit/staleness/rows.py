@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probes.artifact import Artifact
-from probes.card import Calibration, Format, Speaker, Stage
+from probes.card import Calibration, Format, Stage
 from probes.detectors import load_detector
 from probes.errors import TelltaleError
 from probes.fit.reading.rendered import Rendered
@@ -22,6 +22,7 @@ from probes.fit.rows.example import Example
 from probes.fit.sources.jsonl import read_jsonl
 from probes.fit.staleness.comparison import UNLABELLED
 from probes.fit.staleness.decision import Claim
+from probes.speaker import Speaker
 
 __all__ = ["BuildReader", "Readings", "Rows", "StalenessError", "read_build", "read_rows"]
 

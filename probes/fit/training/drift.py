@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold
 
 from probes.artifact import Artifact
-from probes.card import Format, Speaker, Stage
+from probes.card import Format, Stage
 from probes.errors import TelltaleError
 from probes.fit.evaluation.baselines import labels_of
 from probes.fit.evaluation.measure import Estimate, Measurer
@@ -18,6 +18,7 @@ from probes.fit.fitters import Fitter
 from probes.fit.rows.example import Example, data_digest
 from probes.fit.training.linear_probe import Floats, Labels
 from probes.fit.training.making import Making
+from probes.speaker import Speaker
 from probes.taps import Tap
 
 __all__ = ["DriftError", "fit_drift", "make_drift"]

@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from probes.artifact import Artifact
 from probes.cachedir import user_cache_dir
-from probes.card import Card, Format, Speaker
+from probes.card import Card, Format
 from probes.detectors import load_detector
 from probes.fit.reading.activations import ActivationReader
 from probes.fit.training.canary import make_canary
 from probes.modelref import read_model_ref
+from probes.speaker import Speaker
 from probes.taps import Tap
 
 __all__ = ["Making"]

@@ -73,4 +73,4 @@ def found_detector(
         aggregate = "mean"
     evaluation = {"find": {**figures, "data_digest": table.data_digest, "aggregate": aggregate}}
     card = made.card.model_copy(update={"evaluation": evaluation})
-    return FoundDetector(Artifact(made.path, card, made.tensors), aggregate)
+    return FoundDetector(Artifact(path=made.path, card=card, tensors=made.tensors), aggregate)
