@@ -32,7 +32,7 @@ _EXTRA_HOLDERS = (
     "kv_transfer_params",
     "ec_transfer_params",
 )
-_CHAT_ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v2/chat", "/cohere/v2/chat")
+_CHAT_ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v2/chat", "/cohere/v2/chat", "/v1/systemone")
 _ROUTE_OF_ANY_BODY = "/invocations"
 """SageMaker's: the body says whether it is a chat."""
 

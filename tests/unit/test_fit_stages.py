@@ -48,6 +48,7 @@ calibration:
 development:
   apart:
     others: [{{kind: jsonl, path: others.jsonl}}]
+    quiet: [{{kind: jsonl, path: quiet.jsonl}}]
 """
 
 
@@ -70,7 +71,12 @@ def recipe_text(stage: str, serve: str, *, layers: str = "[1]", more: str = "") 
 
 
 def trained(folder: Path, model_dir: Path, text: str) -> Artifact:
-    for name, count, seed, both in (("rows", 240, 0, True), ("others", 60, 1, True), ("benign", 90, 2, False)):
+    for name, count, seed, both in (
+        ("rows", 240, 0, True),
+        ("others", 60, 1, True),
+        ("benign", 90, 2, False),
+        ("quiet", 40, 3, False),
+    ):
         write_rows(folder / f"{name}.jsonl", count, seed, both=both)
     recipe = folder / "stealing.recipe.yaml"
     recipe.write_text(text)
@@ -115,6 +121,10 @@ def test_the_calibrated_statistic_is_the_served_one(model_dir: Path, tmp_path: P
     require_served(artifact, tmp_path, model_dir)
     apart = artifact.card.evaluation["chat"]["apart"]["others"]
     assert (apart["num_positive"], apart["num_negative"]) == (20, 40)
+    fired = artifact.card.evaluation["chat"]["apart"]["quiet"]["at_threshold"]["fired_negative"]
+    assert set(artifact.card.evaluation["chat"]["apart"]["quiet"]) == {"at_threshold"}, "one label has no AUROC"
+    assert fired[1] == 40
+    assert fired[0] <= 12
     if stage != "prompt":  # the word stands in the replies alone
         assert apart["probe"]["auroc"][0] > 0.8
 

@@ -46,6 +46,7 @@ def client() -> TestClient:
         ("/v1/messages", "chat"),
         ("/v2/chat", "chat"),
         ("/cohere/v2/chat", "chat"),
+        ("/v1/systemone", "chat"),
         ("/v1/completions", "raw"),
         ("/v1/chat/completionsx", "raw"),
         ("/inference/v1/generate", "raw"),
