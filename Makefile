@@ -30,6 +30,11 @@ test: install ## run the quick tests
 test-slow: install ## run the slow tests: compiled and parallel engines, every architecture (about 18 minutes)
 	@$(BIN)/pytest -m slow $(ARGS)
 
+.PHONY: test-services
+test-services: install ## run the tests against real services; installs PostgreSQL from Debian where it is missing
+	@bash scripts/services.sh
+	@$(BIN)/pytest -m services $(ARGS)
+
 .PHONY: check
 check: install ## format, lint, types, import rules, schema, coverage table, scripts, file sizes; all run, then it fails
 	@$(MAKE) --no-print-directory --keep-going \

@@ -11,13 +11,21 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 from uuid import UUID, uuid4
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 from monitor.canary import CanaryFailure
 from monitor.types import Action, Gap, Mode, PromptEvent, Role, Skip
 from probes.card import Format, Stage
 
 Count = Annotated[int, Field(ge=0)]
+
+
+def _whole(text: str) -> str:
+    """With U+FFFD for halves of surrogate pairs: a client's JSON may hold them, ours may not."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+Said = Annotated[str, AfterValidator(_whole)]
 
 
 class _Strict(BaseModel):
@@ -181,11 +189,11 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="k
 class Content(_Strict):
     """Whose request it was and, as the policy allows, what was said. Stored beside the event, and erasable."""
 
-    request_id: str = Field(description="the engine's own, unique id")
-    client_request_id: str | None = Field(default=None, description="as the client knows it; clients may choose it")
+    request_id: Said = Field(description="the engine's own, unique id")
+    client_request_id: Said | None = Field(default=None, description="as the client knows it; clients may choose it")
     tenant: str | None = None
-    prompt: str | None = Field(default=None, description="as the model read it, template and all")
-    reply: str | None = Field(default=None, description="as the model wrote it, before any refusal took its place")
+    prompt: Said | None = Field(default=None, description="as the model read it, template and all")
+    reply: Said | None = Field(default=None, description="as the model wrote it, before any refusal took its place")
     withheld: str | None = Field(default=None, description="why texts that should stand here do not")
 
 

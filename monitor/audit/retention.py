@@ -26,8 +26,7 @@ def expired(store: Store, before: datetime) -> Pruned | None:
         begins = _begin(store, writer, before)
         if begins is not None:
             chains.append(begins)
-            first = next(store.read(writer), None)
-            found |= first is not None and first.record.seq < begins.below
+            found |= next(store.read(writer)).record.seq < begins.below
     return Pruned(before=before, chains=tuple(chains)) if found else None
 
 

@@ -13,7 +13,6 @@ from monitor.audit.record import ORIGIN, AuditRecord
 from monitor.audit.store import Store, Stored
 from monitor.events import Erased, Pruned, PrunedChain, Started
 
-
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +38,8 @@ def new_store(scheme: str, folder: Path) -> Store:
 
 
 def settings_of(scheme: str, folder: Path, **changes: object) -> AuditSettings:
-    return AuditSettings.model_validate({"url": url_of(scheme, folder), **changes}).resolved(folder)
+    given = json.dumps({"url": url_of(scheme, folder), **changes})
+    return AuditSettings.model_validate_json(given).resolved(folder)
 
 
 def decision(action: Action = Action.FLAG, *, time: datetime | None = None) -> Decision:
