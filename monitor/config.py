@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from monitor.audit.settings import AuditSettings
 from monitor.types import RESERVED_RULES, Action, Expose, Mode, Role
 from probes.aggregate import AnyAggregator
 from probes.card import Stage
@@ -311,6 +312,7 @@ class Config(_Strict):
     detectors: tuple[DetectorEntry, ...] = Field(min_length=1)
     steers: tuple[SteerEntry, ...] = Field(default=(), description="what may be written to the model")
     policies: tuple[Policy, ...] = Field(min_length=1, max_length=1, description="the policy of every request")
+    audit: AuditSettings | None = Field(default=None, description="where events are written; left out: nowhere")
     canary: CanarySettings = Field(default_factory=CanarySettings)
     reserve: Reserve = Field(default_factory=Reserve)
 

@@ -141,6 +141,7 @@ class Judge:
     def _fire(self, request: Request, column: int) -> None:
         self._table.fired[request.slot, column] = True
         check = int(self._table.order[column])
+        request.fired_at[check] = int(self._table.next_position[request.slot]) - 1
         for rule in self._policy_of(request).rules:
             if rule.check == check:
                 self.act(request, rule.name, rule.action, rule.mode, rule.text)

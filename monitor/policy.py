@@ -236,5 +236,6 @@ def _digest(config: Config, bank: Bank, checks: Sequence[Check], steering: Steer
         ]
         for check in checks
     ]
-    content = json.dumps([config.model_dump(mode="json"), judged], sort_keys=True)
+    # Where events are written decides nothing.
+    content = json.dumps([config.model_dump(mode="json", exclude={"audit"}), judged], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()

@@ -35,6 +35,7 @@ class Request:
         rule: what decided it; empty while the action is allow.
         text: what a blocked reply says.
         decided: rules (and reserved rule names) that have acted; each counts once.
+        fired_at: by a check's position in the plan, the newest token position when it fired.
         steers: positions of the steers that rules have switched on; those behind gates are the engine's to find.
         doses: what steers did to it, by their positions.
     """
@@ -52,6 +53,7 @@ class Request:
     rule: str = ""
     text: str = ""
     decided: set[str] = field(default_factory=set)
+    fired_at: dict[int, int] = field(default_factory=dict)
     steers: set[int] = field(default_factory=set)
     doses: dict[int, Dose] = field(default_factory=dict)
 

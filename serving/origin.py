@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 
@@ -10,16 +11,18 @@ from monitor.segments import PromptMap
 from probes.card import Format
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Origin:
     """The route of a request.
 
     Attributes:
         fmt: whether its text goes through the chat template.
+        tickets: of the events that have to be stored before anything more of its response leaves.
     """
 
     fmt: Format = Format.RAW
     # One object for all tasks of a request: a chat is rendered in one task and, when streamed, signed in another.
+    tickets: list[Future[None]] = field(default_factory=list, repr=False, compare=False)
     _prompts: list[tuple[list[int], PromptMap]] = field(default_factory=list, repr=False, compare=False)
 
     def note(self, token_ids: Sequence[int], prompt: PromptMap) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from probes.card import Format
+from serving.api.auditing import Audit
+from serving.api.release import HeldResponse, has_room, refuse
 from serving.engine.steer_request import STEER_KEY, SteerRequestError
 from serving.origin import Origin, enter_origin, leave_origin
 
@@ -36,13 +38,19 @@ class MonitorMiddleware:
     Args:
         app: the application behind it.
         root_path: prefix under which the application is mounted.
+        audit: gives the audit trail, once there is one.
         check_xargs: looks at a body's ``vllm_xargs`` and raises what is wrong with the steer that they ask for.
     """
 
     def __init__(
-        self, app: ASGIApp, root_path: str = "", check_xargs: Callable[[Mapping[str, Any]], object] | None = None
+        self,
+        app: ASGIApp,
+        root_path: str = "",
+        check_xargs: Callable[[Mapping[str, Any]], object] | None = None,
+        audit: Callable[[], Audit | None] = lambda: None,
     ) -> None:
         self._app = app
+        self._audit = audit
         self._check_xargs = check_xargs
         self._root = root_path.rstrip("/")
 
@@ -77,11 +85,16 @@ class MonitorMiddleware:
                     f"reply. It is refused on a monitored server; leave {BEAM_SEARCH!r} out.",
                 )
                 return
+        audit = self._audit() if scope["method"] == "POST" else None
+        if audit is not None and not await has_room(audit):
+            await refuse(audit, send)
+            return
         path = scope["path"].removeprefix(self._root)
         chat = any(path == route or path.startswith(f"{route}/") for route in _CHAT_ROUTES)
-        token = enter_origin(Origin(Format.CHAT if chat else Format.RAW))
+        origin = Origin(Format.CHAT if chat else Format.RAW)
+        token = enter_origin(origin)
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, HeldResponse(audit, origin, send) if audit is not None else send)
         finally:
             leave_origin(token)
 

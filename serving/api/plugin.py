@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import State
 
 from monitor.exporter import Exporter
+from serving.api.auditing import Audit, open_audit
 from serving.api.middleware import MonitorMiddleware
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
@@ -33,12 +34,15 @@ class TelltaleEndpoints:
     def __init__(self) -> None:
         self._engine: Any = None
         self._canaries: Canaries | None = None
+        self._audit: Audit | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our route and the middleware."""
         check = engine_plugin.install().asked_steers
-        app.add_middleware(MonitorMiddleware, root_path=app.root_path or "", check_xargs=check)
+        app.add_middleware(
+            MonitorMiddleware, root_path=app.root_path or "", check_xargs=check, audit=lambda: self._audit
+        )
 
         @app.get("/ready", include_in_schema=True, tags=["telltale"])
         async def ready() -> JSONResponse:
@@ -56,6 +60,8 @@ class TelltaleEndpoints:
             return "canary stopped"
         if self._canaries.failure is not None:
             return f"canary fails: {self._canaries.failure.reason.value}"
+        if self._audit is not None and self._audit.is_failing:
+            return "audit trail cannot be written"
         return "ready"
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
@@ -82,6 +88,9 @@ class TelltaleEndpoints:
         # From here on: the proof's own request is no user's.
         exporter = Exporter(frontend.deployment.plan, prometheus_client.REGISTRY)
         frontend.export_to(exporter)
+        self._audit = open_audit(frontend.deployment, engine_client.get_tokenizer(), prometheus_client.REGISTRY)
+        if self._audit is not None:
+            frontend.enter_into(self._audit.ledger)
         exporter.canary_passed(canaries.seconds)
         lifeline = Lifeline(engine_client, lambda: state.server, ended=exporter.not_ready)
         self._engine, self._canaries = engine_client, canaries
