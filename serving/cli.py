@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import serving
+from serving.commands.audit import audit_app, tail
 from serving.commands.detector import detector_app
 from serving.commands.gate import gate_app
 from serving.commands.steer_cli import steer_app
@@ -28,6 +29,8 @@ app = typer.Typer(
 app.add_typer(steer_app, name="steer")
 app.add_typer(detector_app, name="detector")
 app.add_typer(gate_app, name="gate")
+app.add_typer(audit_app, name="audit")
+app.command()(tail)
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 
 

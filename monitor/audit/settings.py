@@ -78,7 +78,9 @@ class AuditSettings(BaseModel):
         description="what happens while the store cannot be written: block or allow. Default: block with "
         "before_release, allow with async",
     )
-    retention: Days | None = Field(default=None, description="records that are older are removed; default: none are")
+    retention: Days | None = Field(
+        default=None, description="a whole number of days, 90d, after which records are removed; default: none are"
+    )
     key_file: str | None = Field(
         default=None,
         description="file of the HMAC key, made when it is missing; default: audit.key beside the policy file. "

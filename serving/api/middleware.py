@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from probes.card import Format
 from serving.api.auditing import Audit
-from serving.api.release import HeldResponse, has_room, refuse
+from serving.api.release import PATIENCE_SECONDS, HeldResponse, has_room, refuse
 from serving.engine.steer_request import STEER_KEY, SteerRequestError
 from serving.origin import Origin, enter_origin, leave_origin
 
@@ -39,6 +39,7 @@ class MonitorMiddleware:
         app: the application behind it.
         root_path: prefix under which the application is mounted.
         audit: gives the audit trail, once there is one.
+        patience: seconds that a request may wait for the audit trail.
         check_xargs: looks at a body's ``vllm_xargs`` and raises what is wrong with the steer that they ask for.
     """
 
@@ -48,8 +49,10 @@ class MonitorMiddleware:
         root_path: str = "",
         check_xargs: Callable[[Mapping[str, Any]], object] | None = None,
         audit: Callable[[], Audit | None] = lambda: None,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._app = app
+        self._patience = patience
         self._audit = audit
         self._check_xargs = check_xargs
         self._root = root_path.rstrip("/")
@@ -86,15 +89,17 @@ class MonitorMiddleware:
                 )
                 return
         audit = self._audit() if scope["method"] == "POST" else None
-        if audit is not None and not await has_room(audit):
+        if audit is not None and not await has_room(audit, self._patience):
             await refuse(audit, send)
             return
         path = scope["path"].removeprefix(self._root)
         chat = any(path == route or path.startswith(f"{route}/") for route in _CHAT_ROUTES)
         origin = Origin(Format.CHAT if chat else Format.RAW)
+        if audit is not None:
+            send = HeldResponse(audit, origin, send, patience=self._patience)
         token = enter_origin(origin)
         try:
-            await self._app(scope, receive, HeldResponse(audit, origin, send) if audit is not None else send)
+            await self._app(scope, receive, send)
         finally:
             leave_origin(token)
 

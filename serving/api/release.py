@@ -22,7 +22,7 @@ _MESSAGE = (
 )
 
 
-async def has_room(audit: Audit, patience: float = PATIENCE_SECONDS) -> bool:
+async def has_room(audit: Audit, patience: float) -> bool:
     """Whether a new request may be taken in: waits while the queue is full and may not be overrun.
 
     Returns: False where nothing can be stored at present, or nothing could for too long.
@@ -65,7 +65,7 @@ class HeldResponse:
         patience: seconds to wait for a ticket.
     """
 
-    def __init__(self, audit: Audit, origin: Origin, send: Send, *, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(self, audit: Audit, origin: Origin, send: Send, *, patience: float) -> None:
         self._audit = audit
         self._origin = origin
         self._send = send

@@ -7,10 +7,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from monitor.audit.settings import AuditSettings
 from monitor.check import Check
 from monitor.config import Gate
 from monitor.policy import CompiledRule, Plan
 from monitor.types import Action, Mode
+from monitor.yaml_file import read_policy_file
 from probes.card import Format, Stage
 from probes.steering.steer import Steer
 from serving.deployment import check_policy
@@ -41,12 +43,24 @@ def check(policy: Path) -> None:
         for who, numbers in (("every request", compiled.steers), ("who asks for it", compiled.on_request)):
             for number in numbers:
                 console.print(f"steers {who}: {_writes(plan.steering.steers[number])}")
+    console.print(_audit(read_policy_file(policy).config.audit))
     if without := sorted(name for name, card in plan.cards.items() if card.canary is None):
         console.print(
             f"without a canary: {', '.join(without)}. That they are read at every token is proved, not that their "
             "scores are right; telltale canary ARTIFACT adds one."
         )
     console.print(f"ok: {policy} reads {', '.join(str(tap) for tap in plan.bank.taps)}")
+
+
+def _audit(settings: AuditSettings | None) -> str:
+    if settings is None:
+        return "audit: none; no event is written down"
+    url = settings.url.rpartition("@")
+    shown = f"{url[0].partition('//')[0]}//...@{url[2]}" if url[0] else settings.url
+    return (
+        f"audit: {shown}, texts {settings.text.value}, {settings.durability.value}; while it cannot be written "
+        f"{'nothing is released' if settings.blocks_on_error else 'traffic goes on'}"
+    )
 
 
 def _limit(check: Check, fmt: Format) -> str:
