@@ -30,17 +30,26 @@ test: install ## run the quick tests
 test-slow: install ## run the slow tests: compiled and parallel engines, every architecture (about 18 minutes)
 	@$(BIN)/pytest -m slow $(ARGS)
 
-.PHONY: test-services
-test-services: install ## run the tests against real services; installs PostgreSQL from Debian where it is missing
+.PHONY: services
+services: ## install from Debian what the tests with services talk to (Prometheus, Alertmanager, PostgreSQL)
 	@bash scripts/services.sh
+
+.PHONY: test-services
+test-services: install services ## run the tests with real services: Prometheus, Alertmanager, PostgreSQL (about 5 minutes)
 	@$(BIN)/pytest -m services $(ARGS)
+
+.PHONY: dashboards
+dashboards: install ## write dashboards/generated anew from the catalogue of metrics
+	@$(BIN)/python -m dashboards
 
 .PHONY: check
 check: install ## format, lint, types, import rules, schema, coverage table, scripts, file sizes; all run, then it fails
 	@$(MAKE) --no-print-directory --keep-going \
-		check-format check-lint check-imports check-types check-schema check-coverage-table check-scripts check-sizes
+		check-format check-lint check-imports check-types check-schema check-coverage-table check-dashboards check-rules \
+		check-scripts check-sizes
 
-.PHONY: check-format check-lint check-imports check-types check-schema check-coverage-table check-scripts check-sizes
+.PHONY: check-format check-lint check-imports check-types check-schema check-coverage-table check-dashboards \
+	check-rules check-scripts check-sizes
 check-format:
 	$(BIN)/ruff format --check .
 check-lint:
@@ -53,6 +62,11 @@ check-schema:
 	$(BIN)/telltale schema --check
 check-coverage-table:
 	$(BIN)/python -m tests.support.coverage_table --check
+check-dashboards:
+	$(BIN)/python -m dashboards --check
+check-rules:
+	@command -v promtool >/dev/null || { echo "promtool is missing; on Debian: make services" >&2; exit 1; }
+	promtool check rules dashboards/generated/prometheus/*.yaml
 check-scripts:
 	$(BIN)/shellcheck scripts/*.sh .ci/run
 	$(BIN)/hadolint Dockerfile

@@ -62,6 +62,18 @@ DETECTOR_THRESHOLD = Metric(
     "Threshold above which a rule fires (the lowest, where it depends on length); no rule: it is only watched.",
     ("rule", "detector", "stage", "format"),
 )
+DETECTOR_FIRED = Metric(
+    "telltale_detector_fired_total",
+    MetricType.COUNTER,
+    "Requests at whose end a detector's statistic lay above its threshold, whether a rule rests on it or not.",
+    ("detector", "stage", "aggregate", "segments"),
+)
+RULE_TARGET_FPR = Metric(
+    "telltale_rule_target_fpr",
+    MetricType.GAUGE,
+    "Share of benign requests for which a rule's threshold may let it fire, as it was calibrated.",
+    ("rule", "format"),
+)
 TOKENS_SCORED = Metric("telltale_tokens_scored_total", MetricType.COUNTER, "Token positions that were scored.")
 TOKENS_SKIPPED = Metric(
     "telltale_tokens_skipped_total",
@@ -142,6 +154,8 @@ CATALOGUE: tuple[Metric, ...] = (
     ACTIONS,
     DETECTOR_SCORE,
     DETECTOR_THRESHOLD,
+    DETECTOR_FIRED,
+    RULE_TARGET_FPR,
     TOKENS_SCORED,
     TOKENS_SKIPPED,
     GAPS,

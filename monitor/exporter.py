@@ -28,6 +28,8 @@ class Exporter:
         self._actions = _counter(catalogue.ACTIONS, registry)
         self._scores = _histogram(catalogue.DETECTOR_SCORE, registry)
         self._score_by_check: dict[int, Histogram] = {}
+        self._fired = _counter(catalogue.DETECTOR_FIRED, registry)
+        self._fired_by_check: dict[int, Counter] = {}
         self._scored = _counter(catalogue.TOKENS_SCORED, registry)
         self._skipped = _counter(catalogue.TOKENS_SKIPPED, registry)
         self._gaps = _counter(catalogue.GAPS, registry)
@@ -41,10 +43,12 @@ class Exporter:
         self._canary_seconds = _gauge(catalogue.CANARY_SECONDS, registry)
         self._canary_failures = _counter(catalogue.CANARY_FAILURES, registry)
         threshold = _gauge(catalogue.DETECTOR_THRESHOLD, registry)
+        target = _gauge(catalogue.RULE_TARGET_FPR, registry)
         for policy in plan.policies:
             owners = {rule.check: rule.name for rule in policy.rules}
             for position in policy.checks:
                 check, owner = plan.checks[position], owners.get(position, "")
+                self._fired_by_check[position] = self._fired.labels(*self._labels_of(position))
                 for fmt, value in check.thresholds.items():
                     threshold.labels(owner, check.detector, check.stage.value, fmt.value).set(value)
         _gauge(catalogue.POLICY_INFO, registry).labels(plan.digest[:16]).set(1)
@@ -64,6 +68,8 @@ class Exporter:
         for policy in plan.policies:
             for rule in policy.rules:
                 self._actions.labels(rule.name, rule.action.value, rule.mode.value)
+                for fmt, rate in rule.target_fpr.items():
+                    target.labels(rule.name, fmt.value).set(rate)
 
     def canary_passed(self, seconds: float) -> None:
         """A round of canaries has passed on every engine: the server sees, and is ready."""
@@ -111,14 +117,18 @@ class Exporter:
             statistic = ended.statistics[position]
             if math.isfinite(statistic):
                 self._score_of(position).observe(statistic)
+            if ended.fired[position]:
+                self._fired_by_check[position].inc()
 
     def _score_of(self, position: int) -> Histogram:
-        """The histogram of a check; its labels are written out once, not at the end of every request."""
+        """The histogram of a check, which is there once the first request was judged by it."""
         if position not in self._score_by_check:
-            check = self._plan.checks[position]
-            labels = (check.detector, check.stage.value, str(check.aggregate), ",".join(check.segments or ()))
-            self._score_by_check[position] = self._scores.labels(*labels)
+            self._score_by_check[position] = self._scores.labels(*self._labels_of(position))
         return self._score_by_check[position]
+
+    def _labels_of(self, position: int) -> tuple[str, str, str, str]:
+        check = self._plan.checks[position]
+        return check.detector, check.stage.value, str(check.aggregate), ",".join(check.segments or ())
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:

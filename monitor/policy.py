@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from monitor.check import Check, LengthLimits
 from monitor.config import Config, Policy, Rule
 from monitor.gates import SteerGate, gate_of_rule
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
-from monitor.thresholds import RuleSite, calibrated_aggregate, own_limits, require_fitting, thresholds_of
+from monitor.thresholds import RuleSite, calibrated_aggregate, own_limits, require_fitting, target_rates, thresholds_of
 from monitor.types import Action, Expose, Mode, Role
 from monitor.yaml_file import Place, PolicyFile
 from probes.aggregate import Aggregator
@@ -29,7 +29,8 @@ class CompiledRule:
     """A rule whose condition is the check at position ``check`` of the plan.
 
     ``steer`` is the position of a steer, ``gate`` that of the gate by which the engine finds its rows in the pass
-    itself; None where the scheduler has to.
+    itself; None where the scheduler has to. ``target_fpr`` is the share of benign requests for which it may fire, per
+    format; empty where its threshold was stated as a number.
     """
 
     name: str
@@ -39,6 +40,7 @@ class CompiledRule:
     text: str
     steer: int | None = None
     gate: int | None = None
+    target_fpr: Mapping[Format, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,8 @@ def _compile_rule(
             opened = len(gates)
             gates.append(found)
     text = rule.do.text or policy.text
-    return CompiledRule(rule.name, place(check), Action(rule.do.action), rule.mode, text, steer, opened)
+    action, rates = Action(rule.do.action), target_rates(site, aggregate)
+    return CompiledRule(rule.name, place(check), action, rule.mode, text, steer, opened, rates)
 
 
 def _segments(rule: Rule) -> tuple[Role, ...] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from monitor.check import LengthLimits, Limits
@@ -10,7 +10,7 @@ from monitor.config import Rule
 from monitor.types import Action
 from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.aggregate import Aggregator
-from probes.card import Calibration, Card, Stage
+from probes.card import Calibration, Card, Format, Stage
 from probes.detectors import Detector, unfit_aggregate
 from probes.threshold import ThresholdMethod, allowed_exceedances, benign_needed, threshold_for
 
@@ -89,6 +89,17 @@ def thresholds_of(site: RuleSite, aggregate: Aggregator) -> Limits:
     if target is None:  # pragma: no cover - the model allows exactly one of the two
         raise AssertionError("above has neither value nor target_fpr")
     return {calibration.format: _certified(site, calibration, target) for calibration in fitting}
+
+
+def target_rates(site: RuleSite, aggregate: Aggregator) -> Mapping[Format, float]:
+    """The share of benign requests for which the rule may fire, per format; empty where its threshold is a number."""
+    above = site.rule.when.above
+    if above is not None and above.value is not None:
+        return {}
+    stage = site.rule.when.stage
+    fitting = [c for c in site.card.calibrations if c.stage is stage and c.aggregate == aggregate]
+    asked = above.target_fpr if above is not None else None
+    return {c.format: c.target_fpr if asked is None else asked for c in fitting}
 
 
 def own_limits(calibration: Calibration) -> float | LengthLimits:

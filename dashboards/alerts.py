@@ -1,0 +1,240 @@
+"""The alerts that are shipped: one for each thing that an operator has to know of, and none that fires beside another.
+
+Where two conditions come together by nature (a failing canary makes every token of its time a gap), the alert on the
+consequence leaves out what the alert on the cause already says: one page for one failure.
+"""
+
+from __future__ import annotations
+
+from dashboards import recordings as recorded
+from dashboards.rule import RUNBOOKS, Alert, RuleGroup, Severity
+from dashboards.window import DAY, HOUR, MINUTE, SECOND, Clock
+from monitor import catalogue
+
+BURN_FAST = 14.4
+BURN_SLOW = 6.0
+MIN_REQUESTS = 50
+OBSERVE_BUDGET_SECONDS = 0.005
+AUDIT_BUDGET_SECONDS = 1.0
+DRIFT_IN_SPREADS = 2.0
+
+
+def alert_groups(clock: Clock) -> tuple[RuleGroup, ...]:
+    """All alerts, by what they watch."""
+    return (
+        RuleGroup("telltale-coverage", coverage_alerts(clock), _interval(clock)),
+        RuleGroup("telltale-decisions", decision_alerts(clock), _interval(clock)),
+        RuleGroup("telltale-operation", operation_alerts(clock), _interval(clock)),
+        RuleGroup("telltale-audit", audit_alerts(clock), _interval(clock)),
+    )
+
+
+def coverage_alerts(clock: Clock) -> tuple[Alert, ...]:
+    """The monitor does not see, or nobody knows whether it does."""
+    five, every = clock(5 * MINUTE), "sum by (job, instance)"
+    gaps = f'increase({catalogue.GAPS.name}{{reason!="canary"}}[{five}])'
+    failing = f"(max by (job, instance) ({catalogue.CANARY_OK.name}) == 0)"
+    stale = clock.seconds(5 * MINUTE)
+    return (
+        _alert(
+            "TelltaleCoverageGap",
+            f"sum by (job, instance, reason) ({gaps}) > 0",
+            clock(0),
+            Severity.CRITICAL,
+            "{{ $value | humanize }} token positions were not scored ({{ $labels.reason }})",
+            "Tokens passed that no detector has read. What happened to their requests is what the policy says under "
+            "on_gap.",
+        ),
+        _alert(
+            "TelltaleNotScoring",
+            f"{every} (rate(vllm:generation_tokens_total[{five}])) > 0\n"
+            f"unless on (job, instance) {every} (rate({catalogue.TOKENS_SCORED.name}[{five}])) > 0\n"
+            f"unless on (job, instance) {every} (increase({catalogue.GAPS.name}[{five}])) > 0",
+            clock(2 * MINUTE),
+            Severity.CRITICAL,
+            "tokens are generated and none is scored",
+            "The engine writes tokens, the monitor counts neither scores nor gaps: it is not in place.",
+        ),
+        _alert(
+            "TelltaleCanaryFailing",
+            f"max by (job, instance) ({catalogue.CANARY_OK.name}) == 0",
+            clock(MINUTE),
+            Severity.CRITICAL,
+            "the canary fails: scores are not what the cards say",
+            "A known prompt no longer gives the scores that it must give. The server is not ready, and requests follow "
+            "on_gap.",
+        ),
+        _alert(
+            "TelltaleCanaryStale",
+            f"time() - max by (job, instance) ({catalogue.CANARY_LAST_SUCCESS.name}) > {stale:g}\n"
+            f"unless on (job, instance) {failing}",
+            clock(0),
+            Severity.CRITICAL,
+            "no canary has passed for {{ $value | humanizeDuration }}",
+            "Nobody has proved lately that the monitor sees. The process may hang.",
+        ),
+        _alert(
+            "TelltaleAbsent",
+            f"absent({catalogue.READY.name})",
+            clock(5 * MINUTE),
+            Severity.CRITICAL,
+            "no Telltale server is scraped",
+            "Prometheus has no series of any monitored server: they are down, or something else answers at their "
+            "address.",
+        ),
+        _alert(
+            "TelltaleUnsignedRequests",
+            f"{every} (increase({catalogue.UNSIGNED.name}[{five}])) > 0",
+            clock(0),
+            Severity.WARNING,
+            "{{ $value | humanize }} requests reached the engine around our front end",
+            "They were judged by the strictest policy. Something in the cluster talks to the engine directly.",
+        ),
+    )
+
+
+def decision_alerts(clock: Clock) -> tuple[Alert, ...]:
+    """The monitor sees, and what it says has changed."""
+    jump, before = clock(15 * MINUTE), f"offset {clock(15 * MINUTE)}"
+    requests = f"sum by (job) (increase({catalogue.REQUESTS.name}[{jump}]))"
+    hour, day = clock(HOUR), clock(DAY)
+    past = f"offset {hour}"
+    now_median = recorded.score_quantile(0.5, hour)
+    then = {q: recorded.score_quantile(q, day, past) for q in (0.25, 0.5, 0.75)}
+    count = f"sum by (job, detector, stage) (increase({catalogue.DETECTOR_SCORE.name}_count[{hour}]))"
+    target = f"max by (job, rule) ({catalogue.RULE_TARGET_FPR.name})"
+    return (
+        _alert(
+            "TelltaleBlockRateJump",
+            f"{recorded.BLOCKED} > 3 * avg_over_time({recorded.BLOCKED}[{clock(6 * HOUR)}] {before}) + 0.01\n"
+            f"and on (job) {requests} >= {MIN_REQUESTS}",
+            clock(5 * MINUTE),
+            Severity.WARNING,
+            "{{ $value | humanizePercentage }} of requests are blocked, far more than before",
+            "An attack, other users, or a detector that has lost its footing. Look at which rule, then at its score.",
+        ),
+        _burn("TelltaleAlarmBudgetBurnsFast", clock, BURN_FAST, (recorded.FIRED_LONG, recorded.FIRED_SHORT), target),
+        _burn(
+            "TelltaleAlarmBudgetBurns", clock, BURN_SLOW, (recorded.FIRED_SLOW_LONG, recorded.FIRED_SLOW_SHORT), target
+        ),
+        _alert(
+            "TelltaleScoreDrift",
+            f"abs(\n{now_median}\n- {then[0.5]}\n)\n> {DRIFT_IN_SPREADS:g} * (\n{then[0.75]}\n- {then[0.25]}\n)\n"
+            f"and on (job, detector, stage) {count} >= {MIN_REQUESTS}",
+            clock(15 * MINUTE),
+            Severity.WARNING,
+            "the scores of {{ $labels.detector }} have moved",
+            "The middle of an hour's scores lies far outside of the middle half of the day's before. Thresholds were "
+            "promised for other traffic than this.",
+        ),
+    )
+
+
+def operation_alerts(clock: Clock) -> tuple[Alert, ...]:
+    """What an operator did, and what monitoring costs."""
+    ten = clock(10 * MINUTE)
+    info = f"max by (job, instance, digest) ({catalogue.POLICY_INFO.name})"
+    earlier = f"max by (job, instance, digest) ({catalogue.POLICY_INFO.name} offset {ten})"
+    return (
+        _alert(
+            "TelltalePolicyChanged",
+            f"{info}\nunless on (job, instance, digest) {earlier}\n"
+            f"and on (job, instance) max by (job, instance) ({catalogue.POLICY_INFO.name} offset {ten})",
+            clock(0),
+            Severity.INFO,
+            "a server runs another policy than ten minutes ago",
+            "The digest of policy and detectors is now {{ $labels.digest }}. If nobody rolled out a change, find out "
+            "who did.",
+        ),
+        _alert(
+            "TelltalePoliciesDiffer",
+            f"count by (job) (count by (job, digest) ({catalogue.POLICY_INFO.name})) > 1",
+            clock(15 * MINUTE),
+            Severity.WARNING,
+            "servers of one job run {{ $value }} different policies",
+            "A roll-out has stopped half-way, or a server has kept an old file.",
+        ),
+        _alert(
+            "TelltaleOverhead",
+            f"{recorded.OBSERVE_P99} > {OBSERVE_BUDGET_SECONDS:g}",
+            clock(10 * MINUTE),
+            Severity.WARNING,
+            "one step in a hundred waits {{ $value | humanizeDuration }} for the monitor",
+            f"More than the budget of {OBSERVE_BUDGET_SECONDS * 1000:g} ms a step. Users feel it between tokens.",
+        ),
+        _alert(
+            "TelltaleWatchdog",
+            "vector(1)",
+            clock(0),
+            Severity.NONE,
+            "alerts are evaluated and delivered",
+            "Fires always. Route it to a service that calls you when it stops arriving.",
+        ),
+    )
+
+
+def audit_alerts(clock: Clock) -> tuple[Alert, ...]:
+    """Events that are not written down, or late."""
+    two, five, every = clock(2 * MINUTE), clock(5 * MINUTE), "sum by (job, instance)"
+    failing = f"{every} (increase({catalogue.AUDIT_ERRORS.name}[{two}])) > 0"
+    waits = f"sum by (job, instance, le) (rate({catalogue.AUDIT_SECONDS.name}_bucket[{five}]))"
+    return (
+        _alert(
+            "TelltaleAuditFailing",
+            failing,
+            clock(2 * MINUTE),
+            Severity.CRITICAL,
+            "the audit trail cannot be written",
+            "Each attempt for two minutes has failed. Unless the policy says on_error: allow, nothing is released.",
+        ),
+        _alert(
+            "TelltaleAuditLoss",
+            f"{every} (increase({catalogue.AUDIT_DROPPED.name}[{five}])) > 0\nunless on (job, instance) {failing}",
+            clock(0),
+            Severity.CRITICAL,
+            "{{ $value | humanize }} events were not written down",
+            "The queue of the audit trail was full, and the policy lets events go then.",
+        ),
+        _alert(
+            "TelltaleAuditSlow",
+            f"histogram_quantile(0.99, {waits}) > {AUDIT_BUDGET_SECONDS:g}\nunless on (job, instance) {failing}",
+            clock(10 * MINUTE),
+            Severity.WARNING,
+            "one event in a hundred takes {{ $value | humanizeDuration }} to be stored",
+            "With before_release, responses wait so long. The store is slow, or more is written than it can take.",
+        ),
+    )
+
+
+def _burn(name: str, clock: Clock, factor: float, windows: tuple[str, str], target: str) -> Alert:
+    """More alarms than the stated rate allows, over a long window, and still so over a short one.
+
+    Two windows after Beyer et al., The Site Reliability Workbook (2018), chapter 5.
+    """
+    conditions = [f"{window} > on (job, rule) ({factor:g} * {target})" for window in windows]
+    fast = factor == BURN_FAST
+    return _alert(
+        name,
+        "\nand on (job, rule) ".join(conditions)
+        + f"\nand on (job) sum by (job) (increase({catalogue.REQUESTS.name}[{clock(HOUR)}])) >= {MIN_REQUESTS}"
+        + ("" if fast else f"\nunless on (job, rule) {_burns_fast(target)}"),
+        clock(2 * MINUTE if fast else 15 * MINUTE),
+        Severity.CRITICAL if fast else Severity.WARNING,
+        "the rule {{ $labels.rule }} fires for {{ $value | humanizePercentage }} of requests",
+        f"That is more than {factor:g} times the false-alarm rate that its threshold was calibrated for. Either it is "
+        "right, and this is an attack; or traffic has moved away from what it was calibrated on.",
+    )
+
+
+def _burns_fast(target: str) -> str:
+    """So that the slow one does not fire beside the fast one."""
+    return f"{recorded.FIRED_LONG} > on (job, rule) ({BURN_FAST:g} * {target})"
+
+
+def _alert(name: str, expression: str, hold: str, severity: Severity, *words: str) -> Alert:
+    summary, description = words
+    return Alert(name, expression, hold, severity, summary, description, runbook=f"{RUNBOOKS}/{name}.md")
+
+
+def _interval(clock: Clock) -> str | None:
+    return None if clock.factor == 1.0 else clock(SECOND)

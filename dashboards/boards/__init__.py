@@ -1,0 +1,11 @@
+"""The dashboards that are shipped, one file each."""
+
+from __future__ import annotations
+
+from dashboards.boards.detectors import DETECTORS
+from dashboards.boards.overhead import OVERHEAD
+from dashboards.boards.overview import OVERVIEW
+from dashboards.boards.rules import RULES
+from dashboards.panel import Board
+
+BOARDS: tuple[Board, ...] = (OVERVIEW, DETECTORS, RULES, OVERHEAD)

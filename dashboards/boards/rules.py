@@ -1,0 +1,84 @@
+"""Rules: what each does, what it would do in shadow, and how it keeps its false-alarm budget."""
+
+from __future__ import annotations
+
+from dashboards import recordings as recorded
+from dashboards.panel import Board, Form, Panel, Row, Series, Unit
+from monitor import catalogue
+
+_JOB = '{job=~"$job"}'
+
+RULES = Board(
+    uid="telltale-rules",
+    title="Telltale: rules",
+    description="What each rule of the policies does, and what rules in shadow would have done.",
+    rows=(
+        Row(
+            "What rules do",
+            (
+                Panel(
+                    "Enforced",
+                    (
+                        Series(
+                            "sum by (rule, action) "
+                            f'(increase({catalogue.ACTIONS.name}{{job=~"$job", mode="enforce"}}[$__rate_interval]))',
+                            "{{rule}}: {{action}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Requests for which a rule has fired, once each.",
+                ),
+                Panel(
+                    "In shadow: what they would have done",
+                    (
+                        Series(
+                            "sum by (rule, action) "
+                            f'(increase({catalogue.ACTIONS.name}{{job=~"$job", mode="shadow"}}[$__rate_interval]))',
+                            "{{rule}}: {{action}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Nothing was done. Compare before a rule is enforced.",
+                ),
+            ),
+        ),
+        Row(
+            "The false-alarm budget",
+            (
+                Panel(
+                    "Share of requests, by rule, and what was promised",
+                    (
+                        Series(f"{recorded.FIRED_LONG}{_JOB}", "{{rule}}, one hour"),
+                        Series(f"max by (rule) ({catalogue.RULE_TARGET_FPR.name}{_JOB})", "{{rule}}, promised"),
+                    ),
+                    Unit.SHARE,
+                    "A rule may fire for the promised share of benign requests. More is an attack, or drift.",
+                ),
+                Panel(
+                    "Tokens that were steered",
+                    (
+                        Series(
+                            f"sum by (steer) (rate({catalogue.TOKENS_STEERED.name}{_JOB}[$__rate_interval]))",
+                            "{{steer}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "A second, by steer.",
+                ),
+            ),
+        ),
+        Row(
+            "What runs",
+            (
+                Panel(
+                    "Policies",
+                    (Series(f"count by (digest) ({catalogue.POLICY_INFO.name}{_JOB})", "{{digest}}"),),
+                    Unit.NUMBER,
+                    "Servers by the digest of policy and detectors. More than one digest: a roll-out is under way.",
+                    Form.NUMBER,
+                    width=24,
+                ),
+            ),
+        ),
+    ),
+)
