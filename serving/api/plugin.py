@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,14 @@ class TelltaleEndpoints:
         self._audit = open_audit(frontend.deployment, engine_client.get_tokenizer(), prometheus_client.REGISTRY)
         if self._audit is not None:
             frontend.enter_into(self._audit.ledger)
+            atexit.register(frontend.abandon)  # before the trail is closed: what was registered last is called first
         exporter.canary_passed(canaries.seconds)
-        lifeline = Lifeline(engine_client, lambda: state.server, ended=exporter.not_ready)
+
+        def engine_ended() -> None:
+            exporter.not_ready()
+            frontend.abandon()
+
+        lifeline = Lifeline(engine_client, lambda: state.server, ended=engine_ended)
         self._engine, self._canaries = engine_client, canaries
         self._tasks = (
             asyncio.create_task(canaries.watch(exporter), name="telltale-canaries"),

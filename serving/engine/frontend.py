@@ -15,7 +15,6 @@ from vllm.sampling_params import RequestOutputKind
 
 from monitor.canary import Failed
 from monitor.exporter import Exporter
-from monitor.report import StepReport
 from probes.errors import TelltaleError
 from serving.deployment import Deployment
 from serving.engine.carrier import take_reports
@@ -68,6 +67,11 @@ class Frontend:
     def enter_into(self, ledger: Ledger) -> None:
         """Enter what ends into the audit trail from now on."""
         self._ledger = ledger
+
+    def abandon(self) -> None:
+        """The engine has ended, or this process does: enter the requests that were under way as far as they came."""
+        if self._ledger is not None and self._records is not None:
+            self._enter_left(self._ledger, self._records.take_all())
 
     def canary_failed(self, failure: Failed) -> None:
         """A round of canaries of this process has not passed."""
@@ -145,7 +149,9 @@ class Frontend:
         for report in reports:
             left = self._records.take_in(report) if self._records is not None else {}
             if self._ledger is not None:
-                self._enter_report(self._ledger, report, left)
+                self._enter_left(self._ledger, left)
+                if report.tally is not None and report.tally.gaps:
+                    self._ledger.gaps(report.tally.gaps)
             if self._exporter is not None:
                 self._exporter.record(report)
         return rest
@@ -201,11 +207,9 @@ class Frontend:
             origin.tickets.append(ticket)
 
     @staticmethod
-    def _enter_report(ledger: Ledger, report: StepReport, left: Mapping[str, Record]) -> None:
-        if report.tally is not None and report.tally.gaps:
-            ledger.gaps(report.tally.gaps)
+    def _enter_left(ledger: Ledger, left: Mapping[str, Record]) -> None:
         for request_id, record in left.items():
-            # The engine alone has spoken of it: its client left before it had begun.
+            # vLLM made no last output for it: its client left before it had begun, or the engine ended.
             if not record.entered:
                 ledger.ended(record, Ending(request_id))
 

@@ -146,6 +146,11 @@ class Records:
             record.trail = report.trails.get(request_id)
         return left
 
+    def take_all(self) -> dict[str, Record]:
+        """Every record that is left, by its id; nobody will hear more of them."""
+        left, self._records = self._records, {}
+        return left
+
     def get(self, request_id: str) -> Record | None:
         """The record of a request that the engine has reported on."""
         return self._records.get(request_id)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from vllm.v1.engine import EngineCoreOutput
 
 from monitor.audit.errors import AuditError
 from monitor.audit.redaction import KeptTexts, personal_data
@@ -13,8 +16,10 @@ from monitor.audit.store import open_store
 from monitor.audit.writer import AuditWriter
 from monitor.canary import CanaryFailure, Failed
 from monitor.events import CanaryFailed, Content, Decision, Event, GapSeen, Started
+from monitor.report import encode_report
 from monitor.types import Action, Gap, Mode, Skip
 from monitor.yaml_file import PolicyError
+from serving.engine.carrier import CARRIER_ID
 from serving.engine.frontend import Frontend
 from serving.engine.ledger import Ending, Ledger, TokenIds
 from tests.unit.artifacts import policy_text, rule, write_policy
@@ -141,19 +146,27 @@ def test_gaps_canaries_and_unknown_statistics(tmp_path: Path) -> None:
 
 
 def test_the_front_end_enters_each_request_once(tmp_path: Path) -> None:
-    """What vLLM never gave an output for is entered when its record leaves."""
+    """What vLLM makes no last output for is entered when its record leaves, or when the engine has ended."""
     trail = Trail(tmp_path)
     engine, frontend = trail.engine, Frontend()
+    frontend.configure(SimpleNamespace(plan=trail.plan))  # type: ignore[arg-type]
     frontend.enter_into(trail.ledger)
-    engine.admit("gone", 2)
-    engine.admit("told", 2)
-    report = engine.step({"gone": (0, [0, 0]), "told": (0, [0, 0])}, ends={"gone": (2, 0), "told": (2, 0)})
-    left = {name: engine.record(name) for name in ("gone", "told")}
-    trail.ledger.ended(left["told"], Ending("told", "told", prompt=(), reply=(), finish_reason="length"))
-    frontend._enter_report(trail.ledger, report, left)
-    frontend._enter_report(trail.ledger, report, left)
-    entered = [content.request_id for _, content in trail.events() if content is not None]
-    assert entered == ["told", "gone"]
+    for name in ("gone", "going"):
+        engine.admit(name, 2)
+    reports = [
+        engine.step({"gone": (0, [0, math.nan]), "going": (0, [0, 0])}),
+        engine.step({"going": (2, [0])}, ends={"gone": (2, 0)}),
+        engine.step({"going": (3, [0])}),
+        engine.step({"going": (4, [0])}),
+    ]
+    for report in reports:
+        carrier = EngineCoreOutput(request_id=CARRIER_ID, new_token_ids=[], routed_experts=encode_report(report))
+        assert frontend.take_out([carrier]) == []
+    frontend.abandon()
+    frontend.abandon()
+    events = trail.events()
+    assert [event.kind for event, _ in events] == ["gap", "decision", "decision"]
+    assert [content.request_id for _, content in events if content is not None] == ["gone", "going"]
 
 
 @pytest.mark.parametrize(
