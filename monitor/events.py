@@ -58,8 +58,8 @@ class SteerRecord(_Strict):
 
     name: str
     tokens: Count
-    mean: float = Field(ge=0)
-    largest: float = Field(ge=0)
+    mean: float | None = Field(description="over the tokens that it changed; null: not finite")
+    largest: float | None = Field(description="likewise")
 
 
 class CoverageRecord(_Strict):

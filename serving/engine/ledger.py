@@ -71,8 +71,10 @@ class Ledger:
         """
         record.entered = True
         event = self._decision(record, ending)
-        keeps = self._texts.keeps(flagged=event.action is not Action.ALLOW or bool(event.rules))
-        return self._writer.submit(event, lambda: self._content(ending, keeps=keeps))
+        about = Content(request_id=ending.request_id, client_request_id=ending.client_request_id)
+        if not self._texts.keeps(flagged=event.action is not Action.ALLOW or bool(event.rules)):
+            return self._writer.submit(event, lambda: about)
+        return self._writer.submit(event, lambda: self._with_texts(about, ending))
 
     def gaps(self, gaps: Mapping[str, int]) -> None:
         """A step has left positions unscored, by reason."""
@@ -107,8 +109,8 @@ class Ledger:
                 SteerRecord(
                     name=self._plan.steering.steers[item.steer].name,
                     tokens=item.tokens,
-                    mean=item.mean,
-                    largest=item.largest,
+                    mean=_finite(item.mean),
+                    largest=_finite(item.largest),
                 )
                 for item in record.steered
             ),
@@ -139,16 +141,13 @@ class Ledger:
             stage=check.stage,
             aggregate=str(check.aggregate),
             segments=check.segments,
-            statistic=statistic if math.isfinite(statistic) else None,
-            threshold=_threshold(check, record.fmt, ending),
+            statistic=_finite(statistic),
+            threshold=_finite(_threshold(check, record.fmt, ending)),
             fired=fired,
             fired_at=record.trail.fired_at.get(position) if record.trail is not None else None,
         )
 
-    def _content(self, ending: Ending, *, keeps: bool) -> Content:
-        about = Content(request_id=ending.request_id, client_request_id=ending.client_request_id)
-        if not keeps:
-            return about
+    def _with_texts(self, about: Content, ending: Ending) -> Content:
         try:
             texts = {
                 name: self._texts.redacted(self._decode(tokens))
@@ -164,6 +163,11 @@ def artifacts_of(plan: Plan, policy: CompiledPolicy) -> dict[str, str]:
     """SHA-256 of the tensors of each detector that a policy reads or watches."""
     names = {plan.checks[position].detector for position in policy.checks}
     return {name: plan.cards[name].tensors_digest for name in sorted(names)}
+
+
+def _finite(number: float | None) -> float | None:
+    """JSON has no word for the others."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _threshold(check: Check, fmt: Format, ending: Ending) -> float | None:

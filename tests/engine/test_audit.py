@@ -162,7 +162,7 @@ def _events_say_what_happened(home: Path, client: openai.OpenAI, tiny: TinyModel
         messages=[{"role": "user", "content": PROMPT}],
         max_tokens=4,
         temperature=0,
-        stop=[said[len(said) // 2 :][:3]],
+        stop=[next(letter for letter in said if letter.isalnum())],
     )
     event = decisions(home)[stopped.id]
     assert (event.finish_reason, stopped.choices[0].finish_reason) == ("stop", "stop")
