@@ -31,11 +31,11 @@ test-slow: install ## run the slow tests: compiled and parallel engines, every a
 	@$(BIN)/pytest -m slow $(ARGS)
 
 .PHONY: services
-services: ## install from Debian what the tests with services talk to (Prometheus, Alertmanager)
+services: ## install from Debian what the tests with services talk to (Prometheus, Alertmanager, PostgreSQL)
 	@bash scripts/services.sh
 
 .PHONY: test-services
-test-services: install services ## run the tests with real services: Prometheus and Alertmanager (about 5 minutes)
+test-services: install services ## run the tests with real services: Prometheus, Alertmanager, PostgreSQL (about 5 minutes)
 	@$(BIN)/pytest -m services $(ARGS)
 
 .PHONY: dashboards

@@ -15,6 +15,7 @@ BURN_FAST = 14.4
 BURN_SLOW = 6.0
 MIN_REQUESTS = 50
 OBSERVE_BUDGET_SECONDS = 0.005
+AUDIT_BUDGET_SECONDS = 1.0
 DRIFT_IN_SPREADS = 2.0
 
 
@@ -24,6 +25,7 @@ def alert_groups(clock: Clock) -> tuple[RuleGroup, ...]:
         RuleGroup("telltale-coverage", coverage_alerts(clock), _interval(clock)),
         RuleGroup("telltale-decisions", decision_alerts(clock), _interval(clock)),
         RuleGroup("telltale-operation", operation_alerts(clock), _interval(clock)),
+        RuleGroup("telltale-audit", audit_alerts(clock), _interval(clock)),
     )
 
 
@@ -167,6 +169,39 @@ def operation_alerts(clock: Clock) -> tuple[Alert, ...]:
             Severity.NONE,
             "alerts are evaluated and delivered",
             "Fires always. Route it to a service that calls you when it stops arriving.",
+        ),
+    )
+
+
+def audit_alerts(clock: Clock) -> tuple[Alert, ...]:
+    """Events that are not written down, or late."""
+    two, five, every = clock(2 * MINUTE), clock(5 * MINUTE), "sum by (job, instance)"
+    failing = f"{every} (increase({catalogue.AUDIT_ERRORS.name}[{two}])) > 0"
+    waits = f"sum by (job, instance, le) (rate({catalogue.AUDIT_SECONDS.name}_bucket[{five}]))"
+    return (
+        _alert(
+            "TelltaleAuditFailing",
+            failing,
+            clock(2 * MINUTE),
+            Severity.CRITICAL,
+            "the audit trail cannot be written",
+            "Each attempt for two minutes has failed. Unless the policy says on_error: allow, nothing is released.",
+        ),
+        _alert(
+            "TelltaleAuditLoss",
+            f"{every} (increase({catalogue.AUDIT_DROPPED.name}[{five}])) > 0\nunless on (job, instance) {failing}",
+            clock(0),
+            Severity.CRITICAL,
+            "{{ $value | humanize }} events were not written down",
+            "The queue of the audit trail was full, and the policy lets events go then.",
+        ),
+        _alert(
+            "TelltaleAuditSlow",
+            f"histogram_quantile(0.99, {waits}) > {AUDIT_BUDGET_SECONDS:g}\nunless on (job, instance) {failing}",
+            clock(10 * MINUTE),
+            Severity.WARNING,
+            "one event in a hundred takes {{ $value | humanizeDuration }} to be stored",
+            "With before_release, responses wait so long. The store is slow, or more is written than it can take.",
         ),
     )
 

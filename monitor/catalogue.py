@@ -34,6 +34,7 @@ class Metric:
 
 
 SCORE_BUCKETS = (-16.0, -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
+AUDIT_BUCKETS = (0.5e-3, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.2, 0.5, 1.0, 5.0, 10.0)
 SECONDS_BUCKETS = (25e-6, 50e-6, 100e-6, 200e-6, 300e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 50e-3)
 
 REQUESTS = Metric(
@@ -125,6 +126,28 @@ CANARY_FAILURES = Metric(
 POLICY_INFO = Metric(
     "telltale_policy_info", MetricType.GAUGE, "1 for the plan that runs, by the digest of policy and bank.", ("digest",)
 )
+AUDIT_EVENTS = Metric(
+    "telltale_audit_events_total", MetricType.COUNTER, "Events that were stored in the audit trail.", ("kind",)
+)
+AUDIT_SECONDS = Metric(
+    "telltale_audit_seconds",
+    MetricType.HISTOGRAM,
+    "Time from an event to its being stored; with before_release a response waits so long.",
+    (),
+    AUDIT_BUCKETS,
+)
+AUDIT_QUEUE = Metric("telltale_audit_queue", MetricType.GAUGE, "Events that wait to be stored.")
+AUDIT_DROPPED = Metric(
+    "telltale_audit_dropped_total", MetricType.COUNTER, "Events that were not stored because the queue was full."
+)
+AUDIT_ERRORS = Metric(
+    "telltale_audit_errors_total", MetricType.COUNTER, "Failed attempts to write to the audit trail; each is repeated."
+)
+AUDIT_WITHHELD = Metric(
+    "telltale_audit_withheld_total",
+    MetricType.COUNTER,
+    "Responses and requests that got an error because their event was or would have been not stored.",
+)
 
 CATALOGUE: tuple[Metric, ...] = (
     REQUESTS,
@@ -146,4 +169,10 @@ CATALOGUE: tuple[Metric, ...] = (
     CANARY_SECONDS,
     CANARY_FAILURES,
     POLICY_INFO,
+    AUDIT_EVENTS,
+    AUDIT_SECONDS,
+    AUDIT_QUEUE,
+    AUDIT_DROPPED,
+    AUDIT_ERRORS,
+    AUDIT_WITHHELD,
 )

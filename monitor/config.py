@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from monitor.audit.settings import AuditSettings
 from monitor.entries import DetectorEntry, SteerEntry
 from monitor.rule import Rule
 from monitor.strict import Name, Strict
@@ -117,6 +118,7 @@ class Config(Strict):
     tenants: tuple[Tenant, ...] = Field(
         default=(), description="who holds which API key, and which policy that gives; without a known key: no answer"
     )
+    audit: AuditSettings | None = Field(default=None, description="where events are written; left out: nowhere")
     canary: CanarySettings = Field(default_factory=CanarySettings)
     reserve: Reserve = Field(default_factory=Reserve)
 

@@ -88,7 +88,11 @@ class Judge:
             return
         table = self._table
         table.weigh(slots)
-        found = {place for place, column in table.above(slots) if self._has_fired(slots[place], column)}
+        found = set()
+        for place, column in table.above(slots):
+            if self._has_fired(slots[place], column):
+                found.add(place)
+                self._note(live[request_ids[numbers[place]]], column)
         if self._waits_for_prompts:
             found.update(self._prompts_done(slots))
         for place in sorted(found):
@@ -100,7 +104,10 @@ class Judge:
             return
         slots = np.array([request.slot])
         self._table.weigh(slots)
-        self._table.fired[request.slot] |= self._above_at_end([request], slots)[0]
+        above = self._above_at_end([request], slots)[0]
+        self._table.fired[request.slot] |= above
+        for column in np.flatnonzero(above):
+            self._note(request, int(column))
         self._decide(request, ended=True)
 
     def if_ended(
@@ -162,6 +169,10 @@ class Judge:
         table.limits[slot, column] = np.nan
         table.fired[slot, column] = True
         return True
+
+    def _note(self, request: Request, column: int) -> None:
+        """Note where a check has fired."""
+        request.fired_at[int(self._table.order[column])] = int(self._table.next_position[request.slot]) - 1
 
     def _prompts_done(self, slots: Index) -> list[int]:
         """Places in ``slots`` of requests whose prompt is through since this was asked last."""

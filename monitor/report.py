@@ -36,6 +36,14 @@ class Steered(msgspec.Struct, frozen=True, array_like=True, gc=False):
     largest: float
 
 
+class Trail(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What fired on a request: rules by name, by a check's position in the plan where it did, rules not enforced."""
+
+    acted: list[str]
+    fired_at: dict[int, int]
+    outside: list[str] = []
+
+
 class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A request that has ended. Statistics and fired are ordered as the plan's checks; events are of its prompt."""
 
@@ -49,6 +57,7 @@ class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     decided: Decided | None
     events: list[str]
     steered: list[Steered]
+    trail: Trail | None = None
 
 
 class TallyReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -80,6 +89,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
         steered: likewise.
         ended: requests that have ended since the report before.
         tally: counts for metrics; None in all but one report of a step.
+        trails: only of requests on which something fired.
     """
 
     request_ids: list[str]
@@ -95,6 +105,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     steered: dict[str, list[Steered]]
     ended: list[EndedReport]
     tally: TallyReport | None
+    trails: dict[str, Trail] = {}
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -135,6 +146,7 @@ def make_report(
         steered={request.request_id: _steered(request) for request in remarkable if request.doses},
         ended=[_ended(item) for item in ended],
         tally=tally,
+        trails={request.request_id: trail for request in requests if (trail := _trail(request)) is not None},
     )
 
 
@@ -168,7 +180,14 @@ def _ended(item: Ended) -> EndedReport:
         decided=_decided(item.request.action, item.request.rule, item.request.text),
         events=list(item.request.events),
         steered=_steered(item.request),
+        trail=_trail(item.request),
     )
+
+
+def _trail(request: Request) -> Trail | None:
+    if not request.decided and not request.fired_at:
+        return None
+    return Trail(sorted(request.decided), dict(request.fired_at), sorted(request.outside))
 
 
 def _steered(request: Request) -> list[Steered]:

@@ -79,6 +79,7 @@ class Request:
         text: what a blocked reply says.
         decided: rules (and reserved rule names) that have acted; each counts once.
         outside: rules that are enforced for others, and run in shadow for this request.
+        fired_at: by a check's position in the plan, the newest token position when it fired.
         steers: positions of the steers that rules have switched on; those behind gates are the engine's to find.
         doses: what steers did to it, by their positions.
         choices: it and the others that were asked for with it; None where they have nothing to do with each other.
@@ -98,6 +99,7 @@ class Request:
     text: str = ""
     decided: set[str] = field(default_factory=set)
     outside: frozenset[str] = frozenset()
+    fired_at: dict[int, int] = field(default_factory=dict)
     steers: set[int] = field(default_factory=set)
     doses: dict[int, Dose] = field(default_factory=dict)
     choices: Choices | None = None

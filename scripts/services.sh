@@ -13,6 +13,8 @@ missing=()
 for program in "${!package[@]}"; do
     command -v "$program" >/dev/null || missing+=("${package[$program]}")
 done
+# Debian keeps the server's programs out of the path.
+compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
 ((${#missing[@]})) || exit 0
 
 mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 
@@ -28,18 +29,20 @@ class Caller:
 NOBODY = Caller()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Origin:
     """Where a request came from.
 
     Attributes:
         fmt: whether its text goes through the chat template.
         caller: who sent it.
+        tickets: of the events that have to be stored before anything more of its response leaves.
     """
 
     fmt: Format = Format.RAW
     caller: Caller = NOBODY
     # One object for all tasks of a request: a chat is rendered in one task and, when streamed, signed in another.
+    tickets: list[Future[None]] = field(default_factory=list, repr=False, compare=False)
     _prompts: list[tuple[list[int], PromptMap]] = field(default_factory=list, repr=False, compare=False)
 
     def note(self, token_ids: Sequence[int], prompt: PromptMap) -> None:

@@ -48,6 +48,46 @@ OVERHEAD = Board(
             ),
         ),
         Row(
+            "The audit trail",
+            (
+                Panel(
+                    "Events stored",
+                    (
+                        Series(
+                            f"sum by (kind) (rate({catalogue.AUDIT_EVENTS.name}{_JOB}[$__rate_interval]))", "{{kind}}"
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "A second.",
+                ),
+                Panel(
+                    "An event is stored after",
+                    (
+                        Series(
+                            "histogram_quantile(0.99, sum by (le) "
+                            f"(rate({catalogue.AUDIT_SECONDS.name}_bucket{_JOB}[$__rate_interval])))",
+                            "99% of the events",
+                        ),
+                    ),
+                    Unit.SECONDS,
+                    "With before_release, a response waits so long for its end.",
+                ),
+                Panel(
+                    "Not stored",
+                    (
+                        Series(f"sum({catalogue.AUDIT_QUEUE.name}{_JOB})", "waiting"),
+                        Series(f"sum(increase({catalogue.AUDIT_DROPPED.name}{_JOB}[$__rate_interval]))", "dropped"),
+                        Series(
+                            f"sum(increase({catalogue.AUDIT_WITHHELD.name}{_JOB}[$__rate_interval]))",
+                            "responses withheld",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Events, and responses that were withheld for them.",
+                ),
+            ),
+        ),
+        Row(
             "The engine",
             (
                 Panel(

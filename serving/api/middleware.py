@@ -14,7 +14,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from probes.card import Format
+from serving.api.auditing import Audit
 from serving.api.callers import Callers, RefusedCallerError
+from serving.api.release import PATIENCE_SECONDS, HeldResponse, has_room, refuse
 from serving.engine.steer_request import STEER_KEY, SteerRequestError
 from serving.origin import NOBODY, Origin, enter_origin, leave_origin
 
@@ -43,6 +45,8 @@ class MonitorMiddleware:
     Args:
         app: the application behind it.
         root_path: prefix under which the application is mounted.
+        audit: gives the audit trail, once there is one.
+        patience: seconds that a request may wait for the audit trail.
         check_xargs: looks at a body's ``vllm_xargs`` and raises what is wrong with the steer that they ask for.
         callers: tell who sends a request; without them it is nobody in particular.
     """
@@ -50,11 +54,16 @@ class MonitorMiddleware:
     def __init__(
         self,
         app: ASGIApp,
+        *,
         root_path: str = "",
         check_xargs: Callable[[Mapping[str, Any]], object] | None = None,
         callers: Callers | None = None,
+        audit: Callable[[], Audit | None] = lambda: None,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._app = app
+        self._patience = patience
+        self._audit = audit
         self._check_xargs = check_xargs
         self._callers = callers or Callers()
         self._root = root_path.rstrip("/")
@@ -78,7 +87,14 @@ class MonitorMiddleware:
         except RefusedCallerError as error:
             await _refuse(send, param=error.param, code=error.code, message=str(error), status=error.status)
             return
-        token = enter_origin(Origin(_format_of(path, body), caller))
+        audit = self._audit() if scope["method"] == "POST" else None
+        if audit is not None and not await has_room(audit, self._patience):
+            await refuse(audit, send)
+            return
+        origin = Origin(_format_of(path, body), caller)
+        if audit is not None:
+            send = HeldResponse(audit, origin, send, patience=self._patience)
+        token = enter_origin(origin)
         try:
             refused = self._refusal(body)
             if refused is not None:

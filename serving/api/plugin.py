@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -15,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import State
 
 from monitor.exporter import Exporter
+from serving.api.auditing import Audit, open_audit
 from serving.api.callers import Callers
 from serving.api.middleware import MonitorMiddleware
 from serving.engine import plugin as engine_plugin
@@ -36,12 +38,19 @@ class TelltaleEndpoints:
         self._engine: Any = None
         self._canaries: Canaries | None = None
         self._callers = Callers()
+        self._audit: Audit | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our route and the middleware."""
         check = engine_plugin.install().asked_steers
-        app.add_middleware(MonitorMiddleware, root_path=app.root_path or "", check_xargs=check, callers=self._callers)
+        app.add_middleware(
+            MonitorMiddleware,
+            root_path=app.root_path or "",
+            check_xargs=check,
+            callers=self._callers,
+            audit=lambda: self._audit,
+        )
 
         @app.get("/ready", include_in_schema=True, tags=["telltale"])
         async def ready() -> JSONResponse:
@@ -59,6 +68,8 @@ class TelltaleEndpoints:
             return "canary stopped"
         if self._canaries.failure is not None:
             return f"canary fails: {self._canaries.failure.reason.value}"
+        if self._audit is not None and self._audit.is_failing:
+            return "audit trail cannot be written"
         return "ready"
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
@@ -88,8 +99,17 @@ class TelltaleEndpoints:
         # From here on: the proof's own request is no user's.
         exporter = Exporter(frontend.deployment.plan, prometheus_client.REGISTRY)
         frontend.export_to(exporter)
+        self._audit = open_audit(frontend.deployment, engine_client.get_tokenizer(), prometheus_client.REGISTRY)
+        if self._audit is not None:
+            frontend.enter_into(self._audit.ledger)
+            atexit.register(frontend.abandon)  # before the trail is closed: what was registered last is called first
         exporter.canary_passed(canaries.seconds)
-        lifeline = Lifeline(engine_client, lambda: state.server, ended=exporter.not_ready)
+
+        def engine_ended() -> None:
+            exporter.not_ready()
+            frontend.abandon()
+
+        lifeline = Lifeline(engine_client, lambda: state.server, ended=engine_ended)
         self._engine, self._canaries = engine_client, canaries
         self._tasks = (
             asyncio.create_task(canaries.watch(exporter), name="telltale-canaries"),

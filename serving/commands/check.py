@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from monitor.audit.settings import AuditSettings
 from monitor.compiled import CompiledRule
 from monitor.condition import verdicts_of
 from monitor.policy import Plan
@@ -15,6 +16,7 @@ from monitor.rule import Gate
 from monitor.tenants import CompiledTenant
 from monitor.types import Action, Mode
 from monitor.verdicts import AnyCheck
+from monitor.yaml_file import read_policy_file
 from probes.card import Format, Stage
 from probes.steering.steer import Steer
 from serving.commands.explain import explain, share_in_words
@@ -60,6 +62,7 @@ def check(policy: Path) -> None:
             "rollout without tenants: API keys that vLLM asks for (--api-key) are told apart; without any the whole "
             "server is one tenant."
         )
+    console.print(_audit(read_policy_file(policy).config.audit))
     if without := sorted(name for name, card in plan.cards.items() if card.canary is None):
         console.print(
             f"without a canary: {', '.join(without)}. That they are read at every token is proved, not that their "
@@ -74,6 +77,17 @@ def _gets(tenant: CompiledTenant) -> str:
     gets += [f"{policy} for the model {model!r}" for model, policy in (tenant.by_model or {}).items()]
     gets += [f"{policy} if a proxy says {name!r}" for name, policy in tenant.by_header.items()]
     return ", ".join(gets)
+
+
+def _audit(settings: AuditSettings | None) -> str:
+    if settings is None:
+        return "audit: none; no event is written down"
+    url = settings.url.rpartition("@")
+    shown = f"{url[0].partition('//')[0]}//...@{url[2]}" if url[0] else settings.url
+    return (
+        f"audit: {shown}, texts {settings.text.value}, {settings.durability.value}; while it cannot be written "
+        f"{'nothing is released' if settings.blocks_on_error else 'traffic goes on'}"
+    )
 
 
 def _limit(check: AnyCheck, fmt: Format) -> str:

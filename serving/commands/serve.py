@@ -11,6 +11,7 @@ from serving.builtin import DEFAULT_MODEL, is_builtin
 from serving.commands.model import embedded_folder, embedded_policy, say
 from serving.deployment import check_policy, deploy
 from serving.engine.launch import prepare_environment, require_free_port, run_server
+from serving.trail import require_trail
 
 
 def serve(model: str | None, policy: Path | None, flags: Sequence[str]) -> None:
@@ -25,8 +26,11 @@ def serve(model: str | None, policy: Path | None, flags: Sequence[str]) -> None:
                 f"model {model!r} has no policy of its own. Write one: telltale serve {model} --policy FILE."
             )
         policy = embedded_policy(model or DEFAULT_MODEL)
-    arguments = parse_serve(model, flags, policy_model=read_policy_file(policy).config.model)
+    file = read_policy_file(policy)
+    arguments = parse_serve(model, flags, policy_model=file.config.model)
     require_free_port(arguments.host, arguments.port)
+    if file.config.audit is not None:
+        require_trail(file.config.audit.resolved(policy.absolute().parent))
     prepare_environment(policy)
     folder = embedded_folder(arguments.model)
     local = folder or (Path(arguments.model) if Path(arguments.model).is_dir() else None)

@@ -82,6 +82,7 @@ class Canaries:
                 exporter.canary_passed(self.seconds)
             else:
                 exporter.canary_failed(failure.reason)
+                self._frontend.canary_failed(failure)
                 log.error("not ready: the canary fails", reason=failure.reason.value, detail=failure.detail)
 
     async def _round(self) -> Failed | None:

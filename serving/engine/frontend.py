@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import structlog
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 
+from monitor.canary import Failed
 from monitor.exporter import Exporter
 from monitor.rollout import Subjects
 from probes.errors import TelltaleError
 from serving.deployment import Deployment
 from serving.engine.carrier import take_reports
+from serving.engine.ledger import Ending, Ledger
 from serving.engine.records import Record, Records
 from serving.engine.steer_request import SteerRequestError, asked_steers
 from serving.engine.trust import EXTRA_KEY, TrustedData, seal
-from serving.origin import current_origin
+from serving.origin import Origin, current_origin
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
@@ -48,6 +51,8 @@ class Frontend:
         self._deployment: Deployment | None = None
         self._records: Records | None = None
         self._exporter: Exporter | None = None
+        self._ledger: Ledger | None = None
+        self._origins: WeakValueDictionary[str, Origin] = WeakValueDictionary()
         self._canaries: set[str] = set()
 
     def configure(self, deployment: Deployment) -> None:
@@ -59,6 +64,20 @@ class Frontend:
     def export_to(self, exporter: Exporter) -> None:
         """Count reports from now on."""
         self._exporter = exporter
+
+    def enter_into(self, ledger: Ledger) -> None:
+        """Enter what ends into the audit trail from now on."""
+        self._ledger = ledger
+
+    def abandon(self) -> None:
+        """The engine has ended, or this process does: enter the requests that were under way as far as they came."""
+        if self._ledger is not None and self._records is not None:
+            self._enter_left(self._ledger, self._records.take_all())
+
+    def canary_failed(self, failure: Failed) -> None:
+        """A round of canaries of this process has not passed."""
+        if self._ledger is not None:
+            self._ledger.canary_failed(failure)
 
     @property
     def deployment(self) -> Deployment:
@@ -112,6 +131,8 @@ class Frontend:
         except SteerRequestError as error:
             raise VLLMValidationError(str(error), parameter="vllm_xargs") from error
         origin = current_origin()
+        if self._ledger is not None:
+            self._origins[request.request_id] = origin
         prompt = origin.prompt_of(request.prompt_token_ids or ())
         extra[EXTRA_KEY] = seal(
             TrustedData(
@@ -130,8 +151,11 @@ class Frontend:
         """Take the reports out of a step's outputs and note them."""
         reports, rest = take_reports(outputs)
         for report in reports:
-            if self._records is not None:
-                self._records.take_in(report)
+            left = self._records.take_in(report) if self._records is not None else {}
+            if self._ledger is not None:
+                self._enter_left(self._ledger, left)
+                if report.tally is not None and report.tally.gaps:
+                    self._ledger.gaps(report.tally.gaps)
             if self._exporter is not None:
                 self._exporter.record(report)
         return rest
@@ -158,16 +182,43 @@ class Frontend:
             return output
         record.close(state.prompt_len + tokens)
         text = record.blocked_text
+        if text is not None:
+            output.finish_reason, output.stop_reason = CONTENT_FILTER, None
+            if record.blocks_request and state.parent_req is not None:
+                withhold(state.parent_req.output_aggregator, record)
+        self._enter(state, output, record)
         if text is None:
             return output
-        output.finish_reason, output.stop_reason = CONTENT_FILTER, None
-        if record.blocks_request and state.parent_req is not None:
-            withhold(state.parent_req.output_aggregator, record)
         if state.output_kind is not RequestOutputKind.DELTA:
             output.text = text
         else:
             output.text += refusal_delta(text, follows_text=tokens > 0)
         return output
+
+    def _enter(self, state: RequestState, output: CompletionOutput, record: Record) -> None:
+        """Enter the end of a request into the audit trail; its response waits for the ticket."""
+        if self._ledger is None or record.entered:
+            return
+        parent = state.parent_req
+        origin = self._origins.get(parent.request_id if parent is not None else state.request_id)
+        ending = Ending(
+            state.request_id,
+            parent.external_req_id if parent is not None else state.external_req_id,
+            prompt=state.prompt_token_ids or (),
+            reply=list(state.detokenizer.output_token_ids) if state.detokenizer is not None else (),
+            finish_reason=output.finish_reason,
+            tenant=(origin.caller.tenant or None) if origin is not None else None,
+        )
+        ticket = self._ledger.ended(record, ending)
+        if ticket is not None and origin is not None:
+            origin.tickets.append(ticket)
+
+    @staticmethod
+    def _enter_left(ledger: Ledger, left: Mapping[str, Record]) -> None:
+        for request_id, record in left.items():
+            # vLLM made no last output for it: its client left before it had begun, or the engine ended.
+            if not record.entered:
+                ledger.ended(record, Ending(request_id))
 
 
 def withhold(outputs: Sequence[CompletionOutput | None], blocked: Record) -> None:

@@ -8,14 +8,19 @@ from typing import Any
 import numpy as np
 
 from monitor.policy import Plan
-from monitor.report import Decided, EndedReport, Steered, StepReport
+from monitor.report import Decided, EndedReport, Steered, StepReport, Trail
 from monitor.rule import Scope
 from monitor.types import ActionCode, Expose, Skip
 from probes.card import Format
 
 
 class Record:
-    """One request. Every output that vLLM makes for it points here, so that merged outputs lose nothing."""
+    """One request. Every output that vLLM makes for it points here, so that merged outputs lose nothing.
+
+    Attributes:
+        ended: the engine has said so.
+        entered: its end has been entered into the audit trail.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -28,7 +33,9 @@ class Record:
         self.decided: Decided | None = None
         self.events: list[str] = []
         self.steered: list[Steered] = []
+        self.trail: Trail | None = None
         self.ended = False
+        self.entered = False
         self.num_positions = 0
 
     @property
@@ -62,7 +69,7 @@ class Record:
             described["events"] = list(self.events)
         if self.steered:
             described["steered"] = [self._describe_steered(steered) for steered in self.steered]
-        skipped = self._skipped()
+        skipped = self.account()
         described["detectors"] = [self._describe_check(position, policy.expose, skipped) for position in policy.checks]
         return described
 
@@ -96,7 +103,8 @@ class Record:
         dose = {"mean": round(steered.mean, 4), "max": round(steered.largest, 4)}
         return {"name": self._plan.steering.steers[steered.steer].name, "tokens": steered.tokens, "dose": dose}
 
-    def _skipped(self) -> dict[str, int]:
+    def account(self) -> dict[str, int]:
+        """Positions that were not scored, by reason: skipped rightly, or gaps."""
         skipped = dict(self.skipped)
         open_positions = self.num_positions - self.scored - sum(skipped.values())
         if not self.ended and open_positions > 0:
@@ -117,18 +125,19 @@ class Records:
         self._records: dict[str, Record] = {}
         self._leaving: list[str] = []
 
-    def take_in(self, report: StepReport) -> None:
+    def take_in(self, report: StepReport) -> dict[str, Record]:
         """Update the records of a step.
 
         Records of ended requests stay until the next report: their last output comes behind the one that ends them.
+
+        Returns: those that leave now, by their ids.
         """
-        for request_id in self._leaving:
-            self._records.pop(request_id, None)
+        left = {name: self._records.pop(name) for name in self._leaving if name in self._records}
         self._leaving = [ended.request_id for ended in report.ended]
         for ended in report.ended:
             self._end(ended)
         if not report.request_ids:
-            return
+            return left
         count = len(report.request_ids)
         scored = np.frombuffer(report.scored, dtype=np.int64)
         sink = np.frombuffer(report.sink, dtype=np.int64)
@@ -146,6 +155,13 @@ class Records:
             record.decided = report.decided.get(request_id)
             record.events = report.events.get(request_id, [])
             record.steered = report.steered.get(request_id, [])
+            record.trail = report.trails.get(request_id)
+        return left
+
+    def take_all(self) -> dict[str, Record]:
+        """Every record that is left, by its id; nobody will hear more of them."""
+        left, self._records = self._records, {}
+        return left
 
     def get(self, request_id: str) -> Record | None:
         """The record of a request that the engine has reported on."""
@@ -164,4 +180,5 @@ class Records:
         record.decided = ended.decided
         record.events = ended.events
         record.steered = ended.steered
+        record.trail = ended.trail
         record.ended = True

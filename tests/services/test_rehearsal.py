@@ -35,6 +35,7 @@ detectors:
 steers:
   - {name: push, artifact: push.safetensors, op: add, strength: 0.05, positions: generated}
 canary: {every: 1s, deadline: 4s}
+audit: {}
 policies:
   - name: default
     on_gap: block

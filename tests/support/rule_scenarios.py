@@ -58,6 +58,16 @@ def step_times(seconds: float, *, before: float, minutes: int) -> dict[str, str]
     return found
 
 
+def store_times(seconds: float, *, minutes: int) -> dict[str, str]:
+    """Buckets of how long events take to be stored: 2 ms, and in the last minutes something else."""
+    found = {}
+    for bound in (0.005, 0.1, 1.0, 10.0):
+        rates = [60.0 * (where <= bound) for where in (0.002, seconds)]
+        found[f'telltale_audit_seconds_bucket{{{OF}, le="{bound:g}"}}'] = changed(*rates, minutes=minutes)
+    found[f'telltale_audit_seconds_bucket{{{OF}, le="+Inf"}}'] = steady(60)
+    return found
+
+
 HEALTHY: Mapping[str, str] = {
     f"telltale_ready{{{OF}}}": value(1),
     f"telltale_canary_ok{{{OF}}}": value(1),
@@ -73,8 +83,11 @@ HEALTHY: Mapping[str, str] = {
     f'telltale_gaps_total{{{OF}, reason="canary"}}': value(0),
     f"telltale_unsigned_requests_total{{{OF}}}": value(0),
     f'vllm:generation_tokens_total{{{OF}, model_name="m"}}': steady(3000),
+    f"telltale_audit_errors_total{{{OF}}}": value(0),
+    f"telltale_audit_dropped_total{{{OF}}}": value(0),
     **scores(0.0),
     **step_times(0.00005, before=0.00005, minutes=60),
+    **store_times(0.002, minutes=60),
 }
 
 
@@ -145,4 +158,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         },
     ),
     _one("TelltaleOverhead", dict(step_times(0.02, before=0.00005, minutes=30))),
+    _one(
+        "TelltaleAuditFailing",
+        {
+            f"telltale_audit_errors_total{{{OF}}}": changed(0, 30, minutes=10),
+            f"telltale_audit_dropped_total{{{OF}}}": changed(0, 40, minutes=8),
+        },
+    ),
+    _one("TelltaleAuditLoss", {f"telltale_audit_dropped_total{{{OF}}}": becomes("0", "7", minutes=4)}),
+    _one("TelltaleAuditSlow", dict(store_times(4.0, minutes=30))),
 )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from monitor.audit.metrics import AuditMetrics
 from monitor.canary import CanaryFailure
 from monitor.catalogue import CATALOGUE, MetricType
+from monitor.events import Event
 from monitor.exporter import Exporter
 from monitor.monitor import Monitor
 from monitor.policy import Plan
@@ -43,6 +46,7 @@ class Run:
     def __init__(self, plan: Plan) -> None:
         self.registry = CollectorRegistry()
         self.exporter = Exporter(plan, self.registry)
+        AuditMetrics(self.registry)
         self.monitor, self.script = Monitor(plan), Script(plan)
 
     def request(self, name: str, prompt: list[float], reply: list[float], *, broken: bool = False) -> None:
@@ -163,6 +167,7 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
         "segments": {",".join(check.segments or ()) for check in plan.checks},
         "digest": {plan.digest[:16]},
         "policy": {policy.name for policy in plan.policies},
+        "kind": {kind.model_fields["kind"].default for kind in get_args(Event)},
     }
     for family in run.registry.collect():
         for sample in family.samples:

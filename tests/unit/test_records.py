@@ -20,6 +20,7 @@ from monitor.report import (
     Steered,
     StepReport,
     TallyReport,
+    Trail,
     decode_report,
     encode_report,
     make_report,
@@ -45,6 +46,9 @@ steered = st.lists(
     ),
     max_size=2,
 )
+trails = st.none() | st.builds(
+    Trail, st.lists(st.text(max_size=9), max_size=2), st.dictionaries(st.integers(0, 99), st.integers(0, 2**40))
+)
 decisions = st.none() | st.builds(Decided, st.integers(0, 3), st.text(max_size=9), st.text(max_size=30))
 ended_reports = st.builds(
     EndedReport,
@@ -58,6 +62,7 @@ ended_reports = st.builds(
     decisions,
     st.lists(st.text(max_size=9), max_size=2),
     steered,
+    trails,
 )
 tallies = st.none() | st.builds(
     TallyReport,

@@ -1,0 +1,222 @@
+"""Events: what is written down of a decision, and of what else an auditor must know. Knows no store and no engine.
+
+An event holds nothing by which a person could be found: that is its ``Content``, which can be erased without a trace
+in the event.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+from uuid import UUID, uuid4
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
+
+from monitor.canary import CanaryFailure
+from monitor.types import Action, Gap, Mode, PromptEvent, Role, Skip
+from probes.card import Format, Stage
+
+Count = Annotated[int, Field(ge=0)]
+
+
+def _whole(text: str) -> str:
+    """With U+FFFD for halves of surrogate pairs: a client's JSON may hold them, ours may not."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+Said = Annotated[str, AfterValidator(_whole)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Verdict(_Strict):
+    """What one detector said of a request at one stage."""
+
+    detector: str
+    stage: Stage
+    aggregate: str = Field(description="how token scores became the statistic, with its parameters")
+    segments: tuple[Role, ...] | None = Field(default=None, description="the roles that it read; null: everything")
+    statistic: float | None = Field(description="the number that is judged; null where it was never defined")
+    threshold: float | None = Field(description="it fires above it, strictly; null: not calibrated for this format")
+    fired: bool
+    fired_at: int | None = Field(default=None, ge=0, description="newest position when it fired, from 0")
+
+
+class ActedRule(_Strict):
+    """A rule, ``on_gap`` or ``on_uncalibrated``, that fired on a request."""
+
+    name: str
+    action: Action
+    mode: Mode = Field(description="shadow: what it would have done")
+
+
+class SteerRecord(_Strict):
+    """What one steer wrote to a request, in units of the stream's median norm."""
+
+    name: str
+    tokens: Count
+    mean: float | None = Field(description="over the tokens that it changed; null: not finite")
+    largest: float | None = Field(description="likewise")
+
+
+class CoverageRecord(_Strict):
+    """The account of a request's positions: ``scored + skipped + gaps = positions``."""
+
+    positions: Count
+    scored: Count
+    skipped: dict[Skip, Count] = Field(default_factory=dict, description="rightly not scored, by reason")
+    gaps: dict[Gap, Count] = Field(default_factory=dict, description="should have been scored and were not, by reason")
+
+
+class Head(_Strict):
+    """The newest record of a chain at some moment."""
+
+    writer: str
+    seq: Count
+    mac: str
+
+
+class Reference(_Strict):
+    """One record."""
+
+    writer: str
+    seq: Count
+
+
+class _Event(_Strict):
+    version: Literal["1"] = "1"
+    id: UUID = Field(default_factory=uuid4)
+    time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC), description="UTC, by the writer's clock")
+
+
+class Decision(_Event):
+    """A request has ended: what was seen of it and what was done."""
+
+    kind: Literal["decision"] = "decision"
+    plan: str = Field(description="digest of the policy file with its detectors and steers")
+    policy: str
+    artifacts: dict[str, str] = Field(description="SHA-256 of the tensors of each detector that the policy reads")
+    format: Format
+    action: Action = Field(description="the most severe that was enforced")
+    rule: str | None = Field(description="what decided it; null: nothing did, it was allowed")
+    rules: tuple[ActedRule, ...] = Field(description="all that fired, in shadow too")
+    verdicts: tuple[Verdict, ...]
+    coverage: CoverageRecord
+    noticed: tuple[PromptEvent, ...] = Field(default=(), description="while the prompt was made of messages")
+    steers: tuple[SteerRecord, ...] = ()
+    prompt_tokens: Count | None = Field(default=None, description="null: it never came back to the API process")
+    reply_tokens: Count | None = None
+    finish_reason: str | None = Field(default=None, description="as the client was told")
+
+
+class GapSeen(_Event):
+    """An engine step left positions unscored that should have been scored."""
+
+    kind: Literal["gap"] = "gap"
+    plan: str
+    gaps: dict[Gap, Count]
+
+
+class CanaryFailed(_Event):
+    """A round of canaries did not pass: from here on nothing that was read can be relied on."""
+
+    kind: Literal["canary"] = "canary"
+    plan: str
+    reason: CanaryFailure
+    detail: str
+
+
+class Started(_Event):
+    """A writer has begun its chain."""
+
+    kind: Literal["started"] = "started"
+    program: str = Field(description="version of telltale")
+    plan: str | None = Field(default=None, description="null: a command wrote, no server")
+    model: str | None = None
+    model_digest: str | None = Field(default=None, description="SHA-256 over the weights")
+    policies: tuple[str, ...] = ()
+    artifacts: dict[str, str] = Field(default_factory=dict, description="SHA-256 of each detector's tensors")
+    text: str | None = Field(default=None, description="which texts are kept")
+    durability: str | None = None
+    heads: tuple[Head, ...] = Field(default=(), description="ends of the newest other chains in the store")
+
+
+class Stopped(_Event):
+    """A writer has ended its chain by itself. A chain without it was cut off: a crash, or a machine that went down."""
+
+    kind: Literal["stopped"] = "stopped"
+
+
+class Dropped(_Event):
+    """Events were not written."""
+
+    kind: Literal["dropped"] = "dropped"
+    count: Annotated[int, Field(ge=1)]
+    reason: Literal["queue_full"] = "queue_full"
+
+
+class Erased(_Event):
+    """The contents of records were erased on demand; the records themselves stand."""
+
+    kind: Literal["erased"] = "erased"
+    by: Literal["request", "tenant"]
+    records: tuple[Reference, ...]
+
+
+class PrunedChain(_Strict):
+    """Where a chain begins now."""
+
+    writer: str
+    below: Annotated[int, Field(ge=1, description="first sequence number that was kept")]
+    mac: str = Field(description="of the record before it")
+
+
+class Pruned(_Event):
+    """The oldest records were removed because their time was over."""
+
+    kind: Literal["pruned"] = "pruned"
+    before: AwareDatetime = Field(description="whatever is older may be gone")
+    chains: tuple[PrunedChain, ...] = Field(description="all that do not begin with their first record any more")
+
+
+Event = Decision | GapSeen | CanaryFailed | Started | Stopped | Dropped | Erased | Pruned
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+
+
+class Content(_Strict):
+    """Whose request it was and, as the policy allows, what was said. Stored beside the event, and erasable."""
+
+    request_id: Said = Field(description="the engine's own, unique id")
+    client_request_id: Said | None = Field(default=None, description="as the client knows it; clients may choose it")
+    tenant: str | None = None
+    prompt: Said | None = Field(default=None, description="as the model read it, template and all")
+    reply: Said | None = Field(default=None, description="as the model wrote it, before any refusal took its place")
+    withheld: str | None = Field(default=None, description="why texts that should stand here do not")
+
+
+def canonical(model: BaseModel) -> str:
+    """The one spelling of an event or a content: JSON in ASCII, keys sorted, no spaces. This is what is signed."""
+    return json.dumps(
+        model.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+
+
+def parse_event(text: str) -> Event:
+    """Undo ``canonical``.
+
+    Raises:
+        pydantic.ValidationError: it is no event of this version.
+    """
+    return _EVENT.validate_json(text)
+
+
+def parse_content(text: str) -> Content:
+    """Undo ``canonical``.
+
+    Raises:
+        pydantic.ValidationError: it is no content.
+    """
+    return Content.model_validate_json(text)

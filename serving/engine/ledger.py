@@ -1,0 +1,192 @@
+"""Makes events of what the API process learns, and hands them to the audit writer. Decides nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from monitor.audit.redaction import KeptTexts, RedactionError
+from monitor.audit.writer import AuditWriter, Ticket
+from monitor.canary import Failed
+from monitor.check import Check
+from monitor.compiled import CompiledPolicy, CompiledRule
+from monitor.events import (
+    ActedRule,
+    CanaryFailed,
+    Content,
+    CoverageRecord,
+    Decision,
+    GapSeen,
+    SteerRecord,
+    Verdict,
+)
+from monitor.policy import Plan
+from monitor.types import ON_GAP, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, PromptEvent, Skip
+from monitor.verdicts import AnyCheck
+from probes.card import Format, Stage
+from serving.engine.records import Record
+
+TokenIds = Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What the API process knows of the end of a request.
+
+    Attributes:
+        request_id: the engine's own.
+        client_request_id: the client's; None where the engine alone has spoken of the request.
+        prompt: its tokens; None likewise.
+        reply: tokens as the model wrote them; None likewise.
+        finish_reason: as the client is told; None likewise.
+        tenant: whose API key it came with; None where nobody tells.
+    """
+
+    request_id: str
+    client_request_id: str | None = None
+    prompt: TokenIds | None = None
+    reply: TokenIds | None = None
+    finish_reason: str | None = None
+    tenant: str | None = None
+
+
+class Ledger:
+    """The audit trail of one API process.
+
+    Args:
+        plan: what runs.
+        writer: started.
+        texts: which texts are stored.
+        decode: makes text of tokens; called in the writer's thread only.
+    """
+
+    def __init__(self, plan: Plan, writer: AuditWriter, texts: KeptTexts, decode: Callable[[TokenIds], str]) -> None:
+        self._plan = plan
+        self._writer = writer
+        self._texts = texts
+        self._decode = decode
+        self._artifacts = [artifacts_of(plan, policy) for policy in plan.policies]
+
+    def ended(self, record: Record, ending: Ending) -> Ticket | None:
+        """A request has ended.
+
+        Returns: the ticket that its response has to wait for, if any.
+        """
+        record.entered = True
+        event = self._decision(record, ending)
+        about = Content(request_id=ending.request_id, client_request_id=ending.client_request_id, tenant=ending.tenant)
+        if not self._texts.keeps(flagged=event.action is not Action.ALLOW or bool(event.rules)):
+            return self._writer.submit(event, lambda: about)
+        return self._writer.submit(event, lambda: self._with_texts(about, ending))
+
+    def gaps(self, gaps: Mapping[str, int]) -> None:
+        """A step has left positions unscored, by reason."""
+        self._writer.submit(
+            GapSeen(plan=self._plan.digest, gaps={Gap(reason): count for reason, count in gaps.items()})
+        )
+
+    def canary_failed(self, failure: Failed) -> None:
+        """A round of canaries has not passed."""
+        self._writer.submit(CanaryFailed(plan=self._plan.digest, reason=failure.reason, detail=failure.detail))
+
+    def _decision(self, record: Record, ending: Ending) -> Decision:
+        policy = self._plan.policies[record.policy]
+        account = record.account()
+        skips = {skip: account[skip.value] for skip in Skip if skip.value in account}
+        gaps = {gap: account[gap.value] for gap in Gap if gap.value in account}
+        decided = record.decided
+        return Decision(
+            plan=self._plan.digest,
+            policy=policy.name,
+            artifacts=self._artifacts[record.policy],
+            format=record.fmt,
+            action=ActionCode(decided.action).action if decided is not None else Action.ALLOW,
+            rule=decided.rule if decided is not None else None,
+            rules=self._rules(record, policy),
+            verdicts=tuple(self._verdict(record, position, ending) for position in policy.checks),
+            coverage=CoverageRecord(
+                positions=record.scored + sum(account.values()), scored=record.scored, skipped=skips, gaps=gaps
+            ),
+            noticed=tuple(PromptEvent(event) for event in record.events),
+            steers=tuple(
+                SteerRecord(
+                    name=self._plan.steering.steers[item.steer].name,
+                    tokens=item.tokens,
+                    mean=_finite(item.mean),
+                    largest=_finite(item.largest),
+                )
+                for item in record.steered
+            ),
+            prompt_tokens=len(ending.prompt) if ending.prompt is not None else None,
+            reply_tokens=len(ending.reply) if ending.reply is not None else None,
+            finish_reason=ending.finish_reason,
+        )
+
+    def _rules(self, record: Record, policy: CompiledPolicy) -> tuple[ActedRule, ...]:
+        acted = set(record.trail.acted) if record.trail is not None else set()
+        outside = set(record.trail.outside) if record.trail is not None else set()
+        named = [
+            ActedRule(name=rule.name, action=rule.action, mode=Mode.SHADOW if rule.name in outside else rule.mode)
+            for rule in policy.rules
+            if rule.name in acted or self._holds(rule, record)
+        ]
+        reserved = ((ON_GAP, policy.on_gap), (ON_UNCALIBRATED, policy.on_uncalibrated))
+        named += [ActedRule(name=name, action=does, mode=Mode.ENFORCE) for name, does in reserved if name in acted]
+        return tuple(named)
+
+    def _holds(self, rule: CompiledRule, record: Record) -> bool:
+        """Of a reply that ended here, at a stop string, the engine has not said yet which rules fire at its end."""
+
+        def known(number: int) -> bool | None:
+            if number < len(record.fired) and record.fired[number]:
+                return True
+            return False if record.fmt in self._plan.checks[number].thresholds else None
+
+        return bool(record.fired) and rule.condition.truth(known) is True
+
+    def _verdict(self, record: Record, position: int, ending: Ending) -> Verdict:
+        check = self._plan.checks[position]
+        statistic = record.statistics[position] if record.statistics else -math.inf
+        fired = bool(record.fired[position]) if record.fired else False
+        return Verdict(
+            detector=check.detector,
+            stage=check.stage,
+            aggregate=check.statistic,
+            segments=check.segments,
+            statistic=_finite(statistic),
+            threshold=_finite(_threshold(check, record.fmt, ending)),
+            fired=fired,
+            fired_at=record.trail.fired_at.get(position) if record.trail is not None else None,
+        )
+
+    def _with_texts(self, about: Content, ending: Ending) -> Content:
+        try:
+            texts = {
+                name: self._texts.redacted(self._decode(tokens))
+                for name, tokens in (("prompt", ending.prompt), ("reply", ending.reply))
+                if tokens is not None
+            }
+        except RedactionError as error:
+            return about.model_copy(update={"withheld": str(error)})
+        return about.model_copy(update=texts)
+
+
+def artifacts_of(plan: Plan, policy: CompiledPolicy) -> dict[str, str]:
+    """SHA-256 of the tensors of each detector that a policy reads or watches."""
+    read = (plan.checks[position] for position in policy.checks)
+    names = {check.detector for check in read if isinstance(check, Check)}
+    return {name: plan.cards[name].tensors_digest for name in sorted(names)}
+
+
+def _finite(number: float | None) -> float | None:
+    """JSON has no word for the others."""
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _threshold(check: AnyCheck, fmt: Format, ending: Ending) -> float | None:
+    """Above which it fires; by the prompt's length where that decides, else the lowest of all lengths."""
+    limits = check.by_length.get(fmt)
+    if limits is not None and check.stage is Stage.PROMPT and ending.prompt is not None:
+        return limits.at(max(0, len(ending.prompt) - check.skip_first))
+    return check.thresholds.get(fmt)
