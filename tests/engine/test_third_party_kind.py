@@ -150,6 +150,7 @@ detectors: [{{artifact: detectors/{NAME}.safetensors}}]
 policies:
   - name: default
     on_gap: block
+    on_uncalibrated: allow
     expose: scores
     rules:
       - name: say
@@ -243,12 +244,12 @@ def test_a_new_kind_goes_the_whole_way(site: Path, tiny: TinyModel, tmp_path: Pa
     telltale("eval", path, *rows, "--out", "reports", folder=tmp_path)
     report = read_report(tmp_path / "reports" / f"{NAME}.prompt.json")
     found = report.formats[Format.CHAT]
-    assert found.table.detector.auroc.value > 0.95
+    assert found.table.detector.auroc.low > 0.7
     assert found.leave_one_out is not None
     assert {fold.source for fold in found.leave_one_out.folds} == {"forum", "manual"}
-    assert found.leave_one_out.detector.value > 0.9
+    assert found.leave_one_out.detector.value > 0.7
     shuffled = next(band for band in found.table.bands if band.name is Control.SHUFFLED_LABELS)
-    assert shuffled.median < 0.8
+    assert shuffled.median < 0.65
     telltale("report", f"reports/{NAME}.prompt.json", "--html", "report.html", folder=tmp_path)
     assert "gated" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -263,7 +264,7 @@ def test_a_new_kind_goes_the_whole_way(site: Path, tiny: TinyModel, tmp_path: Pa
             assert (reply.choices[0].message.content == "Not this.") == (statistic > calibration.threshold)
             served.append(reply.choices[0].telltale["detectors"][0]["score"])
     assert np.abs(np.array(served) - offline).max() <= 1e-3 * max(1.0, float(offline.std()))
-    assert 5 <= np.sum(offline > calibration.threshold) <= 12
+    assert 0 < np.sum(offline > calibration.threshold) < len(requests), "some are stopped and some are not"
 
     # Another basis of the same model: the kind says where its directions are, so it is carried over.
     turned = rebuild(tiny.path, tmp_path / "turned", rotated(seed=0))
