@@ -220,6 +220,8 @@ class Verdicts:
             case NotOf():
                 return self._is_only_unusual(condition.part)
             case AllOf():
-                return all(self._is_only_unusual(part) for part in condition.parts)
+                # That something else was not found speaks for nothing: beside it, the rest has to do.
+                found = [part for part in condition.parts if not isinstance(part, NotOf)]
+                return all(self._is_only_unusual(part) for part in found or condition.parts)
             case AnyOf():
                 return any(self._is_only_unusual(part) for part in condition.parts)

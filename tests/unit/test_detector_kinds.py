@@ -255,6 +255,33 @@ def test_an_aggregate_that_does_not_fit_is_refused(kind: str, aggregate: str, me
             load_detector(Artifact(artifact.path, calibrated, artifact.tensors))
 
 
+@pytest.mark.parametrize(
+    ("when", "may"),
+    [
+        ("all: [ODD, HARM]", True),
+        ("all: [{any: [ODD, HARM]}, HARM]", True),
+        ("not: HARM", True),
+        ("any: [ODD, HARM]", False),
+        ("all: [ODD, ODD]", False),
+        ("all: [ODD, {not: HARM}]", False),
+        ("all: [{any: [ODD, HARM]}, ODD]", False),
+    ],
+)
+def test_the_unusual_counts_beside_the_harmful(tmp_path: Path, when: str, may: bool) -> None:
+    artifacts = {
+        name: artifact_of(kind, np.random.default_rng(10)) for name, kind in (("odd", "novelty"), ("harm", "linear"))
+    }
+    for name in artifacts:
+        verdict = f"{{detector: {name}, stage: prompt, aggregate: {{kind: mean}}, above: {{value: 3}}}}"
+        when = when.replace(name.upper(), verdict)
+    text = policy_text(f"{{name: r, when: {{{when}}}, do: {{action: block}}, mode: enforce}}", names=["odd", "harm"])
+    if may:
+        plan_of(tmp_path, text, artifacts)
+        return
+    with pytest.raises(PolicyError, match="the rule may fire by 'odd' alone"):
+        plan_of(tmp_path, text, artifacts)
+
+
 def test_nothing_is_blocked_for_being_unusual(tmp_path: Path) -> None:
     artifact = artifact_of("novelty", np.random.default_rng(10))
     when = "aggregate: {kind: mean}, above: {value: 3}"
