@@ -186,7 +186,8 @@ def test_rules_fire_as_defined_in_any_chunks(when: dict[str, Any], seed: int, nu
         assert live is not None
         assert ("r" in live.decided) == (plain.truth(when, seen, ended=False) is True)
         expected = plain.truth(when, seen, ended=True) is True
-        assert (monitor.decision_if_ended(live)[1] == "r") == expected
+        shown = monitor.snapshot([live]).decided.get("it")
+        assert (shown is not None and shown.rule == "r") == expected
     ended = monitor.finish("it", num_positions=len(scores), sampled=0, aborted=False)
     assert ended is not None
     assert ("r" in ended.request.decided) == (plain.truth(when, seen, ended=True) is True)

@@ -160,7 +160,10 @@ def test_a_latent_in_a_policy_file_is_a_steer(tmp_path: Path) -> None:
         (STEER.replace("latent: 3", "latent: 12"), "latent 12 does not exist"),
         (STEER.replace("latent: 3, ", ""), "'sae' and 'latent' stand together"),
         (STEER.replace("set_latent", "cap"), "'target' is not a key of a steer with op: cap"),
-        (STEER.replace("set_latent, target: 2", "cap"), "does not write to a latent. Known: cap_latent, set_latent"),
+        (
+            STEER.replace("set_latent, target: 2", "cap"),
+            "does not write to a latent. Known: cap_latent, raise_latent, reduce_latent, set_latent",
+        ),
         (STEER.replace("target: 2", "target: -2"), "'target': Input should be greater than or equal to 0"),
         (STEER.replace("sae: sae.safetensors, latent: 3", "artifact: x.safetensors"), "'more_is' is said of a latent"),
         (f"{STEER}, artifact: x.safetensors", "exactly one of 'artifact' and 'sae'"),

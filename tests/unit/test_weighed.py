@@ -36,7 +36,8 @@ def test_probabilities_are_added_up_by_the_cards_scaling(tmp_path: Path) -> None
     case.see([[0, 0], [0.25, 0.75]])  # type: ignore[list-item]
     request = case.monitor.get("a")
     assert request is not None
-    _, _, statistics, fired = case.monitor.snapshot([request])
+    seen = case.monitor.snapshot([request])
+    statistics, fired = seen.statistics, seen.fired
     expected = 1 / (1 + np.exp(-(2.0 * 0.25 + 0.5))) - 0.5 / (1 + np.exp(-(-3.0 * 0.75 + 0.5)))
     assert case.plan.checks[2].detector == "1*a-0.5*b"
     assert statistics[0, 2] == pytest.approx(expected, abs=1e-12)
@@ -64,7 +65,7 @@ def test_a_sum_does_not_depend_on_who_is_summed_beside_it(tmp_path: Path) -> Non
             monitor.observe(script.step(rows))
         live = monitor.get("0")
         assert live is not None
-        return [float(value) for value in monitor.snapshot([live])[2][0]]
+        return [float(value) for value in monitor.snapshot([live]).statistics[0]]
 
     # Beside neighbours, among slots of others, and far from the only other one.
     assert sums(1) == sums(2, 1) == sums(40, *range(40)) == sums(40, 2) == sums(40, 39)
