@@ -1,0 +1,70 @@
+"""What the front end seals into a request: the policy and the subjects of whoever sent it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+
+from monitor.rollout import Subjects
+from probes.card import Format
+from serving.engine.frontend import Frontend
+from serving.engine.trust import EXTRA_KEY, KEY_VARIABLE, TrustedData, unseal
+from serving.origin import Caller, Origin, enter_origin, leave_origin
+from tests.unit.test_steers import CALM, compiled, do
+
+
+def signed(folder: Path, origin: Origin | None, **xargs: Any) -> TrustedData | None:
+    """A request as vLLM hands it over once its id is known: signed, sent, and opened again by one of its choices."""
+    frontend = Frontend()
+    mild = CALM.replace("name: calm", "name: mild")
+    plan = compiled(folder, f"{CALM}, {mild}", do("r", "{action: flag}"), policy="on_request: [mild]")
+    frontend.configure(SimpleNamespace(plan=plan))  # type: ignore[arg-type]
+    request: Any = SimpleNamespace(
+        sampling_params=SamplingParams(n=2, extra_args=dict(xargs)),
+        resumable=False,
+        prompt_embeds=None,
+        prompt_token_ids=[1, 2, 3],
+        external_req_id="chosen-by-the-client",
+        request_id="chatcmpl-1-abcdef",
+    )
+    token = enter_origin(origin) if origin is not None else None
+    try:
+        frontend.sign(request)
+    finally:
+        if token is not None:
+            leave_origin(token)
+    return unseal(request.sampling_params.extra_args[EXTRA_KEY], "1_chatcmpl-1-abcdef")
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "k" * 64)
+
+
+def test_policy_and_subjects_are_the_callers(tmp_path: Path) -> None:
+    found = signed(tmp_path, Origin(Format.CHAT, Caller("acme", "a session", "strict@acme")))
+    assert found is not None
+    assert (found.policy, found.fmt) == ("strict@acme", Format.CHAT)
+    assert found.subjects == Subjects("acme", "a session", "chatcmpl-1-abcdef")
+
+
+def test_of_whom_nothing_is_known_the_first_policy_judges(tmp_path: Path) -> None:
+    found = signed(tmp_path, None)
+    assert found is not None
+    assert (found.policy, found.subjects) == (None, Subjects("", "", "chatcmpl-1-abcdef"))
+
+
+def test_a_steer_is_asked_of_the_callers_policy(tmp_path: Path) -> None:
+    found = signed(tmp_path, Origin(Format.CHAT, Caller(policy="default")), steer="mild")
+    assert found is not None
+    assert found.steers == {"mild": 1.0}
+
+
+def test_nobody_signs_for_himself(tmp_path: Path) -> None:
+    with pytest.raises(VLLMValidationError, match="reserved for the server"):
+        signed(tmp_path, None, telltale={"body": "{}", "mac": ""})
