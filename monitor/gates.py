@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ class SteerGate:
         tap: where the number is read.
         column: of the bank's readouts.
         offset: the same column among those of its tap.
+        of_readout: the limit of that number that stands for a limit of the score.
     """
 
     steer: int
@@ -37,13 +38,15 @@ class SteerGate:
     tap: Tap
     column: int
     offset: int
+    of_readout: Callable[[float], float | None] = float
 
     def limit(self, fmt: Format) -> np.float32 | None:
         """Above which a readout opens the gate; None where the format is not calibrated, and nothing does.
 
         Readouts are float32: the largest one that is not above the threshold divides them exactly as it does.
         """
-        threshold = self.check.thresholds.get(fmt)
+        stated = self.check.thresholds.get(fmt)
+        threshold = None if stated is None else self.of_readout(stated)
         if threshold is None:
             return None
         limit = np.float32(threshold)
@@ -109,12 +112,13 @@ def gate_of_rule(
             (*where, "do", key),
             f"{said}, but {why}: what is to be written to is not known before it has been computed. Use gate: latched "
             "and a steer with positions: generated, or a condition that one row decides: a detector with one direction "
-            "at or below the steer's layer, aggregate: {kind: max}, no segments.",
+            "at or below the steer's layer (or one latent), aggregate: {kind: max}, no segments.",
         )
     if why is not None or rule.mode is not Mode.ENFORCE or gate is None:
         return None
     column = int(bank.columns[detector.name][_tap_of(detector)][0])
-    return SteerGate(number, gate, check, _tap_of(detector), column, column % (bank.capacity + 1))
+    offset = column % (bank.capacity + 1)
+    return SteerGate(number, gate, check, _tap_of(detector), column, offset, detector.readout_limit)
 
 
 def _tap_of(detector: Detector) -> Tap:
@@ -123,7 +127,7 @@ def _tap_of(detector: Detector) -> Tap:
 
 def _why_not_one_row(detector: Detector, check: Check, steer: Steer) -> str | None:
     """Why no single row decides; None if one does."""
-    if not detector.score_is_readout:
+    if detector.readout_limit(0.0) is None:
         return f"the scores of {detector.name!r} are computed behind the pass"
     if not check.aggregate.one_score_decides:
         return f"aggregate {check.aggregate} rests on several rows"

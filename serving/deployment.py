@@ -137,7 +137,7 @@ def check_policy(policy: Path) -> Plan:
     first_name, first = next(iter(artifacts.items()))
     made: list[tuple[str, Artifact | SteerArtifact | LatentSteer]] = [*artifacts.items(), *steers.items()]
     for name, artifact in made:
-        if artifact.card.model != first.card.model:
+        if artifact.card.model.differing(first.card.model):
             raise PolicyError(
                 f"{policy}: {first.what} {first_name!r} and {artifact.what} {name!r} were made on different models "
                 f"({first.card.model.id!r}, {artifact.card.model.id!r}). One server serves one model."

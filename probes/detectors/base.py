@@ -101,6 +101,13 @@ class Detector(ABC):
         Returns: (n,) float64, or (n, channels) where there are several.
         """
 
+    def readout_limit(self, threshold: float) -> float | None:
+        """Above which the one number that is read of a row lies exactly where its score lies above ``threshold``.
+
+        Returns: None where no single number decides.
+        """
+        return threshold if self.score_is_readout else None
+
     def read(self, activations: Mapping[Tap, npt.NDArray[np.floating]]) -> dict[Tap, Float64]:
         """What an engine reads of activations, for ``score``.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -102,12 +102,19 @@ class SaeLatent(Detector):
         if self.normalisation is not Normalisation.NONE:
             scale = row_scale(self.normalisation, found[:, -1], found[:, -2], self._encoder.shape[1])
             before = before / scale[:, None] + self._bias
-        codes = np.where(before > self.threshold, before, 0.0)
+        codes = _active(before, self.threshold)
         if self.combine is Combine.MAX:
             largest: Float64 = codes.max(axis=1)
             return largest
         total: Float64 = codes @ self.weight + self.intercept
         return total
+
+    def readout_limit(self, threshold: float) -> float | None:
+        """One latent decides by itself; a silent one's 0 lies above all that is below 0."""
+        alone = len(self.threshold) == 1 and self.combine is not Combine.WEIGHTED
+        if not alone or self.normalisation is not Normalisation.NONE:
+            return None
+        return max(threshold, float(self.threshold[0])) if threshold >= 0 else -float("inf")
 
     @classmethod
     def scorer(cls, detectors: Sequence[Self], columns: Sequence[Mapping[Tap, npt.NDArray[np.intp]]]) -> Scorer:
@@ -117,21 +124,34 @@ class SaeLatent(Detector):
         counts = [len(detector.threshold) for detector in detectors]
         parts = [places[d.tap][:count] for d, places, count in zip(detectors, columns, counts, strict=True)]
         index = np.concatenate(parts)
-        threshold = np.concatenate([detector.threshold for detector in detectors])
+        threshold = np.concatenate([detector.threshold for detector in detectors]).astype(np.float32)
         weight = np.concatenate([detector.weight for detector in detectors])
         intercept = np.array([detector.intercept for detector in detectors])
         starts = np.cumsum([0, *counts[:-1]])
         take_largest = np.array([detector.combine is Combine.MAX for detector in detectors])
+        weighted = any(detector.combine is Combine.WEIGHTED for detector in detectors)
 
         def score(readouts: npt.NDArray[np.floating]) -> Float64:
-            before = readouts.take(index, axis=1).astype(np.float64)
-            codes: Float64 = before * (before > threshold) * weight
+            codes: Float64 = _active(readouts.take(index, axis=1), threshold).astype(np.float64)
+            if weighted:
+                codes *= weight
             if len(starts) == len(index):
-                codes += intercept
-                return codes
+                return codes + intercept if weighted else codes
+            if take_largest.all():
+                largest: Float64 = np.maximum.reduceat(codes, starts, axis=1)
+                return largest
             total: Float64 = np.add.reduceat(codes, starts, axis=1) + intercept
             if take_largest.any():
                 np.copyto(total, np.maximum.reduceat(codes, starts, axis=1), where=take_largest)
             return total
 
         return score
+
+
+F = TypeVar("F", np.float32, np.float64)
+
+
+def _active(before: npt.NDArray[F], threshold: npt.NDArray[F]) -> npt.NDArray[F]:
+    """Codes of pre-activations; by a product, as what is not finite must stay so: it is a gap, not a silent latent."""
+    codes: npt.NDArray[F] = before * (before > threshold)
+    return codes

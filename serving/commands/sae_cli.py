@@ -21,7 +21,7 @@ def import_(
     model: _Model = None,
     tap: Annotated[str | None, typer.Option(help="Where it reads, if its files do not say: resid_post.15.")] = None,
     input_factor: Annotated[
-        float | None, typer.Option(help="What its inputs are multiplied by, if its files do not say.")
+        float | None, typer.Option(min=1e-9, help="What its inputs are multiplied by, if its files do not say.")
     ] = None,
     layout: Annotated[str | None, typer.Option(help="Which library wrote it; found out if left out.")] = None,
     precision: Annotated[str, typer.Option(help="Of the matrices: float32 or float16.")] = "float32",

@@ -24,7 +24,16 @@ from probes.sae.sae import Activation, Sae, SaeError
 from serving.cli import app
 from serving.commands.sae_detector import SaeDetectorError
 from serving.deployment import check_policy, load_artifacts
-from tests.unit.artifacts import D_MODEL, NUM_LAYERS, model_ref, policy_text, rule, write_policy
+from tests.unit.artifacts import (
+    D_MODEL,
+    NUM_LAYERS,
+    make_card,
+    model_ref,
+    policy_text,
+    rule,
+    saved_artifact,
+    write_policy,
+)
 from tests.unit.saes import WIDTH, random_sae, stored_sae
 
 ACTIVATIONS = [Activation.RELU, Activation.JUMPRELU, Activation.GATED]
@@ -48,7 +57,7 @@ def combined(codes: np.ndarray[Any, Any], combine: Combine, weights: list[float]
     normalisation=st.sampled_from(Normalisation),
     latents=st.permutations(range(WIDTH)),
     counts=st.lists(st.integers(1, 5), min_size=1, max_size=4),
-    combine=st.sampled_from([Combine.MAX, Combine.SUM, Combine.WEIGHTED]),
+    combines=st.lists(st.sampled_from([Combine.MAX, Combine.SUM, Combine.WEIGHTED]), min_size=4, max_size=4),
     scale=st.sampled_from([0.3, 3.0, 300.0]),
 )
 def test_some_rows_give_the_codes_of_the_full_encode(
@@ -58,7 +67,7 @@ def test_some_rows_give_the_codes_of_the_full_encode(
     normalisation: Normalisation,
     latents: list[int],
     counts: list[int],
-    combine: Combine,
+    combines: list[Combine],
     scale: float,
 ) -> None:
     """Through the bank, in the engine's float32, several detectors at once."""
@@ -79,14 +88,14 @@ def test_some_rows_give_the_codes_of_the_full_encode(
                 intercept=-0.5 if combine is Combine.WEIGHTED else 0.0,
             )
         )
-        for i, numbers in enumerate(chosen)
+        for i, (numbers, combine) in enumerate(zip(chosen, combines, strict=False))
     ]
     bank = Bank(detectors, d_model=D_MODEL, num_layers=NUM_LAYERS, capacity=32)
     scores = bank.score(engine_reads(bank, rows))
     full, before = sae.encode(rows).astype(np.float64), sae.pre_activations(rows)
     size = max(1.0, float(np.abs(before).max()))
     distance = np.abs(before - sae.threshold)
-    for i, numbers in enumerate(chosen):
+    for i, (numbers, combine) in enumerate(zip(chosen, combines, strict=False)):
         clear = (distance[:, numbers] > 1e-5 * size).all(axis=1)
         assert clear.mean() > 0.9
         wanted = combined(full[:, numbers], combine, weights[i])
@@ -191,6 +200,18 @@ def test_a_mistake_in_the_policy_file_is_told(tmp_path: Path, sae_path: Path, en
         check_policy(write_policy(tmp_path, inline(f"{{{entry}}}", WATCH)).path)
 
 
+def test_a_model_by_another_name_is_the_same_model(tmp_path: Path, sae_path: Path) -> None:
+    """An autoencoder is imported for a folder, the pack beside it was made for a name."""
+    saved(sae_path, random_sae(), model=model_ref(id="models/fake"))
+    saved_artifact(tmp_path, make_card())
+    text = inline(f"{{{LATENTS}, threshold: {{value: 3}}}}\n  - artifact: harm.safetensors", WATCH)
+    policy = write_policy(tmp_path, text).path
+    assert {detector.name for detector in check_policy(policy).bank.detectors} == {"chemistry", "harm"}
+    saved(sae_path, random_sae(), model=model_ref(weight_digest="d" * 64))
+    with pytest.raises(PolicyError, match="were made on different models"):
+        check_policy(policy)
+
+
 def test_latents_of_another_model_are_refused(tmp_path: Path, sae_path: Path) -> None:
     text = inline(f"{{{LATENTS}, threshold: {{value: 3}}}}", WATCH)
     artifacts = load_artifacts(write_policy(tmp_path, text))
@@ -220,3 +241,45 @@ def test_a_detector_is_cut_out_by_a_command(tmp_path: Path, sae_path: Path) -> N
     ):
         with pytest.raises(SaeDetectorError, match=message):
             run(*options)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    threshold=st.one_of(st.floats(-3, 3), st.just(0.0)),
+    combine=st.sampled_from([Combine.SINGLE, Combine.MAX, Combine.SUM]),
+)
+def test_one_latent_decides_in_the_pass(seed: int, threshold: float, combine: Combine) -> None:
+    stored = stored_sae(random_sae(seed))
+    detector = load_detector(latent_artifact(stored, [seed % WIDTH], name="d", combine=combine))
+    limit = detector.readout_limit(threshold)
+    assert limit is not None
+    readouts = np.random.default_rng(seed).normal(size=(200, 2)) * 3
+    tap = detector.directions()[0].tap
+    np.testing.assert_array_equal(detector.score({tap: readouts}) > threshold, readouts[:, 0] > limit)
+
+
+def test_what_several_numbers_decide_is_not_decided_in_the_pass() -> None:
+    several = latent_artifact(stored_sae(random_sae()), [1, 2], name="d", combine=Combine.MAX)
+    scaled = latent_artifact(
+        stored_sae(random_sae(normalisation=Normalisation.RMS)), [1], name="d", combine=Combine.MAX
+    )
+    weighted = latent_artifact(stored_sae(random_sae()), [1], name="d", combine=Combine.WEIGHTED, weights=(-1.0,))
+    for made in (several, scaled, weighted):
+        assert load_detector(made).readout_limit(1.0) is None
+
+
+@pytest.mark.parametrize("combine", [Combine.MAX, Combine.SUM])
+@pytest.mark.parametrize("broken", [np.nan, -np.inf, np.inf])
+def test_what_is_not_finite_is_no_silent_latent(combine: Combine, broken: float) -> None:
+    """A gap follows `on_gap`; a score of 0 would pass."""
+    made = [latent_artifact(stored_sae(random_sae()), [i, i + 1], name=f"d{i}", combine=combine) for i in range(2)]
+    detectors = [load_detector(artifact) for artifact in made]
+    bank = Bank(detectors, d_model=D_MODEL, num_layers=NUM_LAYERS, capacity=4)
+    readouts = np.zeros((1, bank.width), dtype=np.float32)
+    readouts[0, 0] = broken
+    with np.errstate(invalid="ignore"):
+        scores = bank.score(readouts)
+        alone = detectors[0].score({detectors[0].directions()[0].tap: np.array([[broken, 0.0, 1.0]])})
+    assert not np.isfinite(scores[0, 0])
+    assert not np.isfinite(alone[0])
+    assert np.isfinite(scores[0, 1])

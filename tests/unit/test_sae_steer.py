@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.yaml_file import PolicyError
+from probes.card import Format
 from probes.sae.file import save_sae
 from probes.sae.latent_steer import LatentSteer
 from probes.sae.normalisation import Normalisation
@@ -178,3 +179,21 @@ def test_an_operator_of_latents_needs_one() -> None:
     with pytest.raises(SteerError, match="name one with 'sae' and 'latent'"):
         SetLatent(target=1.0).update(plain, max_dose=1.0)
     assert not Cap.of_latent
+
+
+def test_a_latent_opens_a_gate_in_the_pass(tmp_path: Path) -> None:
+    """A threshold below that of the autoencoder is no lower a bar than the latent's own."""
+    sae = random_sae(3)
+    save_sae(tmp_path / "sae.safetensors", sae, stored_sae(sae).card)
+    own = float(sae.threshold[7])
+    for stated, limit in ((own / 2, own), (own + 1, own + 1)):
+        watched = f"name: hot, kind: sae_latent, sae: sae.safetensors, latents: [7], threshold: {{value: {stated}}}"
+        rules = rule("watch", detector="hot", action="steer, steer: calm, gate: token", stage="stream")
+        text = policy_text(rules, head=f"steers:\n  - {{{STEER}}}\n", names=())
+        text = text.replace("detectors:\n", f"detectors:\n  - {{{watched}}}\n")
+        (gate,) = check_policy(write_policy(tmp_path, text).path).steering.gates
+        found = gate.limit(Format.CHAT)
+        assert found == pytest.approx(limit)
+    several = text.replace("latents: [7]", "latents: [7, 2], combine: max")
+    with pytest.raises(PolicyError, match="computed behind the pass"):
+        check_policy(write_policy(tmp_path, several).path)
