@@ -95,7 +95,7 @@ packs: install ## train again the detectors that are shipped (up to an hour; fet
 SAES := probes/packs/smollm2-135m-instruct/saes
 
 .PHONY: sae
-sae: install ## train again the sparse autoencoder that is shipped (about half an hour on two cores; ARGS)
+sae: install ## train again the sparse autoencoder that is shipped (about 20 minutes on two idle cores; ARGS)
 	@$(BIN)/telltale sae train $(SAES)/resid_post_15.sae.yaml --out $(SAES) $(ARGS)
 
 .PHONY: lock

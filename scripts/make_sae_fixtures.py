@@ -40,6 +40,14 @@ def fill(sae: torch.nn.Module, seed: int) -> None:
         parameter.data = (value * (0.3 if name == "r_mag" else 1.0)).to(parameter.dtype)
 
 
+def save_expected(made: Any, rows: torch.Tensor, target: Path) -> None:
+    """What SAELens makes of the rows."""
+    with torch.no_grad():
+        codes = made.encode(rows)
+        expected = {"rows": rows, "codes": codes, "reconstruction": made.decode(codes)}
+    save_file({key: value.contiguous() for key, value in expected.items()}, target / "expected.safetensors")
+
+
 def metadata(hook: str, out: str | None = None) -> SAEMetadata:
     """What SAELens keeps of the model."""
     told = {"model_name": "fake", "hook_name": hook, "dataset_path": "made-up", "hook_head_index": None}
@@ -79,14 +87,15 @@ def main(folder: Path) -> None:
         target = folder / name
         if isinstance(made, BatchTopKTrainingSAE):
             made.topk_threshold = torch.tensor(4.0, dtype=torch.double)
+            # A checkpoint keeps the threshold of training; what it means is what SAELens makes of it for inference.
+            checkpoint = folder / f"{name}_checkpoint"
+            made.save_model(checkpoint)
             made.save_inference_model(target)
             made = SAE.load_from_disk(target)
+            save_expected(made, rows, checkpoint)
         else:
             made.save_model(target)
-        with torch.no_grad():
-            codes = made.encode(rows)
-            expected = {"rows": rows, "codes": codes, "reconstruction": made.decode(codes)}
-        save_file({key: value.contiguous() for key, value in expected.items()}, target / "expected.safetensors")
+        save_expected(made, rows, target)
 
 
 if __name__ == "__main__":

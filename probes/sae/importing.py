@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from probes.sae.sae import Float32, Sae
 __all__ = ["ImportedSaeError", "Importing", "Measured", "import_sae", "measure"]
 
 _CHUNK = 1024
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 NOT_STATED = "not stated"
 
 
@@ -91,9 +93,13 @@ def import_sae(importing: Importing) -> SaeFile:
 
     Raises:
         LayoutError: the files cannot be read, or hold a kind that cannot be served.
-        ImportedSaeError: it belongs to another model, or explains nothing of this one.
+        ImportedSaeError: it belongs to another model, explains nothing of this one, or the name cannot be used.
         probes.errors.TelltaleError: the model cannot be read.
     """
+    if _NAME.fullmatch(importing.name) is None:
+        raise ImportedSaeError(
+            f"the name is {importing.name!r}; it has lower-case letters, digits and '_', and begins with a letter."
+        )
     found = read_layout(importing.path, importing.stated, kind=importing.layout)
     model = read_model_ref(importing.model_dir, model_id=importing.model_id, dtype="float32")
     _require_model(found, model, importing)

@@ -93,6 +93,11 @@ def test_another_model_is_refused(model_dir: Path, tmp_path: Path) -> None:
         import_sae(importing(dictionary(tmp_path / "deep", layer=3), model_dir, tmp_path))
 
 
+def test_a_name_is_checked_before_anything_is_read(model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ImportedSaeError, match="the name is 'Layer 15'"):
+        import_sae(importing(tmp_path / "none", model_dir, tmp_path, name="Layer 15"))
+
+
 def test_one_that_explains_nothing_is_refused(model_dir: Path, tmp_path: Path) -> None:
     path = dictionary(tmp_path / "mirrored", sign=-1)
     with pytest.raises(ImportedSaeError, match="it explains nothing here"):

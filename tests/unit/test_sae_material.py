@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
 import probes.packs
-from probes.artifact import ArtifactError
+from probes.artifact import ArtifactError, write_card
 from probes.card import Format, ModelRef
 from probes.fit.reading.activation_manifest import TokenPositions
 from probes.fit.reading.activation_store import StoreError
@@ -38,6 +40,7 @@ from probes.sae.train.spliced import SplicedModel
 from probes.sae.train.train import SaeTrainingError, evaluate_file, train_sae
 from probes.sae.train.trainer import train_autoencoder
 from probes.taps import Tap
+from serving.cli import app
 from tests.support.made_wheels import context_with
 from tests.support.words import D_MODEL, WORDS, activations_by_hooks
 from tests.unit import collected
@@ -456,3 +459,23 @@ def test_questions_of_exams_say_in_which_language_they_are(tmp_path: Path, monke
     made = context_with(tmp_path, monkeypatch, evals_exams, files)
     (row,) = parse_source({"kind": "evals_exams", "languages": ["german"]}).load(made)
     assert (row.text, row.language, row.label) == ("Was?", "de", 0)
+
+
+def test_the_commands_train_measure_and_print(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TELLTALE_CACHE", str(tmp_path / "cache"))
+    config, out = write_config(tmp_path), tmp_path / "saes"
+    arguments = ["sae", "train", str(config), "--model", str(model_dir), "--out", str(out)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    path = out / "tiny.safetensors"
+    figures = json.loads(done.stdout)
+    assert figures == load_sae(path).card.evaluation
+    assert re.search(r"training: \d+ of \d+, FVU 0\.\d+, L0 \d", done.stderr)
+
+    write_card(path, load_sae(path).card.model_copy(update={"evaluation": {}}))
+    arguments = ["sae", "eval", str(path), "--config", str(config), "--model", str(model_dir)]
+    measured = CliRunner().invoke(app, arguments)
+    assert json.loads(measured.stdout) == figures
+    assert load_sae(path).card.evaluation == {}
+    assert CliRunner().invoke(app, [*arguments, "--card"]).exit_code == 0
+    assert load_sae(path).card.evaluation == figures

@@ -74,10 +74,11 @@ class SaeLens(Layout):
             sae, rank = _thresholded(kind, told, tensors, {**parts, "encoder_bias": bias, "output_tap": output}, folder)
         model, corpus = told.get("model_name"), told.get("dataset_path")
         version = told.get("sae_lens_version") or told.get("sae_lens_training_version")
-        trained = told.get("training_architecture")
+        trained = told.get("training_architecture") or kind
+        named = kind if trained == kind else f"{kind}, trained as {trained}"
         return Found(
             sae,
-            origin=f"SAELens{f' {version}' if version else ''}, {kind}{f', trained as {trained}' if trained else ''}",
+            origin=f"SAELens {version or 'of an unknown version'}, {named}",
             rank=rank,
             model=str(model) if model else None,
             corpus=str(corpus) if corpus else None,
