@@ -114,7 +114,7 @@ def vector_from_features(
 ) -> SteerArtifact:
     """Make a steering direction of the latents in which contrast pairs differ, and write it.
 
-    Density is that of the SAE's file where it holds one, else that of the fixed corpus of ordinary text.
+    Density is that on the fixed corpus of ordinary text, whatever the SAE was trained on.
 
     Args:
         file: of the SAE; it must read and write the residual stream after the subject's layer.
@@ -145,8 +145,7 @@ def vector_from_features(
     limit = SINK_FACTOR * ordinary.median_norm
     codes = read_codes([sae], reader, requests, skip_first=skip_first, label="pairs", max_norm=limit)[0]
     means = codes.means().astype(np.float64)
-    stored = file.density()
-    density = (sae.encode(ordinary.rows) > 0).mean(axis=0) if stored is None else stored.astype(np.float64)
+    density = (sae.encode(ordinary.rows) > 0).mean(axis=0)
     found = feature_direction(sae, (means[0::2] - means[1::2]).mean(axis=0), density, filters)
     mean = Mean()
     rows = reader.read(texts, text_format=text_format, aggregates=(mean,), skip_first=skip_first, label="pairs").at(

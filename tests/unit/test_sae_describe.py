@@ -180,6 +180,7 @@ def test_no_document_stands_in_both_halves() -> None:
         assert 1 <= len(inside) <= 5
         assert len(set(request[inside])) == 1
         assert held[request[inside[0]]] == windows.held_out[window]
+        assert windows.whole[window] == (len(inside) == 5)
 
 
 def test_the_shift_keeps_how_often_and_in_which_half() -> None:

@@ -52,10 +52,13 @@ class Windows:
     Attributes:
         of_row: (rows,) int64, the window of each row.
         held_out: (windows,) bool.
+        whole: (windows,) bool. The last window of a piece may be shorter: then fewer latents are active in it *and*
+            fewer tokens stand in it, which would make any label look as if it foretold something.
     """
 
     of_row: Indices
     held_out: npt.NDArray[np.bool_]
+    whole: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.held_out)
@@ -130,4 +133,5 @@ def cut_windows(offsets: Indices, held_out: npt.NDArray[np.bool_], *, width: int
     counts = -(-lengths // width)
     first = np.concatenate([[0], np.cumsum(counts)])
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    return Windows(np.repeat(first[:-1], lengths) + within // width, np.repeat(held_out, counts))
+    of_row = np.repeat(first[:-1], lengths) + within // width
+    return Windows(of_row, np.repeat(held_out, counts), np.bincount(of_row, minlength=first[-1]) == width)

@@ -91,6 +91,8 @@ class LabelMaker:
         self._shown = shown
         self._vocabulary, self._token = np.unique(tokens, return_inverse=True)
         self._held_row = windows.held_out[windows.of_row]
+        self._held_windows = windows.held_out & windows.whole
+        self._own_windows = ~windows.held_out & windows.whole
         self._made_on = np.bincount(self._token[~self._held_row], minlength=len(self._vocabulary))
         self._num_made_on = int(self._made_on.sum())
         present = csr_array(
@@ -119,7 +121,7 @@ class LabelMaker:
         for count, share in enumerate(candidates, 1):
             said[self._windows_with(share.token)] = True
             if count in _SIZES or count == len(candidates):
-                accuracy = _balanced_accuracy(said, truth, ~self._windows.held_out)
+                accuracy = _balanced_accuracy(said, truth, self._own_windows)
                 if accuracy > best:
                     best, size = accuracy, count
         label = tuple(candidates[:size])
@@ -127,11 +129,11 @@ class LabelMaker:
 
     def held_out_score(self, label: tuple[TokenShare, ...], active: Indices) -> float:
         """Balanced accuracy of any label for a latent that is active on these rows, on held-out windows."""
-        return self._score(label, active, self._windows.held_out)
+        return self._score(label, active, self._held_windows)
 
     def made_on_score(self, label: tuple[TokenShare, ...], active: Indices) -> float:
         """The same on the other windows."""
-        return self._score(label, active, ~self._windows.held_out)
+        return self._score(label, active, self._own_windows)
 
     def shifted(self, active: Indices, generator: np.random.Generator) -> Indices:
         """The same activity at other rows: moved round each half by a random stretch.
@@ -163,11 +165,11 @@ class LabelMaker:
     def _can_be_scored(self, truth: npt.NDArray[np.bool_]) -> bool:
         return all(
             min(int(truth[half].sum()), int((~truth[half]).sum())) >= _LEAST_WINDOWS
-            for half in (self._windows.held_out, ~self._windows.held_out)
+            for half in (self._held_windows, self._own_windows)
         )
 
     def _active(self, truth: npt.NDArray[np.bool_]) -> int:
-        return int(truth[self._windows.held_out].sum())
+        return int(truth[self._held_windows].sum())
 
     def _windows_with(self, token: int) -> npt.NDArray[np.int32]:
         column = int(np.searchsorted(self._vocabulary, token))

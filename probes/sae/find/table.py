@@ -81,10 +81,10 @@ class Table(_Plain):
             + ("" if self.by_group else "; some group stands in BOTH halves: the set has too few")
         )
         yield ""
-        yield f"{'AUROC':46}{'selected on':>12}  {'measured':24}{'minus raw':24}"
+        yield f"{'AUROC':46}{'selected on':>12}  {'measured':24}minus raw"
         for each in self.figures:
             selected = "-" if each.selected_on is None else f"{each.selected_on:.3f}"
-            yield f"{each.name:46}{selected:>12}  {each.measured!s:24}{each.minus_raw or '-'!s}".rstrip()
+            yield f"{each.name:46}{selected:>12}  {each.measured!s:24}{each.minus_raw or '-'!s}"
         yield ""
         yield f"{'latent':>8}  {'by its':8}{'selected on':>12}{'p, all latents':>16}  measured"
         for found in self.latents:
