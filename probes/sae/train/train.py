@@ -189,7 +189,7 @@ def evaluate_file(
         progress: told how far it is.
         cache_dir: another one than the user's own.
     Raises:
-        SaeTrainingError: it reads another tap.
+        SaeTrainingError: it reads another tap, or is a transcoder.
         TelltaleError: of a file, the texts, the model or the rows; the text says which.
     """
     stored = load_sae(path)
@@ -201,6 +201,11 @@ def evaluate_file(
         raise SaeTrainingError(
             f"{path}: reads {stored.card.tap}, {config_path} reads {config.tap}. Give a file of settings with the tap "
             "of the autoencoder."
+        )
+    if stored.card.output_tap not in {None, stored.card.tap}:
+        raise SaeTrainingError(
+            f"{path}: predicts {stored.card.output_tap} from {stored.card.tap}: a transcoder does not give back what "
+            "it reads, so these figures say nothing of it. Measure autoencoders."
         )
     run = _Run(
         config=config, folder=config_path.parent, model_dir=model_dir, model=model, cache_dir=cache, progress=progress
