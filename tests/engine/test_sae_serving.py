@@ -118,7 +118,7 @@ def test_a_latent_flags(clamped: Server, tiny: TinyModel) -> None:
     assert (loud.telltale["action"], loud.telltale["rule"]) == ("flag", "flag-mark")
     assert "steered" not in loud.telltale
     (told,) = (item for item in loud.telltale["detectors"] if item["name"] == "mark")
-    assert told["value"] == pytest.approx(MARK, rel=1e-3)
+    assert told["score"] == pytest.approx(MARK, rel=1e-3)
     assert count(clamped, action="flag") == 1
 
 
