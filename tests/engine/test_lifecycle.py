@@ -71,7 +71,7 @@ class TestItsTallyArrives:
     def test_of_a_client_that_waits_no_longer(self, guarded: Server) -> None:
         def give_up() -> None:
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(f"{guarded.url}/v1/chat/completions", json=LONG, timeout=1.0)
+                httpx.post(f"{guarded.url}/v1/chat/completions", json=LONG, timeout=0.3)
 
         self.check(guarded, give_up)
 
