@@ -97,6 +97,8 @@ def decision_alerts(clock: Clock) -> tuple[Alert, ...]:
     """The monitor sees, and what it says has changed."""
     jump, before = clock(15 * MINUTE), f"offset {clock(15 * MINUTE)}"
     requests = f"sum by (job) (increase({catalogue.REQUESTS.name}[{jump}]))"
+    # Where on_gap blocks, the gap is the failure, or the canary behind it: both have alerts of their own.
+    gaps = f"sum by (job) (increase({catalogue.GAPS.name}[{jump}]))"
     hour, day = clock(HOUR), clock(DAY)
     past = f"offset {hour}"
     now_median = recorded.score_quantile(0.5, hour)
@@ -107,7 +109,7 @@ def decision_alerts(clock: Clock) -> tuple[Alert, ...]:
         _alert(
             "TelltaleBlockRateJump",
             f"{recorded.BLOCKED} > 3 * avg_over_time({recorded.BLOCKED}[{clock(6 * HOUR)}] {before}) + 0.01\n"
-            f"and on (job) {requests} >= {MIN_REQUESTS}",
+            f"and on (job) {requests} >= {MIN_REQUESTS}\nunless on (job) {gaps} > 0",
             clock(5 * MINUTE),
             Severity.WARNING,
             "{{ $value | humanizePercentage }} of requests are blocked, far more than before",

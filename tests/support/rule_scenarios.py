@@ -129,7 +129,8 @@ SCENARIOS: tuple[Scenario, ...] = (
         {
             f"telltale_canary_ok{{{OF}}}": becomes("1", "0", minutes=10),
             f"telltale_ready{{{OF}}}": becomes("1", "0", minutes=10),
-            f'telltale_gaps_total{{{OF}, reason="canary"}}': becomes("0", "900", minutes=9),
+            f'telltale_gaps_total{{{OF}, reason="canary"}}': changed(0, 100, minutes=10),
+            _BLOCKS: changed(0.5, 60, minutes=10),
             _SUCCESS: f"0+60x{MINUTES - 10} {_HELD}x10",
         },
     ),
