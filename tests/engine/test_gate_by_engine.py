@@ -92,9 +92,9 @@ def test_the_engines_own_activations_are_checked(tiny: TinyModel, tmp_path: Path
     check(by_engine, "old", PASS)
     check(by_transformers, "old", PASS)
     near = check(by_engine, "near", PASS)
-    assert near["verdict"] == "PASS"
+    assert near["decision"]["verdict"] == "PASS"
     far = check(by_engine, "far", DEGRADED)
-    assert far["verdict"] == "DEGRADED"
+    assert far["decision"]["verdict"] == "DEGRADED"
 
     # What was collected of other rows is no answer about these.
     other = tmp_path / "other.jsonl"
