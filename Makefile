@@ -27,7 +27,7 @@ test: install ## run the quick tests
 	@$(BIN)/pytest -m "not slow and not services" $(ARGS)
 
 .PHONY: test-slow
-test-slow: install ## run the slow tests: compiled and parallel engines, every architecture (about 18 minutes)
+test-slow: install ## run the slow tests: compiled and parallel engines, architectures, kinds, gates (more than half an hour)
 	@$(BIN)/pytest -m slow $(ARGS)
 
 .PHONY: services

@@ -185,7 +185,7 @@ def _ended(item: Ended) -> EndedReport:
 
 
 def _trail(request: Request) -> Trail | None:
-    if not request.decided and not request.fired_at:
+    if not (request.decided or request.fired_at or request.outside):
         return None
     return Trail(sorted(request.decided), dict(request.fired_at), sorted(request.outside))
 

@@ -17,6 +17,7 @@ from monitor.audit.writer import AuditWriter
 from monitor.canary import CanaryFailure, Failed
 from monitor.events import CanaryFailed, Content, Decision, Event, GapSeen, Started
 from monitor.report import encode_report
+from monitor.rollout import Subjects
 from monitor.types import Action, Gap, Mode, Skip
 from monitor.yaml_file import PolicyError
 from serving.engine.carrier import CARRIER_ID
@@ -51,8 +52,8 @@ def mute(text: str) -> int:
 class Trail:
     """A ledger that writes to a folder, and an engine whose records it enters."""
 
-    def __init__(self, folder: Path, **changes: object) -> None:
-        self.engine = Engine(folder)
+    def __init__(self, folder: Path, *, rules: str = "", **changes: object) -> None:
+        self.engine = Engine(folder, rules=rules)
         self._settings: AuditSettings = settings_of("jsonl", folder, **changes)
         self._writer = AuditWriter(open_store(self._settings.url, make=True), KEY, self._settings, Watch())
         self._writer.start(Started(program="test"))
@@ -121,6 +122,47 @@ def test_a_reply_that_ends_outside_the_engine_says_the_same(tmp_path: Path) -> N
     assert (event.action, event.rule, [acted.name for acted in event.rules]) == (Action.FLAG, "prompt", ["prompt"])
     assert (event.coverage.positions, event.coverage.scored) == (5, 3)
     assert event.verdicts[0].fired_at == 2
+
+
+NEW = "aggregate: {kind: max}, above"
+OF_FEW = "rollout: {percent: 0.001, by: tenant}"
+QUIET = f"name: quiet, when: {{not: {{detector: harm, stage: stream, {NEW}: {{value: 2}}}}}}, do: {{action: flag}}"
+SOME = f"name: some, when: {{detector: harm, stage: prompt, {NEW}: {{value: 1}}}}, do: {{action: block}}"
+
+
+def test_a_joined_rule_and_one_outside_of_its_rollout_at_a_stop_string(tmp_path: Path) -> None:
+    """What the reply's end makes true is in the event; a rule that is enforced for others was in shadow."""
+    trail = Trail(tmp_path, rules=f"{{{QUIET}, mode: enforce}}\n{{{SOME}, mode: enforce, {OF_FEW}}}")
+    engine = trail.engine
+    engine.admit("a", 3, Subjects(tenant="ours"))
+    engine.step({"a": (0, [0, 1.5, 0])})
+    engine.step({"a": (3, [0.5])})
+    record = engine.record("a")
+    record.close(5)
+    trail.ledger.ended(record, Ending("a", "a", prompt=(0, 1, 2), reply=(3, 4), finish_reason="stop", tenant="ours"))
+    ((event, content),) = trail.events()
+    assert isinstance(event, Decision)
+    assert [(acted.name, acted.action, acted.mode) for acted in event.rules] == [
+        ("quiet", Action.FLAG, Mode.ENFORCE),
+        ("some", Action.BLOCK, Mode.SHADOW),
+    ]
+    assert (event.action, event.rule) == (Action.FLAG, "quiet")
+    assert content is not None
+    assert content.tenant == "ours"
+
+
+def test_nothing_has_fired_and_a_rule_for_others_is_still_told_in_shadow(tmp_path: Path) -> None:
+    trail = Trail(tmp_path, rules=f"{{{QUIET}, mode: enforce, {OF_FEW}}}")
+    engine = trail.engine
+    engine.admit("a", 3, Subjects(tenant="ours"))
+    engine.step({"a": (0, [0, 0.5, 0])})
+    record = engine.record("a")
+    record.close(4)
+    trail.ledger.ended(record, Ending("a", "a", prompt=(0, 1, 2), reply=(3,), finish_reason="stop"))
+    ((event, _),) = trail.events()
+    assert isinstance(event, Decision)
+    assert [(acted.name, acted.mode) for acted in event.rules] == [("quiet", Mode.SHADOW)]
+    assert (event.action, event.rule) == (Action.ALLOW, None)
 
 
 def test_gaps_canaries_and_unknown_statistics(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from monitor.report import (
     make_report,
 )
 from monitor.report import take_tally as make_tally
+from monitor.rollout import Subjects
 from probes.card import Format, Platt, Stage
 from serving.engine.carrier import CARRIER_ID, take_reports
 from serving.engine.records import Record, Records
@@ -109,12 +110,15 @@ def test_other_bytes_are_refused(data: bytes) -> None:
 class Engine:
     """A monitor with its script, and the records that its reports make."""
 
-    def __init__(self, folder: Path, *, policy: str = "") -> None:
-        plan = plan_of(folder, policy_text(RULES, policy=policy), {"harm": unit_artifact(make_card(skip_first=1))})
+    def __init__(self, folder: Path, *, policy: str = "", rules: str = "") -> None:
+        plan = plan_of(
+            folder, policy_text(rules or RULES, policy=policy), {"harm": unit_artifact(make_card(skip_first=1))}
+        )
         self.monitor, self.script, self.records = Monitor(plan), Script(plan), Records(plan)
 
-    def admit(self, name: str, num_prompt: int) -> None:
-        self.monitor.admit(name, num_prompt=num_prompt, policy=None, fmt=Format.CHAT, prompt=chat(num_prompt))
+    def admit(self, name: str, num_prompt: int, subjects: Subjects | None = None) -> None:
+        prompt = chat(num_prompt)
+        self.monitor.admit(name, num_prompt=num_prompt, policy=None, fmt=Format.CHAT, prompt=prompt, subjects=subjects)
 
     def step(
         self, rows: dict[str, tuple[int, list[float]]], ends: dict[str, tuple[int, int]] | None = None
