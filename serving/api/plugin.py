@@ -19,6 +19,7 @@ from monitor.exporter import Exporter
 from serving.api.auditing import Audit, open_audit
 from serving.api.callers import Callers
 from serving.api.middleware import MonitorMiddleware
+from serving.api.open_routes import refuse_open_routes
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
 from serving.engine.lifeline import Lifeline
@@ -78,6 +79,7 @@ class TelltaleEndpoints:
         Raises:
             probes.errors.TelltaleError: it is not.
         """
+        refuse_open_routes(args)
         frontend = engine_plugin.install()
         # As vLLM reads them: the command line comes before the environment.
         keys = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]

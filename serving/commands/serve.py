@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from monitor.yaml_file import read_policy_file
+from serving.api.open_routes import OPENING, refuse_open_routes
 from serving.arguments import ArgumentError, is_given, parse_serve, value_of, vllm_arguments
 from serving.builtin import DEFAULT_MODEL, is_builtin
 from serving.commands.model import embedded_folder, embedded_policy, say
@@ -28,6 +30,9 @@ def serve(model: str | None, policy: Path | None, flags: Sequence[str]) -> None:
         policy = embedded_policy(model or DEFAULT_MODEL)
     file = read_policy_file(policy)
     arguments = parse_serve(model, flags, policy_model=file.config.model)
+    # Here it fails before anything is loaded; the server looks again, at what its configuration file says too.
+    given = {item.replace("_", "-") for item in flags}
+    refuse_open_routes(Namespace(**{flag[2:].replace("-", "_"): flag in given for flag in OPENING}))
     require_free_port(arguments.host, arguments.port)
     if file.config.audit is not None:
         require_trail(file.config.audit.resolved(policy.absolute().parent))
