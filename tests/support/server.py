@@ -81,7 +81,7 @@ def refusing(command: Sequence[str], said: Path, *, environment: Mapping[str, st
             [*command, "--port", str(free_port())],
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "TELLTALE_STATE": str(said.parent / "state"), **(environment or {})},
         ) as process,
     ):
         yield Refusal(process, said)
@@ -104,7 +104,7 @@ def starting(command: Sequence[str], log: Path, *, environment: Mapping[str, str
             [*command, "--port", str(port)],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "TELLTALE_STATE": str(log.parent / "state"), **(environment or {})},
             start_new_session=True,
         )
     try:
