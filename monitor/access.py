@@ -18,7 +18,7 @@ KeyDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PerMinute = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class Scope(StrEnum):
+class KeyScope(StrEnum):
     """What a key is good for.
 
     ``INFER`` sends text to the model, ``OBSERVE`` reads metrics, documentation and the state of the monitor, ``ADMIN``
@@ -42,7 +42,7 @@ class ApiKey(Strict):
 
     name: Name
     key_sha256: KeyDigest = Field(description="SHA-256 of the API key, 64 hexadecimal digits in lower case")
-    scopes: tuple[Scope, ...] = Field(min_length=1, description="what it is good for: infer, observe, admin")
+    scopes: tuple[KeyScope, ...] = Field(min_length=1, description="what it is good for: infer, observe, admin")
     requests_per_minute: PerMinute | None = Field(
         default=None, description="in the place of the limit that all keys have"
     )
@@ -91,7 +91,7 @@ class Access(Strict):
                 raise ValueError(f"'access': two keys are {what} {doubles[0]!r}; name each once")
         if shared := sorted({tenant.key_sha256 for tenant in tenants} & set(digests)):
             raise ValueError(f"'access': the key {shared[0]!r} is also a tenant's; give it one entry")
-        senders = [key.name for key in self.keys if Scope.INFER in key.scopes]
+        senders = [key.name for key in self.keys if KeyScope.INFER in key.scopes]
         if tenants and senders:
             raise ValueError(
                 f"'access': the key {senders[0]!r} may 'infer' and is no tenant's, so that nothing says its policy. "

@@ -12,8 +12,7 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from monitor.access import Access, Door
-from monitor.access import Scope as KeyScope
+from monitor.access import Access, Door, KeyScope
 from serving.api.keyring import Holder, KeyRing
 from serving.api.limits import Buckets, TooLargeError, read_body, retry_after
 from serving.api.paths import Need, need_of, path_in

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from monitor.access import Access, Door, Scope
+from monitor.access import Access, Door, KeyScope
 from probes.errors import TelltaleError
 from serving.api.keyring import KeyRing
 
@@ -43,7 +43,7 @@ def require_keys(access: Access, ring: KeyRing, *, host: str | None, uds: str | 
     Raises:
         AccessError: it would be reached from elsewhere without a key, or is keyed and has none.
     """
-    if ring.has(Scope.INFER) or access.inference is Door.OPEN:
+    if ring.has(KeyScope.INFER) or access.inference is Door.OPEN:
         return
     remedy = (
         "Make a key with telltale key new --scope infer and write its digest under 'access' or 'tenants' in the policy "

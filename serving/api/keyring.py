@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from monitor.access import Scope
+from monitor.access import KeyScope
 from monitor.config import Config
 
 KEY_PREFIX = "tt-"
@@ -27,7 +27,7 @@ class Holder:
     """
 
     digest: str = field(repr=False)
-    scopes: frozenset[Scope]
+    scopes: frozenset[KeyScope]
     requests_per_minute: int | None = None
 
 
@@ -54,7 +54,7 @@ class KeyRing:
         """Of all keys."""
         return tuple(holder.digest for holder in self._holders)
 
-    def has(self, scope: Scope) -> bool:
+    def has(self, scope: KeyScope) -> bool:
         """Whether some key is good for this."""
         return any(scope in holder.scopes for holder in self._holders)
 
@@ -62,7 +62,7 @@ class KeyRing:
         """The same, and a key that observes and administers; None adds nothing."""
         if digest is None:
             return self
-        return KeyRing([*self._holders, Holder(digest, frozenset({Scope.OBSERVE, Scope.ADMIN}))])
+        return KeyRing([*self._holders, Holder(digest, frozenset({KeyScope.OBSERVE, KeyScope.ADMIN}))])
 
 
 def key_ring(config: Config, senders: Iterable[str] = ()) -> KeyRing:
@@ -72,7 +72,7 @@ def key_ring(config: Config, senders: Iterable[str] = ()) -> KeyRing:
         config: the policy file.
         senders: digests of keys that may ``infer``, and stand in no file.
     """
-    infer = frozenset({Scope.INFER})
+    infer = frozenset({KeyScope.INFER})
     tenants = [Holder(tenant.key_sha256, infer, tenant.requests_per_minute) for tenant in config.tenants]
     keys = [Holder(key.key_sha256, frozenset(key.scopes), key.requests_per_minute) for key in config.access.keys]
     known = {holder.digest for holder in (*tenants, *keys)}

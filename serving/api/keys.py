@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, MutableMapping
 
-from monitor.access import Scope
+from monitor.access import KeyScope
 from monitor.config import Config
 from probes.statedir import user_state_dir
 from serving.api.admin_key import read_admin_digest
@@ -58,4 +58,4 @@ def ring_of(config: Config, senders: Iterable[str] = ()) -> KeyRing:
             "it is. Leave it out, or write it into 'tenants'."
         )
     ring = key_ring(config, senders)
-    return ring if ring.has(Scope.ADMIN) else ring.with_admin(read_admin_digest(user_state_dir()))
+    return ring if ring.has(KeyScope.ADMIN) else ring.with_admin(read_admin_digest(user_state_dir()))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from enum import Enum, auto
 
-from starlette.types import Scope as AsgiScope
+from starlette.types import Scope
 
-from monitor.access import Scope
+from monitor.access import KeyScope
 
 
 class Need(Enum):
@@ -26,19 +26,19 @@ class Need(Enum):
     CLOSED = auto()
 
     @property
-    def scopes(self) -> frozenset[Scope]:
+    def scopes(self) -> frozenset[KeyScope]:
         """The scopes of which a key must have one."""
         return _SCOPES[self]
 
 
 _SCOPES = {
-    Need.NOTHING: frozenset(Scope),
-    Need.ANY_KEY: frozenset(Scope),
-    Need.INFER: frozenset({Scope.INFER}),
-    Need.METRICS: frozenset({Scope.OBSERVE, Scope.ADMIN}),
-    Need.OBSERVE: frozenset({Scope.OBSERVE, Scope.ADMIN}),
-    Need.ADMIN: frozenset({Scope.ADMIN}),
-    Need.CLOSED: frozenset[Scope](),
+    Need.NOTHING: frozenset(KeyScope),
+    Need.ANY_KEY: frozenset(KeyScope),
+    Need.INFER: frozenset({KeyScope.INFER}),
+    Need.METRICS: frozenset({KeyScope.OBSERVE, KeyScope.ADMIN}),
+    Need.OBSERVE: frozenset({KeyScope.OBSERVE, KeyScope.ADMIN}),
+    Need.ADMIN: frozenset({KeyScope.ADMIN}),
+    Need.CLOSED: frozenset[KeyScope](),
 }
 _PATHS = {
     Need.NOTHING: ("/health", "/ready", "/ping"),
@@ -110,7 +110,7 @@ def is_for_tenants(path: str) -> bool:
     return need_of("GET", path) in {Need.INFER, Need.CLOSED, None}
 
 
-def path_in(scope: AsgiScope) -> str:
+def path_in(scope: Scope) -> str:
     """The path below the root path, as Starlette's router takes it."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     if root and path.startswith(root) and path[len(root) :][:1] in {"", "/"}:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from monitor.access import Scope
+from monitor.access import KeyScope
 from serving.api.keyring import digest_of, new_key
 
 key_app = typer.Typer(name="key", help="Make API keys.", no_args_is_help=True, rich_markup_mode=None)
@@ -15,7 +15,7 @@ key_app = typer.Typer(name="key", help="Make API keys.", no_args_is_help=True, r
 @key_app.command("new")
 def new(
     scopes: Annotated[
-        list[Scope], typer.Option("--scope", help="What it is good for; may be repeated.", show_default=False)
+        list[KeyScope], typer.Option("--scope", help="What it is good for; may be repeated.", show_default=False)
     ],
     name: Annotated[str, typer.Option(help="What to call it in the policy file.")] = "new",
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from monitor.access import Scope
+from monitor.access import KeyScope
 from monitor.yaml_file import read_policy_file
 from probes.statedir import user_state_dir
 from serving.api.admin_key import FILE, ensure_admin_key
@@ -53,7 +53,7 @@ def serve(model: str | None, policy: Path | None, flags: Sequence[str]) -> None:
         deploy(policy, model_dir=local, model_id=arguments.model, dtype=str(dtype))
     else:
         check_policy(policy)
-    if not ring.has(Scope.ADMIN):
+    if not ring.has(KeyScope.ADMIN):
         _ensure_admin_key()
     say(f"serving {arguments.model} with {policy}; /ready answers 200 once monitoring is proved")
     run_server(vllm_arguments(arguments, folder))

@@ -27,7 +27,10 @@ RULES = f"""\
     on_uncalibrated: flag
     text: "{CUT}"
     rules:
-      - {{name: prompt, when: {{detector: trigger, stage: prompt}}, do: {{action: block, text: "{REFUSAL}"}}, mode: enforce}}
+      - name: prompt
+        when: {{detector: trigger, stage: prompt}}
+        do: {{action: block, text: "{REFUSAL}"}}
+        mode: enforce
       - {{name: stream, when: {{detector: trigger, stage: stream}}, do: {{action: block}}, mode: enforce}}
 """
 LAX = """\

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -133,8 +134,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(timeout=30)
 
 
-def wait_for(server: Server, ready: str = "/ready") -> None:
-    """Return when a server answers 200 on the path ``ready``."""
+def wait_for(server: Server, ready: str = "/ready", *, trust: ssl.SSLContext | None = None) -> None:
+    """Return when a server answers 200 on the path ``ready``; over TLS, ``trust`` says whom to believe."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
@@ -142,7 +143,7 @@ def wait_for(server: Server, ready: str = "/ready") -> None:
                 f"the server ended with {server.process.returncode}:\n{server.log.read_text()[-6000:]}"
             )
         try:
-            if httpx.get(server.url + ready, timeout=2).status_code == httpx.codes.OK:
+            if httpx.get(server.url + ready, timeout=2, verify=trust or True).status_code == httpx.codes.OK:
                 return
         except httpx.TransportError:
             pass

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from monitor.access import Access, Scope
+from monitor.access import Access, KeyScope
 from monitor.tenants import Tenant
 from serving.api.access import Gate, put_before
 from serving.api.binding import AccessError, is_local, require_keys
@@ -27,13 +27,13 @@ from serving.api.paths import Need, is_for_tenants, need_of, path_in
 
 KEYS = {name: f"sk-{name}" for name in ("sender", "watcher", "admin", "both")}
 SCOPES = {
-    "sender": {Scope.INFER},
-    "watcher": {Scope.OBSERVE},
-    "admin": {Scope.ADMIN},
-    "both": {Scope.INFER, Scope.OBSERVE},
+    "sender": {KeyScope.INFER},
+    "watcher": {KeyScope.OBSERVE},
+    "admin": {KeyScope.ADMIN},
+    "both": {KeyScope.INFER, KeyScope.OBSERVE},
 }
 RING = KeyRing([Holder(digest_of(KEYS[name]), frozenset(scopes)) for name, scopes in SCOPES.items()])
-OPEN_RING = KeyRing([Holder(digest_of(KEYS["watcher"]), frozenset({Scope.OBSERVE}))])
+OPEN_RING = KeyRing([Holder(digest_of(KEYS["watcher"]), frozenset({KeyScope.OBSERVE}))])
 CHAT = "/v1/chat/completions"
 POLICY = "/telltale/v1/policy"
 
@@ -165,7 +165,7 @@ def test_other_keys_hold_from_the_next_request_on() -> None:
     gate = Gate()
     client = make_client(gate=gate)
     assert client.post(CHAT, headers=bearer("sender")).status_code == 200
-    gate.accept(Access(), KeyRing([Holder(digest_of("new"), frozenset({Scope.INFER}))]), local=False)
+    gate.accept(Access(), KeyRing([Holder(digest_of("new"), frozenset({KeyScope.INFER}))]), local=False)
     assert client.post(CHAT, headers=bearer("sender")).status_code == 401
     assert client.post(CHAT, headers={"authorization": "Bearer new"}).status_code == 200
 
@@ -314,8 +314,8 @@ class TestBodies:
 class TestRates:
     def test_a_key_gets_what_it_may_and_no_other_pays(self) -> None:
         ring = KeyRing([
-            Holder(digest_of("slow"), frozenset({Scope.INFER}), 2),
-            Holder(digest_of("usual"), frozenset({Scope.INFER})),
+            Holder(digest_of("slow"), frozenset({KeyScope.INFER}), 2),
+            Holder(digest_of("usual"), frozenset({KeyScope.INFER})),
         ])  # fmt: skip
         client = make_client(Access(requests_per_minute=4), ring)
 
@@ -372,13 +372,13 @@ class TestKeys:
         assert all(len(key) >= 43 for key in keys)
         key = keys.pop()
         assert digest_of(key) == hashlib.sha256(key.encode()).hexdigest()
-        holder = Holder(digest_of(key), frozenset({Scope.INFER}))
+        holder = Holder(digest_of(key), frozenset({KeyScope.INFER}))
         assert KeyRing([holder]).holder_of(key) is holder
         assert KeyRing([holder]).holder_of(digest_of(key)) is None
         assert holder.digest not in repr(holder)
 
     def test_the_empty_key_is_nobodys(self) -> None:
-        ring = KeyRing([Holder(digest_of(""), frozenset(Scope))])
+        ring = KeyRing([Holder(digest_of(""), frozenset(KeyScope))])
         assert ring.holder_of("") is None
 
     @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from monitor.access import Scope
+from monitor.access import KeyScope
 from monitor.config import Config
 from serving.api.admin_key import FILE, AdminKeyError, ensure_admin_key, read_admin_digest
 from serving.api.binding import AccessError
@@ -88,7 +88,7 @@ class TestTheAdministratorsKey:
         assert key is not None
         holder = ring_of(config_of()).holder_of(key)
         assert holder is not None
-        assert holder.scopes == {Scope.OBSERVE, Scope.ADMIN}
+        assert holder.scopes == {KeyScope.OBSERVE, KeyScope.ADMIN}
         own = [{"name": "ops", "key_sha256": digest_of("own"), "scopes": ["admin"]}]
         ring = ring_of(config_of(access={"keys": own}))
         assert ring.holder_of(key) is None
@@ -116,7 +116,7 @@ class TestTheEnvironment:
         ring = ring_of(config_of(), [digest_of("secret")])
         holder = ring.holder_of("secret")
         assert holder is not None
-        assert holder.scopes == {Scope.INFER}
+        assert holder.scopes == {KeyScope.INFER}
 
     def test_beside_tenants_is_nobodys(self) -> None:
         tenants = [{"name": "t", "key_sha256": digest_of("theirs"), "policy": "default"}]
@@ -137,7 +137,11 @@ class TestTheCommandLine:
 
         (tmp_path / "p.yaml").write_text(POLICY + entry)
         (key,) = read_policy_file(tmp_path / "p.yaml").config.access.keys
-        assert (key.name, key.key_sha256, key.scopes) == ("ops", digest_of(found[1]), (Scope.OBSERVE, Scope.ADMIN))
+        assert (key.name, key.key_sha256, key.scopes) == (
+            "ops",
+            digest_of(found[1]),
+            (KeyScope.OBSERVE, KeyScope.ADMIN),
+        )
 
     @pytest.mark.parametrize("scopes", [[], ["--scope", "root"]])
     def test_a_key_says_what_it_is_good_for(self, scopes: list[str]) -> None:
