@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,15 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import State
 
 from monitor.exporter import Exporter
+from serving.api.access import Gate, put_before
 from serving.api.auditing import Audit, open_audit
+from serving.api.binding import is_local, require_keys
 from serving.api.callers import Callers
+from serving.api.keys import ring_of, sender_digests
 from serving.api.middleware import MonitorMiddleware
 from serving.api.open_routes import refuse_open_routes
+from serving.api.protocol import use_bounded_protocol
+from serving.deployment import Deployment
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
 from serving.engine.lifeline import Lifeline
@@ -39,11 +43,14 @@ class TelltaleEndpoints:
         self._engine: Any = None
         self._canaries: Canaries | None = None
         self._callers = Callers()
+        self._gate = Gate()
         self._audit: Audit | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our route and the middleware."""
+        use_bounded_protocol()
+        put_before(app, self._gate)
         check = engine_plugin.install().asked_steers
         app.add_middleware(
             MonitorMiddleware,
@@ -81,9 +88,7 @@ class TelltaleEndpoints:
         """
         refuse_open_routes(args)
         frontend = engine_plugin.install()
-        # As vLLM reads them: the command line comes before the environment.
-        keys = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]
-        self._callers.accept(frontend.deployment.plan.tenants, [key for key in keys if key])
+        self._know_keys(frontend.deployment, args)
         template = getattr(args, "chat_template", None)
         require_template(
             frontend.deployment,
@@ -117,6 +122,14 @@ class TelltaleEndpoints:
             asyncio.create_task(canaries.watch(exporter), name="telltale-canaries"),
             asyncio.create_task(lifeline.watch(), name="telltale-lifeline"),
         )
+
+    def _know_keys(self, deployment: Deployment, args: Namespace) -> None:
+        config = deployment.file.config
+        ring = ring_of(config, sender_digests(getattr(args, "api_key", None) or ()))
+        host, uds = getattr(args, "host", None), getattr(args, "uds", None)
+        require_keys(config.access, ring, host=host, uds=uds)
+        self._callers.accept(deployment.plan.tenants, ring.digests)
+        self._gate.accept(config.access, ring, local=is_local(host, uds))
 
 
 def endpoint_plugin() -> TelltaleEndpoints:

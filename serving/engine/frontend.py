@@ -21,6 +21,7 @@ from serving.deployment import Deployment
 from serving.engine.carrier import take_reports
 from serving.engine.ledger import Ending, Ledger
 from serving.engine.records import Record, Records
+from serving.engine.salts import salt_of
 from serving.engine.steer_request import SteerRequestError, asked_steers
 from serving.engine.trust import EXTRA_KEY, TrustedData, seal
 from serving.origin import Origin, current_origin
@@ -133,6 +134,7 @@ class Frontend:
         origin = current_origin()
         if self._ledger is not None:
             self._origins[request.request_id] = origin
+        request.cache_salt = salt_of(origin.caller.tenant, request.cache_salt)
         prompt = origin.prompt_of(request.prompt_token_ids or ())
         extra[EXTRA_KEY] = seal(
             TrustedData(
