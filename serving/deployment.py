@@ -8,11 +8,12 @@ from pathlib import Path
 
 from monitor.entries import DetectorEntry
 from monitor.policy import Plan, compile_plan
-from monitor.yaml_file import PolicyError, PolicyFile, read_policy_file
+from monitor.yaml_file import Place, PolicyError, PolicyFile, read_policy_file
 from probes.artifact import Artifact
 from probes.card import ModelRef
 from probes.modelref import read_model_ref
 from probes.packs import PackError, load_pack
+from probes.packs.saes import is_shipped, shipped_sae
 from probes.sae.file import SaeFile, load_sae
 from probes.sae.latent_artifact import latent_artifact
 from probes.sae.latent_steer import LatentSteer
@@ -66,7 +67,7 @@ def load_artifacts(file: PolicyFile) -> dict[str, Artifact]:
 
 
 def _latents(file: PolicyFile, number: int, entry: DetectorEntry, opened: dict[Path, SaeFile]) -> Artifact:
-    path = file.resolve(entry.sae or "")
+    path = sae_path(file, ("detectors", number, "sae"), entry.sae or "")
     if path not in opened:
         opened[path] = load_sae(path)
     try:
@@ -82,16 +83,36 @@ def _latents(file: PolicyFile, number: int, entry: DetectorEntry, opened: dict[P
         raise file.error(("detectors", number, "latents"), str(error)) from error
 
 
+def sae_path(file: PolicyFile, where: Place, name: str) -> Path:
+    """The file of a sparse autoencoder: one that ships, or a path relative to the policy file.
+
+    Args:
+        file: the policy file.
+        where: it is named.
+        name: as it stands there.
+    Raises:
+        PolicyError: it asks for one that does not ship.
+    """
+    if not is_shipped(name):
+        return file.resolve(name)
+    try:
+        return shipped_sae(name)
+    except PackError as error:
+        raise file.error(where, str(error)) from error
+
+
 def load_steers(file: PolicyFile) -> dict[str, SteerArtifact | LatentSteer]:
     """What a policy file's ``steers`` write along, by the steer's name.
 
     Raises:
+        PolicyError: a sparse autoencoder that does not ship is asked for.
         probes.artifact.ArtifactError: a file is missing or damaged.
     """
     found: dict[str, SteerArtifact | LatentSteer] = {}
-    for entry in file.config.steers:
+    for number, entry in enumerate(file.config.steers):
         if entry.sae is not None and entry.latent is not None:
-            found[entry.name] = LatentSteer(load_sae(file.resolve(entry.sae)), entry.latent, entry.more_is)
+            path = sae_path(file, ("steers", number, "sae"), entry.sae)
+            found[entry.name] = LatentSteer(load_sae(path), entry.latent, entry.more_is)
         else:
             found[entry.name] = SteerArtifact.load(file.resolve(entry.artifact or ""))
     return found
