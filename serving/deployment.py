@@ -8,17 +8,19 @@ from pathlib import Path
 
 from monitor.entries import DetectorEntry
 from monitor.policy import Plan, compile_plan
-from monitor.yaml_file import Place, PolicyError, PolicyFile, read_policy_file
+from monitor.yaml_file import PolicyError, PolicyFile, read_policy_file
 from probes.artifact import Artifact
 from probes.card import ModelRef
 from probes.modelref import read_model_ref
 from probes.packs import PackError, load_pack
-from probes.packs.saes import is_shipped, shipped_sae
 from probes.sae.file import SaeFile, load_sae
 from probes.sae.latent_artifact import latent_artifact
 from probes.sae.latent_steer import LatentSteer
 from probes.sae.sae import SaeError
 from probes.steering.artifact import SteerArtifact
+from probes.taps import Tap
+from serving.explainer import Explainer, find_explainer
+from serving.sae_path import sae_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,19 @@ class Deployment:
         artifacts: by the name that rules use.
         model: the served model.
         plan: ready to run.
+        explainer: by what flags are explained; None where they are not.
     """
 
     file: PolicyFile
     artifacts: Mapping[str, Artifact]
     model: ModelRef
     plan: Plan
+    explainer: Explainer | None = None
+
+    @property
+    def explained_tap(self) -> Tap | None:
+        """Whose whole rows may be asked for; None where flags are not explained."""
+        return None if self.explainer is None else self.explainer.tap
 
 
 def load_artifacts(file: PolicyFile) -> dict[str, Artifact]:
@@ -83,24 +92,6 @@ def _latents(file: PolicyFile, number: int, entry: DetectorEntry, opened: dict[P
         raise file.error(("detectors", number, "latents"), str(error)) from error
 
 
-def sae_path(file: PolicyFile, where: Place, name: str) -> Path:
-    """The file of a sparse autoencoder: one that ships, or a path relative to the policy file.
-
-    Args:
-        file: the policy file.
-        where: it is named.
-        name: as it stands there.
-    Raises:
-        PolicyError: it asks for one that does not ship.
-    """
-    if not is_shipped(name):
-        return file.resolve(name)
-    try:
-        return shipped_sae(name)
-    except PackError as error:
-        raise file.error(where, str(error)) from error
-
-
 def load_steers(file: PolicyFile) -> dict[str, SteerArtifact | LatentSteer]:
     """What a policy file's ``steers`` write along, by the steer's name.
 
@@ -142,7 +133,7 @@ def deploy(policy: Path, *, model_dir: Path, model_id: str, dtype: str, chat_tem
     for steer in steers.values():
         steer.require_model(model)
     plan = compile_plan(file, artifacts, steers, d_model=model.d_model, num_layers=model.num_layers)
-    return Deployment(file, artifacts, model, plan)
+    return Deployment(file, artifacts, model, plan, find_explainer(file, model))
 
 
 def check_policy(policy: Path) -> Plan:
@@ -164,4 +155,5 @@ def check_policy(policy: Path) -> Plan:
                 f"({first.card.model.id!r}, {artifact.card.model.id!r}). One server serves one model."
             )
     model = first.card.model
+    find_explainer(file, model)
     return compile_plan(file, artifacts, steers, d_model=model.d_model, num_layers=model.num_layers)

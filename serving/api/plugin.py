@@ -15,12 +15,14 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.datastructures import State
 
+from monitor.explain_metrics import ExplainMetrics
 from monitor.exporter import Exporter
 from serving.api.auditing import Audit, open_audit
 from serving.api.callers import Callers
 from serving.api.middleware import MonitorMiddleware
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
+from serving.engine.explanations import Explanations
 from serving.engine.lifeline import Lifeline
 from serving.engine.proof import prove
 from serving.engine.template import require_template
@@ -40,6 +42,7 @@ class TelltaleEndpoints:
         self._callers = Callers()
         self._audit: Audit | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._explaining: asyncio.Task[None] | None = None
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our route and the middleware."""
@@ -103,6 +106,16 @@ class TelltaleEndpoints:
         if self._audit is not None:
             frontend.enter_into(self._audit.ledger)
             atexit.register(frontend.abandon)  # before the trail is closed: what was registered last is called first
+            if frontend.deployment.explainer is not None:
+                self._explain(
+                    Explanations(
+                        engine_client,
+                        frontend,
+                        self._audit.ledger.explained,
+                        ExplainMetrics(prometheus_client.REGISTRY),
+                    ),
+                    self._audit,
+                )
         exporter.canary_passed(canaries.seconds)
 
         def engine_ended() -> None:
@@ -115,6 +128,11 @@ class TelltaleEndpoints:
             asyncio.create_task(canaries.watch(exporter), name="telltale-canaries"),
             asyncio.create_task(lifeline.watch(), name="telltale-lifeline"),
         )
+
+    def _explain(self, explanations: Explanations, audit: Audit) -> None:
+        """Explain what is flagged from now on. Where that ends, serving goes on: it decides nothing."""
+        audit.ledger.tell_flags(explanations.offer)
+        self._explaining = asyncio.create_task(explanations.watch(), name="telltale-explanations")
 
 
 def endpoint_plugin() -> TelltaleEndpoints:
