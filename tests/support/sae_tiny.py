@@ -27,6 +27,8 @@ def sae_for_tiny(tiny: TinyModel, path: Path) -> SaeFile:
     encoder[TRIGGER, 0] = 1.0
     encoder[HALF, 0] = 0.5
     decoder = rng.normal(size=(WIDTH, D_MODEL))
+    decoder[:, 0] *= 0.05
+    decoder[[TRIGGER, HALF]] = np.eye(D_MODEL)[0]  # they alone give much to what reads dimension 0
     decoder *= LENGTH / np.linalg.norm(decoder, axis=1, keepdims=True)
     bias = np.zeros(WIDTH)
     bias[SILENT] = -1.0
