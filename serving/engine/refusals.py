@@ -86,6 +86,22 @@ def refuse_unsteerable(config: VllmConfig, plan: Plan) -> None:
         )
 
 
+def refuse_unexplainable(config: VllmConfig, *, explains: bool) -> None:
+    """Refuse to explain flags where whole rows do not reach the scheduler.
+
+    Args:
+        config: vLLM's, finished.
+        explains: whether the policy file has ``explain``.
+    Raises:
+        RefusedError: names the setting and says why.
+    """
+    if explains and config.parallel_config.pipeline_parallel_size > 1:
+        raise RefusedError(
+            "--pipeline-parallel-size above 1 cannot be served by this version together with the policy's 'explain' "
+            "(stages do not hand on whole rows). Leave it out, or take 'explain' out of the policy file."
+        )
+
+
 def _of_model(config: VllmConfig) -> Iterator[tuple[str, str]]:
     if config.model_config.runner_type != "generate":
         yield "a pooling model (--runner pooling)", "there is no reply to decide about"
