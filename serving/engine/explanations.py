@@ -234,7 +234,8 @@ class Explanations:
         bank = self._plan.bank
         first = bank.index[name]
         found: npt.NDArray[np.float64] = bank.score(readouts)[:, first : first + bank.detector(name).channels]
-        return found.max(axis=1)
+        largest: npt.NDArray[np.float64] = found.max(axis=1)
+        return largest
 
     def _require_same(self, readouts: Float32, rows: Float32, chosen: npt.NDArray[np.intp]) -> None:
         """Where a tap reads the same stream, whole rows are those that it has read."""
