@@ -132,6 +132,7 @@ class Monitor:
             roles=prompt.codes(num_prompt) if prompt is not None and self._by_role else None,
             events=prompt.events if prompt is not None else (),
             outside=compiled.outside(self._rollout_key, subjects) if subjects is not None else frozenset(),
+            plan=self.plan.digest,
         )
         self.tally.unsigned += prompt is None
         self.tally.events.update(request.events)
@@ -279,6 +280,11 @@ class Monitor:
     def take_tally(self) -> Tally:
         """Counts since the call before."""
         return self._judge.take_tally()
+
+    @property
+    def num_live(self) -> int:
+        """How many requests are live."""
+        return len(self._live)
 
     def finish(self, request_id: str, *, num_positions: int, sampled: int, aborted: bool) -> Ended | None:
         """End a request.

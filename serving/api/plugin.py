@@ -18,11 +18,15 @@ from starlette.datastructures import State
 from monitor.exporter import Exporter
 from serving.api.auditing import Audit, open_audit
 from serving.api.callers import Callers
+from serving.api.control import Keys, control_routes
 from serving.api.middleware import MonitorMiddleware
+from serving.api.triggers import Triggers
+from serving.deployment import Deployment
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
 from serving.engine.lifeline import Lifeline
 from serving.engine.proof import prove
+from serving.engine.reloader import Listeners, Reloader
 from serving.engine.template import require_template
 
 log = structlog.get_logger(__name__)
@@ -39,6 +43,8 @@ class TelltaleEndpoints:
         self._canaries: Canaries | None = None
         self._callers = Callers()
         self._audit: Audit | None = None
+        self._keys = Keys()
+        self._reloader: Reloader | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     def attach_router(self, app: FastAPI) -> None:
@@ -51,6 +57,8 @@ class TelltaleEndpoints:
             callers=self._callers,
             audit=lambda: self._audit,
         )
+
+        app.include_router(control_routes(lambda: self._reloader, self._keys))
 
         @app.get("/ready", include_in_schema=True, tags=["telltale"])
         async def ready() -> JSONResponse:
@@ -81,13 +89,20 @@ class TelltaleEndpoints:
         frontend = engine_plugin.install()
         # As vLLM reads them: the command line comes before the environment.
         keys = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]
-        self._callers.accept(frontend.deployment.plan.tenants, [key for key in keys if key])
+        given = [key for key in keys if key]
+        self._keys.accept(given)
         template = getattr(args, "chat_template", None)
-        require_template(
-            frontend.deployment,
-            template=Path(template).read_text() if template and Path(template).is_file() else template,
-            from_requests=bool(getattr(args, "trust_request_chat_template", False)),
-        )
+        text = Path(template).read_text() if template and Path(template).is_file() else template
+
+        def check(deployment: Deployment) -> None:
+            from_requests = bool(getattr(args, "trust_request_chat_template", False))
+            require_template(deployment, template=text, from_requests=from_requests)
+
+        def adopt(deployment: Deployment) -> None:
+            self._callers.accept(deployment.plan.tenants, given)
+
+        check(frontend.deployment)
+        adopt(frontend.deployment)
         canaries = Canaries(engine_client, frontend)
         proof = await prove(engine_client, frontend, canaries)
         log.info("monitored", **proof.summary())
@@ -111,6 +126,8 @@ class TelltaleEndpoints:
 
         lifeline = Lifeline(engine_client, lambda: state.server, ended=engine_ended)
         self._engine, self._canaries = engine_client, canaries
+        self._reloader = Reloader(engine_client, frontend, canaries, Listeners(check, adopt))
+        Triggers(self._reloader, frontend.deployment.file.path).listen()
         self._tasks = (
             asyncio.create_task(canaries.watch(exporter), name="telltale-canaries"),
             asyncio.create_task(lifeline.watch(), name="telltale-lifeline"),

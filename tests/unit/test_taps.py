@@ -32,7 +32,7 @@ class Layer(nn.Module):
 def matrix() -> TapMatrix:
     generator = np.random.default_rng(2)
     weight = generator.normal(size=(WIDTH, COLUMNS)).astype(np.float32)
-    return TapMatrix(Tap(0), weight, generator.normal(size=COLUMNS).astype(np.float32), COLUMNS)
+    return TapMatrix(Tap(0), weight, generator.normal(size=COLUMNS).astype(np.float32), np.arange(COLUMNS))
 
 
 def tapped(layer: nn.Module, pick: Pick) -> TapMatrix:

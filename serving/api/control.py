@@ -1,0 +1,167 @@
+"""Routes by which an operator says what a server runs: the policy, its history, and the way back."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from monitor.history import HistoryError, Reload
+from monitor.types import ReloadOutcome, ReloadSource
+from serving.engine.reloader import Reloader
+
+PREFIX = "/telltale/v1"
+MAX_POLICY_BYTES = 1 << 20
+_YAML = "application/yaml"
+_STATUS = {
+    ReloadOutcome.APPLIED: HTTPStatus.OK,
+    ReloadOutcome.UNCHANGED: HTTPStatus.OK,
+    ReloadOutcome.REFUSED: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ReloadOutcome.RESTART_NEEDED: HTTPStatus.CONFLICT,
+    ReloadOutcome.NO_ROOM: HTTPStatus.CONFLICT,
+    ReloadOutcome.FAILED: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+class RollBack(BaseModel):
+    """Where to go back to."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    to: int | None = Field(default=None, ge=0, description="number of the entry in the history; the one before if null")
+
+
+class Keys:
+    """The API keys that the server was started with; where there are none, nobody is let in.
+
+    Attributes:
+        digests: of the keys.
+    """
+
+    def __init__(self) -> None:
+        self.digests: frozenset[bytes] = frozenset()
+
+    def accept(self, keys: Iterable[str]) -> None:
+        """Before the first request: whom to let in."""
+        self.digests = frozenset(_digest(key) for key in keys)
+
+    def require(self, request: Request) -> None:
+        """Let a request pass or refuse it.
+
+        Raises:
+            HTTPException: it has no such key.
+        """
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        found = _digest(key) if scheme.lower() == "bearer" and key else b""
+        if not self.digests:
+            raise HTTPException(
+                HTTPStatus.FORBIDDEN, "this server has no API key, so that anybody could send this; start it with one"
+            )
+        if not any([hmac.compare_digest(known, found) for known in self.digests]):  # no short cut: constant time
+            raise HTTPException(
+                HTTPStatus.UNAUTHORIZED, "send one of the server's API keys", {"www-authenticate": "Bearer"}
+            )
+
+
+def control_routes(reloader: Callable[[], Reloader | None], keys: Keys) -> APIRouter:
+    """The routes.
+
+    Args:
+        reloader: gives it once the server is ready.
+        keys: that let in.
+    """
+    router = APIRouter(prefix=PREFIX, tags=["telltale"], dependencies=[Depends(keys.require)])
+
+    def running() -> Reloader:
+        found = reloader()
+        if found is None:
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "the server is starting")
+        return found
+
+    Running = Annotated[Reloader, Depends(running)]
+
+    @router.get("/policy")
+    async def policy(request: Request, server: Running) -> Response:
+        """The policy that is in force; as it was written, if YAML is asked for."""
+        entry = server.history.running
+        headers = {"etag": f'"{entry.digest}"'}
+        if _YAML in request.headers.get("accept", ""):
+            return PlainTextResponse(entry.text, media_type=_YAML, headers=headers)
+        return JSONResponse({**described(entry), "policy": entry.text}, headers=headers)
+
+    @router.put("/policy")
+    async def put_policy(request: Request, server: Running) -> Response:
+        """Put the policy in the body in force. It must not wait: the file of the start stays as it is."""
+        text = await _body(request)
+        return _answer(await server.reload(text, ReloadSource.API))
+
+    @router.post("/policy/reload")
+    async def reload_policy(server: Running) -> Response:
+        """Read the policy file again, as SIGHUP does."""
+        return _answer(await server.reload_file(ReloadSource.API))
+
+    @router.get("/policy/history")
+    async def history(server: Running) -> Response:
+        """What the server was given so far, the newest first."""
+        return JSONResponse({"history": [described(entry) for entry in reversed(list(server.history))]})
+
+    @router.get("/policy/history/{number}")
+    async def entry_of_history(number: int, server: Running) -> Response:
+        """One of them, with its text."""
+        found = next((entry for entry in server.history if entry.number == number), None)
+        if found is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND, f"the history has no entry {number}")
+        return JSONResponse({**described(found), "policy": found.text})
+
+    @router.post("/policy/rollback")
+    async def roll_back(server: Running, where: RollBack | None = None) -> Response:
+        """Put in force again what was in force before."""
+        try:
+            return _answer(await server.roll_back(where.to if where is not None else None))
+        except HistoryError as error:
+            raise HTTPException(HTTPStatus.NOT_FOUND, str(error)) from error
+
+    return router
+
+
+def described(entry: Reload) -> dict[str, Any]:
+    """An entry of the history in plain data, without its text."""
+    return {
+        "number": entry.number,
+        "time": entry.time.isoformat(),
+        "source": entry.source.value,
+        "outcome": entry.outcome.value,
+        "digest": entry.digest,
+        "before": entry.before,
+        "seconds": round(entry.seconds, 3),
+        **({"message": entry.message} if entry.message else {}),
+        **({"setting": entry.setting} if entry.setting else {}),
+    }
+
+
+async def _body(request: Request) -> str:
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > MAX_POLICY_BYTES:
+            raise HTTPException(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a policy has at most {MAX_POLICY_BYTES} bytes of YAML"
+            )
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, "the body is not UTF-8 text") from error
+
+
+def _answer(entry: Reload) -> JSONResponse:
+    return JSONResponse(described(entry), status_code=_STATUS[entry.outcome])
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="replace")).digest()
