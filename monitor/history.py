@@ -100,9 +100,10 @@ class History:
         """
         ran = [entry for entry in self._entries if entry.ran]
         if number is None:
-            earlier = [entry for entry in ran if entry.digest == self._running.before]
+            before = self._running.before
+            earlier = [entry for entry in ran if entry.digest == before != self._running.digest]
             if not earlier:
-                raise HistoryError("nothing that ran before is known; the server runs what it was started with")
+                raise HistoryError("nothing is known that ran before. GET /telltale/v1/policy/history lists what did.")
             return earlier[-1]
         found = next((entry for entry in ran if entry.number == number), None)
         if found is None:

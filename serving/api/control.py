@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -19,6 +20,7 @@ from serving.engine.reloader import Reloader
 PREFIX = "/telltale/v1"
 MAX_POLICY_BYTES = 1 << 20
 _YAML = "application/yaml"
+_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s]+@")
 _STATUS = {
     ReloadOutcome.APPLIED: HTTPStatus.OK,
     ReloadOutcome.UNCHANGED: HTTPStatus.OK,
@@ -84,46 +86,45 @@ def control_routes(reloader: Callable[[], Reloader | None], keys: Keys) -> APIRo
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "the server is starting")
         return found
 
-    Running = Annotated[Reloader, Depends(running)]
-
     @router.get("/policy")
-    async def policy(request: Request, server: Running) -> Response:
+    async def policy(request: Request) -> Response:
         """The policy that is in force; as it was written, if YAML is asked for."""
-        entry = server.history.running
+        entry = running().history.running
         headers = {"etag": f'"{entry.digest}"'}
+        text = without_passwords(entry.text)
         if _YAML in request.headers.get("accept", ""):
-            return PlainTextResponse(entry.text, media_type=_YAML, headers=headers)
-        return JSONResponse({**described(entry), "policy": entry.text}, headers=headers)
+            return PlainTextResponse(text, media_type=_YAML, headers=headers)
+        return JSONResponse({**described(entry), "policy": text}, headers=headers)
 
     @router.put("/policy")
-    async def put_policy(request: Request, server: Running) -> Response:
+    async def put_policy(request: Request) -> Response:
         """Put the policy in the body in force. It must not wait: the file of the start stays as it is."""
-        text = await _body(request)
+        server, text = running(), await _body(request)
         return _answer(await server.reload(text, ReloadSource.API))
 
     @router.post("/policy/reload")
-    async def reload_policy(server: Running) -> Response:
+    async def reload_policy() -> Response:
         """Read the policy file again, as SIGHUP does."""
-        return _answer(await server.reload_file(ReloadSource.API))
+        return _answer(await running().reload_file(ReloadSource.API))
 
     @router.get("/policy/history")
-    async def history(server: Running) -> Response:
+    async def history() -> Response:
         """What the server was given so far, the newest first."""
-        return JSONResponse({"history": [described(entry) for entry in reversed(list(server.history))]})
+        return JSONResponse({"history": [described(entry) for entry in reversed(list(running().history))]})
 
     @router.get("/policy/history/{number}")
-    async def entry_of_history(number: int, server: Running) -> Response:
+    async def entry_of_history(number: int) -> Response:
         """One of them, with its text."""
-        found = next((entry for entry in server.history if entry.number == number), None)
+        found = next((entry for entry in running().history if entry.number == number), None)
         if found is None:
             raise HTTPException(HTTPStatus.NOT_FOUND, f"the history has no entry {number}")
-        return JSONResponse({**described(found), "policy": found.text})
+        return JSONResponse({**described(found), "policy": without_passwords(found.text)})
 
     @router.post("/policy/rollback")
-    async def roll_back(server: Running, where: RollBack | None = None) -> Response:
+    async def roll_back(where: RollBack | None = None) -> Response:
         """Put in force again what was in force before."""
         try:
-            return _answer(await server.roll_back(where.to if where is not None else None))
+            return _answer(await running().roll_back(where.to if where is not None else None))
         except HistoryError as error:
             raise HTTPException(HTTPStatus.NOT_FOUND, str(error)) from error
 
@@ -143,6 +144,11 @@ def described(entry: Reload) -> dict[str, Any]:
         **({"message": entry.message} if entry.message else {}),
         **({"setting": entry.setting} if entry.setting else {}),
     }
+
+
+def without_passwords(text: str) -> str:
+    """A policy file to be shown: passwords in its URLs are left out, since who may look need not know them."""
+    return _PASSWORD.sub(r"\1***@", text)
 
 
 async def _body(request: Request) -> str:

@@ -13,16 +13,19 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from probes.artifact import save_artifact
 from tests.engine.reload_policies import BLOCK, BLOCKING, CUTTING, FLAGGING, TRIGGER_PROMPT, policy
 from tests.engine.test_serving import GREEDY, metric
-from tests.support.server import Server, starting, telltale_command, wait_for
+from tests.support.server import Server, serving, telltale_command
 from tests.support.tiny import D_MODEL, TinyModel, save_linear, save_trigger
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 KEY = "sk-operator"
+OTHER = np.random.default_rng(11).standard_normal(D_MODEL)
 OTHER_RULE = "when: {detector: other, stage: prompt, above: {value: -1000000.0}}"
 BOTH = policy(
     f"{{name: note, {TRIGGER_PROMPT}, do: {{action: flag}}, mode: enforce}}",
@@ -37,35 +40,27 @@ def folder(tiny: TinyModel) -> Path:
     found = tiny.path.parent / "reload"
     found.mkdir()
     save_trigger(found / "trigger.safetensors", tiny.path)
-    generator = np.random.default_rng(11)
     for name, layer in (("other", 0), ("higher", 1)):
-        direction = generator.standard_normal(D_MODEL)
-        save_linear(found / f"{name}.safetensors", tiny.path, name=name, direction=direction, layer=layer)
+        save_linear(found / f"{name}.safetensors", tiny.path, name=name, direction=OTHER, layer=layer)
     (found / "policy.yaml").write_text(BLOCKING)
-    (found / "fresh.yaml").write_text(BOTH)
     return found
 
 
 @pytest.fixture(scope="module")
-def servers(tiny: TinyModel, folder: Path) -> Iterator[dict[str, Server]]:
-    """One whose policy is changed, and one that was started with what the other is changed to."""
-    flags = {"changed": ("policy.yaml", "--watch-policy", "--api-key", KEY), "fresh": ("fresh.yaml",)}
-    commands = {name: telltale_command(tiny.path, folder / file, *more) for name, (file, *more) in flags.items()}
-    with (
-        starting(commands["changed"], folder / "changed.log") as changed,
-        starting(commands["fresh"], folder / "fresh.log") as fresh,
-    ):
-        wait_for(changed)
-        wait_for(fresh)
-        yield {"changed": changed, "fresh": fresh}
+def started(tiny: TinyModel, folder: Path) -> Iterator[Server]:
+    """One server for all of this file: a start takes longer than the tests."""
+    command = telltale_command(tiny.path, folder / "policy.yaml", "--watch-policy", "--api-key", KEY)
+    with serving(command, folder / "server.log") as found:
+        yield found
 
 
 @pytest.fixture
-def server(servers: dict[str, Server], folder: Path) -> Server:
+def server(started: Server, folder: Path) -> Server:
     """As it was started, whatever the test before has put in force."""
     (folder / "policy.yaml").write_text(BLOCKING)
-    assert put(servers["changed"], BLOCKING).status_code == httpx.codes.OK
-    return servers["changed"]
+    answer = put(started, BLOCKING)
+    assert answer.status_code == httpx.codes.OK, answer.text
+    return started
 
 
 def call(server: Server, method: str, path: str, **settings: Any) -> httpx.Response:
@@ -77,16 +72,16 @@ def put(server: Server, text: str) -> httpx.Response:
     return call(server, "PUT", "/policy", content=text)
 
 
-def ask(server: Server, content: str, *, tokens: int = 4, key: str = KEY, **settings: Any) -> Any:
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=120)
+def ask(server: Server, content: str, *, salt: str | None = None) -> Any:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=120)
     messages: Any = [{"role": "user", "content": content}]
-    return client.chat.completions.create(
-        model="tiny", messages=messages, max_tokens=tokens, **{**GREEDY, **settings}
-    ).choices[0]
+    extra = {**GREEDY["extra_body"], **({"cache_salt": salt} if salt is not None else {})}
+    settings = {**GREEDY, "extra_body": extra}
+    return client.chat.completions.create(model="tiny", messages=messages, max_tokens=4, **settings)
 
 
 def rule_of(server: Server, tiny: TinyModel) -> str | None:
-    rule: str | None = ask(server, f"Tell me{tiny.trigger_text} please").telltale["rule"]
+    rule: str | None = ask(server, f"Tell me{tiny.trigger_text} please").choices[0].telltale["rule"]
     return rule
 
 
@@ -119,12 +114,11 @@ def test_a_policy_is_put_in_force_and_rolled_back(server: Server, tiny: TinyMode
     assert metric(server, "telltale_policy_reloads_total", outcome="applied") == applied + 2
 
 
-def test_without_a_key_nobody_may_ask_or_change(servers: dict[str, Server]) -> None:
+def test_without_a_key_nobody_may_ask_or_change(started: Server) -> None:
     for path, method in (("/policy", "GET"), ("/policy", "PUT"), ("/policy/rollback", "POST")):
         for headers in ({}, {"authorization": "Bearer sk-nobody"}):
-            url = f"{servers['changed'].url}/telltale/v1{path}"
+            url = f"{started.url}/telltale/v1{path}"
             assert httpx.request(method, url, headers=headers, content=FLAGGING).status_code == 401
-    assert httpx.get(f"{servers['fresh'].url}/telltale/v1/policy").status_code in {401, 403}
 
 
 def test_a_wrong_file_changes_nothing_and_says_why_as_check_does(server: Server, tiny: TinyModel, folder: Path) -> None:
@@ -163,21 +157,34 @@ def test_what_is_fixed_at_the_start_needs_a_restart_and_is_named(server: Server,
     assert rule_of(server, tiny) == "stop"
 
 
-def test_a_new_direction_in_a_free_column_reads_as_a_fresh_server_does(
-    server: Server, servers: dict[str, Server], tiny: TinyModel
-) -> None:
-    prompts = [f"The river number {number} is long and{tiny.trigger_text} cold today" for number in range(6)]
+def expected_scores(tiny: TinyModel, token_ids: list[list[int]]) -> list[float]:
+    """What transformers says of ``other``: the largest score of a prompt's tokens behind the first."""
+    model = AutoModelForCausalLM.from_pretrained(tiny.path, dtype=torch.float32)
+    direction = torch.from_numpy(OTHER.astype(np.float32))
+    with torch.inference_mode():
+        streams = [model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0] for ids in token_ids]
+    return [float((stream @ direction)[1:].max()) for stream in streams]
+
+
+def test_a_new_direction_in_a_free_column_is_read_as_transformers_does(server: Server, tiny: TinyModel) -> None:
+    prompts = [f"The river number {number} is long and cold today, and so are the others" for number in range(4)]
     for prompt in prompts:  # cached before the direction is there: their blocks hold nothing for it
         ask(server, prompt)
-    assert put(server, ONLY_OTHER).json()["outcome"] == "applied"
-    assert put(server, BOTH).json()["outcome"] == "applied"
-    for _ in range(2):
-        for prompt in prompts:
-            found, expected = ask(server, prompt).telltale, ask(servers["fresh"], prompt).telltale
-            assert found == expected
-            assert [part["name"] for part in found["detectors"]] == ["trigger", "other"]
-            assert found["detectors"][1]["score"] is not None
-            assert set(found["detectors"][1]["skipped"]) <= {"sink", "final"}
+    taken: list[list[Any]] = []
+    for text, names in ((ONLY_OTHER, ["other"]), (BOTH, ["trigger", "other"]), (BLOCKING, ["trigger"]), (BOTH, None)):
+        assert put(server, text).json()["outcome"] == "applied"
+        if names != ["trigger"]:
+            # The first time of a prompt reads it, the second rests on the cache, the third has a cache of its own.
+            answers = [ask(server, prompt, salt=salt) for salt in (None, None, "apart") for prompt in prompts]
+            taken.append(answers)
+    wanted = expected_scores(tiny, [answer.prompt_token_ids for answer in taken[0][: len(prompts)]])
+    for answers in taken:
+        for number, answer in enumerate(answers):
+            found = {part["name"]: part for part in answer.choices[0].telltale["detectors"]}
+            assert found["other"]["score"] == pytest.approx(wanted[number % len(prompts)], rel=1e-4, abs=1e-2)
+            assert all(set(part["skipped"]) <= {"sink", "final"} for part in found.values())
+            assert all(part["scored"] == found["other"]["scored"] > 0 for part in found.values())
+    assert metric(server, "telltale_gaps_total", reason="unseen") == 0
 
 
 def test_a_signal_and_a_change_of_the_file_are_heard(server: Server, tiny: TinyModel, folder: Path) -> None:
