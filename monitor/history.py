@@ -11,7 +11,7 @@ from monitor.types import ReloadOutcome, ReloadSource
 from probes.errors import TelltaleError
 
 MAX_ENTRIES = 64
-"""The oldest go first; the policy that runs never does."""
+"""The oldest go first; the policy that runs and the one before never do."""
 
 
 class HistoryError(TelltaleError, LookupError):
@@ -63,6 +63,7 @@ class History:
     def __init__(self, started: Reload, *, limit: int = MAX_ENTRIES) -> None:
         self._entries: deque[Reload] = deque([started])
         self._running = started
+        self._previous: Reload | None = None
         self._limit = limit
         self._next = started.number + 1
 
@@ -84,10 +85,11 @@ class History:
         """One more."""
         self._next = entry.number + 1
         if entry.ran:
-            self._running = entry
+            self._previous, self._running = self._running, entry
         self._entries.append(entry)
+        kept = (self._running, self._previous)
         while len(self._entries) > self._limit:
-            oldest = next(number for number, item in enumerate(self._entries) if item is not self._running)
+            oldest = next(number for number, item in enumerate(self._entries) if item not in kept)
             del self._entries[oldest]
 
     def target(self, number: int | None) -> Reload:
@@ -100,11 +102,9 @@ class History:
         """
         ran = [entry for entry in self._entries if entry.ran]
         if number is None:
-            before = self._running.before
-            earlier = [entry for entry in ran if entry.digest == before != self._running.digest]
-            if not earlier:
-                raise HistoryError("nothing is known that ran before. GET /telltale/v1/policy/history lists what did.")
-            return earlier[-1]
+            if self._previous is None:
+                raise HistoryError("nothing ran before: the server runs what it was started with.")
+            return self._previous
         found = next((entry for entry in ran if entry.number == number), None)
         if found is None:
             known = ", ".join(str(entry.number) for entry in ran)

@@ -10,7 +10,7 @@ from monitor.gates import SteerGate
 from monitor.policy import Plan
 from probes.errors import TelltaleError
 
-_RELOADABLE = frozenset({"version", "model", "detectors", "steers", "policies", "tenants"})
+_RELOADABLE = frozenset({"version", "model", "detectors", "steers", "policies", "tenants", "access"})
 """Keys of the policy file that are looked at more closely, or may change freely. All others are fixed at the start."""
 
 

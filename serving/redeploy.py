@@ -53,4 +53,4 @@ def redeploy(started: Deployment, text: str, *, path: Path, room: Room, needed: 
         except NoRoomError as lasting:
             raise RestartNeededError(lasting.setting, str(lasting)) from error
         raise NoFreeColumnError(error.setting, f"{error} Try again then.") from error
-    return Deployment(file, artifacts, started.model, fitted(plan, started.plan))
+    return Deployment(file, artifacts, started.model, fitted(plan, started.plan), started.explainer)

@@ -1,15 +1,17 @@
-"""Routes by which an operator says what a server runs: the policy, its history, and the way back."""
+"""Routes by which an operator says what a server runs: the policy, its history, and the way back.
+
+Who may do so is for the layer over all routes: below this prefix reading needs the scope ``observe``, all else needs
+``admin``.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -39,46 +41,13 @@ class RollBack(BaseModel):
     to: int | None = Field(default=None, ge=0, description="number of the entry in the history; the one before if null")
 
 
-class Keys:
-    """The API keys that the server was started with; where there are none, nobody is let in.
-
-    Attributes:
-        digests: of the keys.
-    """
-
-    def __init__(self) -> None:
-        self.digests: frozenset[bytes] = frozenset()
-
-    def accept(self, keys: Iterable[str]) -> None:
-        """Before the first request: whom to let in."""
-        self.digests = frozenset(_digest(key) for key in keys)
-
-    def require(self, request: Request) -> None:
-        """Let a request pass or refuse it.
-
-        Raises:
-            HTTPException: it has no such key.
-        """
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        found = _digest(key) if scheme.lower() == "bearer" and key else b""
-        if not self.digests:
-            raise HTTPException(
-                HTTPStatus.FORBIDDEN, "this server has no API key, so that anybody could send this; start it with one"
-            )
-        if not any([hmac.compare_digest(known, found) for known in self.digests]):  # no short cut: constant time
-            raise HTTPException(
-                HTTPStatus.UNAUTHORIZED, "send one of the server's API keys", {"www-authenticate": "Bearer"}
-            )
-
-
-def control_routes(reloader: Callable[[], Reloader | None], keys: Keys) -> APIRouter:
+def control_routes(reloader: Callable[[], Reloader | None]) -> APIRouter:
     """The routes.
 
     Args:
         reloader: gives it once the server is ready.
-        keys: that let in.
     """
-    router = APIRouter(prefix=PREFIX, tags=["telltale"], dependencies=[Depends(keys.require)])
+    router = APIRouter(prefix=PREFIX, tags=["telltale"])
 
     def running() -> Reloader:
         found = reloader()
@@ -167,7 +136,3 @@ async def _body(request: Request) -> str:
 
 def _answer(entry: Reload) -> JSONResponse:
     return JSONResponse(described(entry), status_code=_STATUS[entry.outcome])
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode(errors="replace")).digest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,23 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.datastructures import State
 
+from monitor.explain_metrics import ExplainMetrics
 from monitor.exporter import Exporter
+from serving.api.access import Gate, put_before
 from serving.api.auditing import Audit, open_audit
+from serving.api.binding import is_local, require_keys
 from serving.api.callers import Callers
-from serving.api.control import Keys, control_routes
+from serving.api.control import control_routes
+from serving.api.keyring import KeyRing
+from serving.api.keys import ring_of, sender_digests
 from serving.api.middleware import MonitorMiddleware
+from serving.api.open_routes import refuse_open_routes
+from serving.api.protocol import use_bounded_protocol
 from serving.api.triggers import Triggers
 from serving.deployment import Deployment
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
+from serving.engine.explanations import Explanations
 from serving.engine.lifeline import Lifeline
 from serving.engine.proof import prove
 from serving.engine.reloader import Listeners, Reloader
@@ -42,13 +49,16 @@ class TelltaleEndpoints:
         self._engine: Any = None
         self._canaries: Canaries | None = None
         self._callers = Callers()
+        self._gate = Gate()
         self._audit: Audit | None = None
-        self._keys = Keys()
         self._reloader: Reloader | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._explaining: asyncio.Task[None] | None = None
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our route and the middleware."""
+        use_bounded_protocol()
+        put_before(app, self._gate)
         check = engine_plugin.install().asked_steers
         app.add_middleware(
             MonitorMiddleware,
@@ -58,7 +68,7 @@ class TelltaleEndpoints:
             audit=lambda: self._audit,
         )
 
-        app.include_router(control_routes(lambda: self._reloader, self._keys))
+        app.include_router(control_routes(lambda: self._reloader))
 
         @app.get("/ready", include_in_schema=True, tags=["telltale"])
         async def ready() -> JSONResponse:
@@ -86,11 +96,8 @@ class TelltaleEndpoints:
         Raises:
             probes.errors.TelltaleError: it is not.
         """
+        refuse_open_routes(args)
         frontend = engine_plugin.install()
-        # As vLLM reads them: the command line comes before the environment.
-        keys = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]
-        given = [key for key in keys if key]
-        self._keys.accept(given)
         template = getattr(args, "chat_template", None)
         text = Path(template).read_text() if template and Path(template).is_file() else template
 
@@ -98,8 +105,10 @@ class TelltaleEndpoints:
             from_requests = bool(getattr(args, "trust_request_chat_template", False))
             require_template(deployment, template=text, from_requests=from_requests)
 
+            self._ring_of(deployment, args)
+
         def adopt(deployment: Deployment) -> None:
-            self._callers.accept(deployment.plan.tenants, given)
+            self._know_keys(deployment, args)
 
         check(frontend.deployment)
         adopt(frontend.deployment)
@@ -118,6 +127,16 @@ class TelltaleEndpoints:
         if self._audit is not None:
             frontend.enter_into(self._audit.ledger)
             atexit.register(frontend.abandon)  # before the trail is closed: what was registered last is called first
+            if frontend.deployment.explainer is not None:
+                self._explain(
+                    Explanations(
+                        engine_client,
+                        frontend,
+                        self._audit.ledger.explained,
+                        ExplainMetrics(prometheus_client.REGISTRY),
+                    ),
+                    self._audit,
+                )
         exporter.canary_passed(canaries.seconds)
 
         def engine_ended() -> None:
@@ -132,6 +151,24 @@ class TelltaleEndpoints:
             asyncio.create_task(canaries.watch(exporter), name="telltale-canaries"),
             asyncio.create_task(lifeline.watch(), name="telltale-lifeline"),
         )
+
+    @staticmethod
+    def _ring_of(deployment: Deployment, args: Namespace) -> KeyRing:
+        config = deployment.file.config
+        ring = ring_of(config, sender_digests(getattr(args, "api_key", None) or ()))
+        require_keys(config.access, ring, host=getattr(args, "host", None), uds=getattr(args, "uds", None))
+        return ring
+
+    def _know_keys(self, deployment: Deployment, args: Namespace) -> None:
+        ring = self._ring_of(deployment, args)
+        local = is_local(getattr(args, "host", None), getattr(args, "uds", None))
+        self._callers.accept(deployment.plan.tenants, ring.digests)
+        self._gate.accept(deployment.file.config.access, ring, local=local)
+
+    def _explain(self, explanations: Explanations, audit: Audit) -> None:
+        """Explain what is flagged from now on. Where that ends, serving goes on: it decides nothing."""
+        audit.ledger.tell_flags(explanations.offer)
+        self._explaining = asyncio.create_task(explanations.watch(), name="telltale-explanations")
 
 
 def endpoint_plugin() -> TelltaleEndpoints:

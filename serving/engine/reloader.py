@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -122,10 +122,13 @@ class Reloader:
             text = read()
             found = await self._built(text)
             _require_digest(found.plan, expected)
-            outcome = ReloadOutcome.UNCHANGED
+            outcome = ReloadOutcome.APPLIED
             if found.plan.digest != before:
                 await self._bring_in(found)
-                outcome = ReloadOutcome.APPLIED
+            elif found.file.config.access != self._running.file.config.access:
+                self._adopt(found)  # who is let in, which no engine need know
+            else:
+                outcome = ReloadOutcome.UNCHANGED
         except RestartNeededError as error:
             outcome, message, setting = ReloadOutcome.RESTART_NEEDED, str(error), error.setting
         except NoFreeColumnError as error:
@@ -192,7 +195,8 @@ class Reloader:
             raise ReloadFailedError(f"building it failed ({type(error).__name__}); the log says where.") from error
         self._listeners.check(found)
         # One that is still in the engines stands in the columns that it had.
-        return self._held.get(found.plan.digest, found)
+        held = self._held.get(found.plan.digest)
+        return replace(found, plan=held.plan) if held is not None else found
 
     async def _forget_released(self) -> None:
         """Ask the engines which plans they still keep; columns of all others are free."""
@@ -227,13 +231,16 @@ class Reloader:
             async with self._canaries.turn:
                 await self._ask("commit", {"digest": digest})
                 # From here on, without an await between: requests are signed under it.
-                self._running = found
-                self._frontend.adopt(found)
-                self._listeners.adopt(found)
+                self._adopt(found)
                 self._canaries.follow(proved)
         except ReloadFailedError:
             await self._take_back(digest)
             raise
+
+    def _adopt(self, found: Deployment) -> None:
+        self._running = found
+        self._frontend.adopt(found)
+        self._listeners.adopt(found)
 
     async def _take_back(self, digest: str) -> None:
         """As if nothing had been tried, as far as an engine still answers."""

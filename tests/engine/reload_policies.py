@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+KEY = "sk-operator"
 TRIGGER_PROMPT = "when: {detector: trigger, stage: prompt}"
 TRIGGER_STREAM = "when: {detector: trigger, stage: stream}"
 BLOCK = "Not under the first policy."
@@ -12,7 +15,7 @@ def policy(
     detectors: tuple[str, ...] = ("trigger",),
     directions: int = 4,
     tail: str = "",
-    on_gap: str = "block",
+    key: str = KEY,
 ) -> str:
     """A policy file of these rules over artifacts in the same folder."""
     entries = "\n".join(f"  - artifact: {name}.safetensors" for name in detectors)
@@ -23,13 +26,14 @@ detectors:
 {entries}
 policies:
   - name: default
-    on_gap: {on_gap}
+    on_gap: block
     on_uncalibrated: flag
     hold_back: 1
     expose: scores
     rules:
 {lines}
 reserve: {{directions: {directions}}}
+access: {{keys: [{{name: operators, key_sha256: {hashlib.sha256(key.encode()).hexdigest()}, scopes: [admin]}}]}}
 {tail}"""
 
 

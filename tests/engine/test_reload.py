@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import signal
 import time
 from collections.abc import Iterator
@@ -17,14 +18,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from probes.artifact import save_artifact
-from tests.engine.reload_policies import BLOCK, BLOCKING, CUTTING, FLAGGING, TRIGGER_PROMPT, policy
+from tests.engine.reload_policies import BLOCK, BLOCKING, CUTTING, FLAGGING, KEY, TRIGGER_PROMPT, policy
 from tests.engine.test_serving import GREEDY, metric
 from tests.support.server import Server, serving, telltale_command
 from tests.support.tiny import D_MODEL, TinyModel, save_linear, save_trigger
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-KEY = "sk-operator"
 OTHER = np.random.default_rng(11).standard_normal(D_MODEL)
 OTHER_RULE = "when: {detector: other, stage: prompt, above: {value: -1000000.0}}"
 BOTH = policy(
@@ -49,7 +49,7 @@ def folder(tiny: TinyModel) -> Path:
 @pytest.fixture(scope="module")
 def started(tiny: TinyModel, folder: Path) -> Iterator[Server]:
     """One server for all of this file: a start takes longer than the tests."""
-    command = telltale_command(tiny.path, folder / "policy.yaml", "--watch-policy", "--api-key", KEY)
+    command = telltale_command(tiny.path, folder / "policy.yaml", "--watch-policy")
     with serving(command, folder / "server.log") as found:
         yield found
 
@@ -63,8 +63,8 @@ def server(started: Server, folder: Path) -> Server:
     return started
 
 
-def call(server: Server, method: str, path: str, **settings: Any) -> httpx.Response:
-    headers = {"authorization": f"Bearer {KEY}", **settings.pop("headers", {})}
+def call(server: Server, method: str, path: str, *, key: str = KEY, **settings: Any) -> httpx.Response:
+    headers = {"authorization": f"Bearer {key}", **settings.pop("headers", {})}
     return httpx.request(method, f"{server.url}/telltale/v1{path}", headers=headers, timeout=60, **settings)
 
 
@@ -73,7 +73,7 @@ def put(server: Server, text: str) -> httpx.Response:
 
 
 def ask(server: Server, content: str, *, salt: str | None = None) -> Any:
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=120)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
     messages: Any = [{"role": "user", "content": content}]
     extra = {**GREEDY["extra_body"], **({"cache_salt": salt} if salt is not None else {})}
     settings = {**GREEDY, "extra_body": extra}
@@ -119,6 +119,15 @@ def test_without_a_key_nobody_may_ask_or_change(started: Server) -> None:
         for headers in ({}, {"authorization": "Bearer sk-nobody"}):
             url = f"{started.url}/telltale/v1{path}"
             assert httpx.request(method, url, headers=headers, content=FLAGGING).status_code == 401
+
+
+def test_keys_are_taken_over_with_the_policy_that_names_them(server: Server) -> None:
+    other = BLOCKING.replace(hashlib.sha256(KEY.encode()).hexdigest(), hashlib.sha256(b"sk-new").hexdigest())
+    assert put(server, other).json()["outcome"] == "applied"
+    assert put(server, BLOCKING).status_code == 401
+    assert call(server, "GET", "/policy", key="sk-new").json()["policy"] == other
+    assert call(server, "POST", "/policy/rollback", key="sk-new").json()["outcome"] == "applied"
+    assert call(server, "GET", "/policy").json()["policy"] == BLOCKING
 
 
 def test_a_wrong_file_changes_nothing_and_says_why_as_check_does(server: Server, tiny: TinyModel, folder: Path) -> None:
@@ -253,7 +262,7 @@ def test_under_load_every_verdict_is_that_of_one_policy(server: Server, tiny: Ti
 
     async def run() -> None:
         stop = asyncio.Event()
-        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=120)
+        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
         workers = [asyncio.create_task(ask_until(client, stop, worker)) for worker in range(16)]
         await change()
         stop.set()
@@ -282,7 +291,7 @@ def test_under_load_every_verdict_is_that_of_one_policy(server: Server, tiny: Ti
 
 def test_a_stream_that_runs_keeps_the_policy_that_it_began_with(server: Server, tiny: TinyModel) -> None:
     assert put(server, CUTTING).json()["outcome"] == "applied"
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=120)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
     messages: Any = [{"role": "user", "content": "Tell me something please"}]
     settings: dict[str, Any] = {"logit_bias": {str(tiny.trigger): -100}}
     stream = client.chat.completions.create(

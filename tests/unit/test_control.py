@@ -1,4 +1,4 @@
-"""The routes of the policy, over a real application: who is let in, and what is shown."""
+"""The routes of the policy: what they need, and what is shown."""
 
 from __future__ import annotations
 
@@ -6,52 +6,38 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from serving.api.control import Keys, control_routes, without_passwords
+from monitor.access import KeyScope
+from serving.api.control import control_routes, without_passwords
+from serving.api.paths import need_of
 
 ROUTES = [
-    ("GET", "/policy"),
-    ("PUT", "/policy"),
-    ("POST", "/policy/reload"),
-    ("GET", "/policy/history"),
-    ("GET", "/policy/history/0"),
-    ("POST", "/policy/rollback"),
+    ("GET", "/policy", KeyScope.OBSERVE),
+    ("PUT", "/policy", KeyScope.ADMIN),
+    ("POST", "/policy/reload", KeyScope.ADMIN),
+    ("GET", "/policy/history", KeyScope.OBSERVE),
+    ("GET", "/policy/history/0", KeyScope.OBSERVE),
+    ("POST", "/policy/rollback", KeyScope.ADMIN),
 ]
-
-
-def app_with(*keys: str) -> FastAPI:
-    app, held = FastAPI(), Keys()
-    held.accept(keys)
-    app.include_router(control_routes(lambda: None, held))
-    return app
-
-
-async def status(app: FastAPI, method: str, path: str, key: str | None) -> int:
-    headers = {"authorization": key} if key is not None else {}
-    transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-        return (await client.request(method, f"/telltale/v1{path}", headers=headers)).status_code
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_only_a_key_of_the_server_lets_in(method: str, path: str) -> None:
-    app = app_with("sk-one", "sk-two")
-    for key in ("Bearer sk-one", "bearer sk-two"):
-        assert await status(app, method, path, key) == 503  # let in: the server is starting
-    for key in (None, "", "Bearer ", "Bearer sk-three", "sk-one", "Basic sk-one"):
-        assert await status(app, method, path, key) == 401
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_a_server_without_keys_lets_nobody_in(method: str, path: str) -> None:
-    for key in (None, "Bearer ", "Bearer anything"):
-        assert await status(app_with(), method, path, key) == 403
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
+async def test_each_route_is_there_and_on_the_list_of_what_needs_a_key(method: str, path: str, scope: KeyScope) -> None:
+    app = FastAPI()
+    app.include_router(control_routes(lambda: None))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://server") as client:
+        answer = await client.request(method, f"/telltale/v1{path}")
+    assert (answer.status_code, answer.json()) == (503, {"detail": "the server is starting"})
+    need = need_of(method, f"/telltale/v1{path}")
+    assert need is not None
+    assert scope in need.scopes
+    assert KeyScope.INFER not in need.scopes
+    assert (KeyScope.OBSERVE in need.scopes) == (scope is KeyScope.OBSERVE)
 
 
 @pytest.mark.parametrize(

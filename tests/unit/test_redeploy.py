@@ -200,7 +200,12 @@ class TestHistory:
             history.add(self.entry(history.next_number, "x", "a", ReloadOutcome.REFUSED))
         assert [entry.number for entry in history] == [0, 8, 9]
         assert history.running.number == 0
+        history.add(self.entry(history.next_number, "b", "a"))
+        for _ in range(9):
+            history.add(self.entry(history.next_number, "x", "b", ReloadOutcome.REFUSED))
+        assert [entry.number for entry in history] == [0, 10, 19]
+        assert history.target(None).number == 0
 
     def test_at_the_start_there_is_nothing_to_go_back_to(self) -> None:
-        with pytest.raises(HistoryError, match="nothing is known that ran before"):
+        with pytest.raises(HistoryError, match="nothing ran before"):
             History(self.entry(0, "a", "a")).target(None)
