@@ -66,13 +66,13 @@ class Generations:
     def discard(self, digest: str) -> None:
         """A plan that was added is not wanted after all. One that has requests, or is current, stays."""
         monitor = self._monitors.get(digest)
-        if monitor is not None and monitor is not self._current and not monitor.num_live:
+        if monitor is not None and monitor is not self._current and not self._has_requests(monitor):
             self._forget(digest)
 
     def release(self) -> None:
         """Forget the plans that were replaced some time ago and have no request left."""
         for name, since in list(self._replaced.items()):
-            if not self._monitors[name].num_live and self._clock() - since >= GRACE_SECONDS:
+            if not self._has_requests(self._monitors[name]) and self._clock() - since >= GRACE_SECONDS:
                 self._forget(name)
 
     @property
@@ -182,6 +182,9 @@ class Generations:
         """The monitors of these requests, each once."""
         found = (self._of[name] for name in request_ids if name in self._of)
         return list({id(monitor): monitor for monitor in found}.values())
+
+    def _has_requests(self, monitor: Monitor) -> bool:
+        return any(owner is monitor for owner in self._of.values())
 
     def _forget(self, digest: str) -> None:
         self._left.add(self._monitors.pop(digest).take_tally())

@@ -281,11 +281,6 @@ class Monitor:
         """Counts since the call before."""
         return self._judge.take_tally()
 
-    @property
-    def num_live(self) -> int:
-        """How many requests are live."""
-        return len(self._live)
-
     def finish(self, request_id: str, *, num_positions: int, sampled: int, aborted: bool) -> Ended | None:
         """End a request.
 

@@ -117,6 +117,7 @@ class TapSet:
             digests[str(tap)] = matrix.digest()
         return digests
 
+    @torch.inference_mode()
     def write(self, tap: Tap, columns: Sequence[int], weight: torch.Tensor, bias: torch.Tensor) -> list[str] | None:
         """Put directions into columns that nothing reads yet, between two steps.
 
