@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vllm.v1.engine import EngineCoreOutputs
 
 from monitor.generations import GRACE_SECONDS, Generations, part_of
 from monitor.monitor import Monitor, StepReadouts
@@ -18,6 +20,9 @@ from monitor.types import Gap
 from probes.card import Format, Stage
 from probes.columns import NoRoomError, Room, union
 from probes.taps import Tap
+from serving.engine.carrier import take_reports
+from serving.engine.records import Records
+from serving.engine.reporting import Reporting
 from tests.unit.artifacts import (
     D_MODEL,
     NUM_LAYERS,
@@ -270,3 +275,52 @@ def test_a_tap_that_is_not_in_place_is_named() -> None:
     with pytest.raises(NoRoomError, match=r"resid_post\.0 is to be read.*started with resid_post\.2") as caught:
         plan_of(("a",), Room((Tap(2),)))
     assert caught.value.setting == "detectors"
+
+
+def test_reports_of_one_step_say_of_each_request_what_its_own_plan_calls_it() -> None:
+    engine = Engine()
+    old = engine.generations.plan
+    reporting, records = Reporting(engine.generations), Records(old)
+
+    def step(outputs: dict[int, EngineCoreOutputs]) -> None:
+        requests: Any = {}
+        reporting.attach(outputs, list(engine.live), requests)
+        records.take_in(*take_reports(outputs[0].outputs)[0])
+
+    def admit(name: str) -> Any:
+        engine.begin(name, 2)
+        request: Any = SimpleNamespace(request_id=name, client_index=0)
+        reporting.admit(request)
+        return request
+
+    first = admit("old")
+    engine.reload(("c",))
+    new = engine.generations.plan
+    records.hold({old.digest: old, new.digest: new})
+    admit("new")
+    activations = np.zeros((2, D_MODEL), dtype=np.int64)
+    activations[1, 0] = 3  # what "a" reads, which the first plan flags in prompts
+    engine.step({"old": activations, "new": activations})
+    step({0: EngineCoreOutputs()})
+    assert [record.plan for name in ("old", "new") if (record := records.get(name))] == [old, new]
+    said = {name: records.get(name).describe() for name in ("old", "new")}  # type: ignore[union-attr]
+    assert {name: part["detectors"][0]["name"] for name, part in said.items()} == {"old": "a", "new": "c"}
+    assert {name: (part["action"], part["rule"]) for name, part in said.items()} == {
+        "old": ("flag", "prompt-a"), "new": ("allow", None),
+    }  # fmt: skip
+    # It ends, and its plan is forgotten before anybody is told: what is told is still said of its own plan.
+    ended = engine.generations.finish("old", num_positions=3, sampled=1, aborted=False)
+    del engine.live["old"]
+    reporting.end(first, ended)
+    engine.now += 100
+    engine.generations.release()
+    assert list(engine.generations.plans) == [new.digest]
+    step({0: EngineCoreOutputs()})
+    record = records.get("old")
+    assert record is not None
+    assert (record.ended, record.plan, record.describe()["rule"]) == (True, old, "prompt-a")
+    step({0: EngineCoreOutputs()})
+    assert records.get("old") is None
+    records.hold({})
+    with pytest.raises(KeyError):
+        step({0: EngineCoreOutputs()})
