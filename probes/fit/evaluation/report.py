@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from probes.card import Calibration, Format
-from probes.fit.evaluation.baselines import TfIdfPeer
+from probes.fit.evaluation.baselines import TextPeer
 from probes.fit.evaluation.controls import Control
 from probes.fit.evaluation.cross_source import FoldScores, in_distribution, leave_one_out, peer_scores, random_folds
 from probes.fit.evaluation.evaluate import ScoredRows, at_threshold, compare, labels_of, limits_of, trivial_in
@@ -36,7 +36,14 @@ class Trained:
     home: Mapping[Format, Home]
 
 
-def training_rows(session: FitSession, choice: Choice, folds: Sequence[Fold], formats: Sequence[Format]) -> Trained:
+def training_rows(
+    session: FitSession,
+    choice: Choice,
+    folds: Sequence[Fold],
+    formats: Sequence[Format],
+    *,
+    peers: Sequence[TextPeer],
+) -> Trained:
     """Each source of positives held out in turn; layer, aggregate and fitter were chosen on these same folds.
 
     Beside it stands the same fit on a careless split: the distance between the two is what tells a shortcut.
@@ -46,17 +53,18 @@ def training_rows(session: FitSession, choice: Choice, folds: Sequence[Fold], fo
         choice: its scores are those of every fold in the first format, then in the next.
         folds: splits of the training rows.
         formats: that were trained on.
+        peers: the text-only classifiers that it is held against.
     """
     rows, seed = session.data.train, session.recipe.seed
-    texts = peer_scores([TfIdfPeer()], rows, folds)
+    texts = peer_scores(peers, rows, folds)
     careless = random_folds(rows, seed=seed)
     report: dict[str, Any] = {}
     homes = {}
     for copy, text_format in enumerate(formats):
         scores = choice.fold_scores[copy * len(folds) : (copy + 1) * len(folds)]
         found = [
-            FoldScores(fold=fold, detector=statistics, peers=peers)
-            for fold, statistics, peers in zip(folds, scores, texts, strict=True)
+            FoldScores(fold=fold, detector=statistics, peers=read)
+            for fold, statistics, read in zip(folds, scores, texts, strict=True)
         ]
         report[text_format.value] = {
             each.fold.name: compare(
@@ -85,6 +93,7 @@ def development(
     *,
     controls: Mapping[Control, Sequence[Probe]],
     trained: Trained,
+    peers: Sequence[TextPeer],
 ) -> dict[str, Any]:
     """The finished detector on rows of other sources, in the format of one calibration.
 
@@ -95,6 +104,7 @@ def development(
         calibration: its threshold.
         controls: probes that cannot know anything.
         trained: what the training rows tell.
+        peers: the text-only classifiers that it is held against.
     """
     recipe, data = session.recipe, session.data
     home = trained.home.get(calibration.format, Home())
@@ -109,7 +119,7 @@ def development(
         return report
     read = session.read(rows, calibration.format, "development rows")
     statistics = statistics_of(probe, read, candidate)
-    texts = TfIdfPeer().scores(data.train, rows)
+    texts = {peer.control: peer.scores(data.train, rows) for peer in peers}
     place = {id(example): i for i, example in enumerate(rows)}
     drawn = {name: [statistics_of(each, read, candidate) for each in probes] for name, probes in controls.items()}
     tolerance = recipe.development.length_tolerance
@@ -128,7 +138,7 @@ def development(
             ScoredRows(
                 examples=examples,
                 scores=statistics[index],
-                peers={Control.TF_IDF: texts[index]},
+                peers={control: scores[index] for control, scores in texts.items()},
                 bands={control: [scores[index] for scores in some] for control, some in drawn.items()},
             ),
             seed=recipe.seed,
