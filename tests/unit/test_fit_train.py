@@ -103,6 +103,11 @@ def test_train_and_serve(model_dir: Path, recipe: Path, tmp_path: Path) -> None:
     # The second text-only peer stands wherever the first does; it finds a word too.
     tables = [*loaded.card.evaluation["leave_one_source_out"]["raw"].values(), report]
     assert all(table["bag_of_embeddings"]["auroc"][0] > 0.9 for table in tables)
+    # So do the probes that cannot know anything: random directions lie around chance, on both sides of it.
+    for table in tables:
+        middle, low, high = table["random_direction"]["auroc"]
+        assert low < 0.4 < middle < 0.6 < high
+        assert table["shuffled_labels"]["auroc"][0] < 0.8 < table["probe"]["auroc"][0]
     assert loaded.card.evaluation["chat"]["at_threshold"]["pairs"]["fired_positive"][1] == 40
     # A word is in the text: TF-IDF finds it too, on a careless split the fit is as good as elsewhere.
     assert loaded.card.evaluation["chat"]["in_distribution"]["auroc"][0] > 0.9

@@ -14,10 +14,11 @@ from probes.fit.evaluation.controls import Control
 from probes.fit.evaluation.cross_source import FoldScores, in_distribution, leave_one_out, peer_scores, random_folds
 from probes.fit.evaluation.evaluate import ScoredRows, at_threshold, compare, labels_of, limits_of, trivial_in
 from probes.fit.evaluation.evaluation import SplitPolicy
+from probes.fit.evaluation.fold_controls import fold_controls
 from probes.fit.evaluation.weigh import Home, weigh, weigh_folds
 from probes.fit.rows.split import Fold, length_matched_pairs
-from probes.fit.training.linear_probe import Float64
-from probes.fit.training.search import Candidate, Choice, Probe, score_values
+from probes.fit.training.linear_probe import Float64, Labels
+from probes.fit.training.search import Candidate, Choice, Features, Probe, score_values
 from probes.fit.training.session import FitSession, statistics_of
 
 __all__ = ["Trained", "development", "training_rows"]
@@ -58,6 +59,7 @@ def training_rows(
     rows, seed = session.data.train, session.recipe.seed
     texts = peer_scores(peers, rows, folds)
     careless = random_folds(rows, seed=seed)
+    setting, labels = choice.fitted, labels_of(rows)
     report: dict[str, Any] = {}
     homes = {}
     for copy, text_format in enumerate(formats):
@@ -66,16 +68,23 @@ def training_rows(
             FoldScores(fold=fold, detector=statistics, peers=read)
             for fold, statistics, read in zip(folds, scores, texts, strict=True)
         ]
+        features = session.features(rows, text_format, setting, "training rows")
+        controls = fold_controls(setting, features, labels, folds, seed=seed)
         report[text_format.value] = {
             each.fold.name: compare(
-                ScoredRows(examples=[rows[i] for i in each.fold.test], scores=each.detector, peers=each.peers),
+                ScoredRows(
+                    examples=[rows[i] for i in each.fold.test],
+                    scores=each.detector,
+                    peers=each.peers,
+                    bands=bands,
+                ),
                 seed=seed,
             ).card()
-            for each in found
+            for each, bands in zip(found, controls, strict=True)
         }
         at_random = [
             FoldScores(fold=fold, detector=statistics, peers={})
-            for fold, statistics in zip(careless, _fold_scores(session, choice, careless, text_format), strict=True)
+            for fold, statistics in zip(careless, _fold_scores(setting, features, labels, careless), strict=True)
         ]
         homes[text_format] = Home(
             leave_one_out=leave_one_out(rows, found, seed=seed),
@@ -163,11 +172,8 @@ def development(
     return report
 
 
-def _fold_scores(session: FitSession, choice: Choice, folds: Sequence[Fold], text_format: Format) -> list[Float64]:
+def _fold_scores(setting: Candidate, features: Features, labels: Labels, folds: Sequence[Fold]) -> list[Float64]:
     """For each fold, its test rows by the chosen fit on its training rows, on what it is fitted on."""
-    setting = choice.fitted
-    features = session.features(session.data.train, text_format, setting, "training rows")
-    labels = labels_of(session.data.train)
     found = []
     for fold in folds:
         probe = setting.fit(features.some(fold.train), labels[list(fold.train)])
