@@ -103,7 +103,7 @@ class TelltaleEndpoints:
         if self._audit is not None:
             frontend.enter_into(self._audit.ledger)
             atexit.register(frontend.abandon)  # before the trail is closed: what was registered last is called first
-        exporter.canary_passed(canaries.seconds)
+        exporter.canary_passed(canaries.seconds, canaries.deviation)
 
         def engine_ended() -> None:
             exporter.not_ready()

@@ -36,6 +36,7 @@ class Canaries:
     Attributes:
         failure: why the newest round did not pass; None if it did. Before the first round: that none came.
         seconds: that the newest round took.
+        deviation: largest difference of its scores from the cards', as a share of what is allowed.
     """
 
     def __init__(self, engine: Any, frontend: Frontend) -> None:
@@ -49,6 +50,7 @@ class Canaries:
         )
         self.failure: Failed | None = Failed(CanaryFailure.MISSING, "canary: none has been sent yet")
         self.seconds = 0.0
+        self.deviation = 0.0
 
     async def round(self) -> Failed | None:
         """Send every prompt to every engine, and note in ``failure`` what they say.
@@ -79,7 +81,7 @@ class Canaries:
                 exporter.not_ready()
                 return
             if failure is None:
-                exporter.canary_passed(self.seconds)
+                exporter.canary_passed(self.seconds, self.deviation)
             else:
                 exporter.canary_failed(failure.reason)
                 self._frontend.canary_failed(failure)
@@ -94,6 +96,7 @@ class Canaries:
         statuses = await self._ask()
         if statuses is None:
             return self._no_answer()
+        self.deviation = max(float(status["deviation"]) for status in statuses)
         for rank, status in enumerate(statuses):
             if status["failure"] is not None:
                 return _failed(status["failure"], rank, of=len(statuses))

@@ -21,6 +21,7 @@ class WorkerReadouts:
         positions: (n,) int64, absolute token positions.
         readouts: (n, width of the bank) float32.
         doses: (n, steers) float32, how far each steer moved a row; None in a step in which nothing was steered.
+        seconds: that it took to get them out of the worker's buffers, beside what vLLM does anyway.
     """
 
     request_ids: list[str]
@@ -28,3 +29,4 @@ class WorkerReadouts:
     positions: npt.NDArray[np.int64]
     readouts: npt.NDArray[np.float32]
     doses: npt.NDArray[np.float32] | None = None
+    seconds: float = 0.0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
 from monitor.monitor import Ended, Monitor
 from monitor.report import encode_report, make_report, take_tally
+from monitor.types import Phase
 from serving.engine.carrier import CARRIER_ID
 
 if TYPE_CHECKING:
@@ -20,15 +23,19 @@ class Reporting:
 
     Args:
         monitor: what is reported on.
+        held: tells how many outputs are held back.
     """
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(self, monitor: Monitor, held: Callable[[], int] = lambda: 0) -> None:
         self._monitor = monitor
+        self._held = held
         self._clients: dict[str, int] = {}
         self._ended: dict[int, list[Ended]] = {}
         # Requests that the API process knows of and need not hear of again before they end.
         self._settled: set[str] = set()
         self._seconds: list[float] = []
+        self._overhead: defaultdict[str, list[float]] = defaultdict(list)
+        self._judged = 0.0
 
     def admit(self, request: Request) -> None:
         """A request has come; whoever sent it will hear of it."""
@@ -46,9 +53,20 @@ class Reporting:
         if ended is not None:
             self._ended.setdefault(client, []).append(ended)
 
-    def took(self, seconds: float) -> None:
-        """A step has been judged in so many seconds."""
+    def took(self, seconds: float, *, transfer: float | None = None) -> None:
+        """A step has been judged in so many seconds.
+
+        Args:
+            seconds: from its readouts to its decisions.
+            transfer: that the readouts took to get out of the worker's buffers; None if they were lost.
+        """
         self._seconds.append(seconds)
+        judged = self._monitor.tally.policy_seconds
+        policy, self._judged = judged - self._judged, judged
+        self._overhead[Phase.POLICY].append(policy)
+        self._overhead[Phase.OBSERVE].append(max(0.0, seconds - policy))
+        if transfer is not None:
+            self._overhead[Phase.TRANSFER].append(transfer)
 
     def attach(
         self, outputs: dict[int, EngineCoreOutputs], step_ids: Sequence[str], requests: Mapping[str, Request]
@@ -60,6 +78,7 @@ class Reporting:
             step_ids: requests of the step.
             requests: vLLM's, those that live.
         """
+        began = time.perf_counter()
         by_client: dict[int, list[Any]] = {client: [] for client in self._ended}
         for request_id in step_ids:
             if request_id in self._settled:
@@ -71,9 +90,10 @@ class Reporting:
                     self._settled.add(request_id)
         if not by_client and step_ids and step_ids[0] in self._clients:
             by_client[self._clients[step_ids[0]]] = []
-        tally = take_tally(self._monitor, self._seconds) if by_client else None
-        if tally is not None:
-            self._seconds = []
+        tally = None
+        if by_client:
+            tally = take_tally(self._monitor, self._seconds, self._overhead, self._held())
+            self._seconds, self._overhead, self._judged = [], defaultdict(list), 0.0
         for client, told in by_client.items():
             ended = self._ended.pop(client, [])
             report = make_report(self._monitor, told, ended, tally)
@@ -81,6 +101,9 @@ class Reporting:
             carrier = EngineCoreOutput(request_id=CARRIER_ID, new_token_ids=[], routed_experts=encode_report(report))
             holder = outputs.setdefault(client, EngineCoreOutputs())
             holder.outputs = [carrier, *holder.outputs]
+        if step_ids:
+            # Told with the next step: this one's report is made.
+            self._overhead[Phase.REPORT].append(time.perf_counter() - began)
 
 
 def _ends_outside(request: Request | None) -> bool:

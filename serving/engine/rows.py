@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,13 +81,15 @@ class ReadoutCopy:
         Raises:
             RowError: the result is that of other requests, or rows are missing.
         """
+        began = time.perf_counter()
         self._copied.synchronize()
         del self._device
         readouts, positions, starts, *doses = self._host
         counts = np.diff(starts).astype(np.int64)
         self._check(output.req_ids, counts)
         told = doses[0] if doses else None
-        found = WorkerReadouts(self._rows.request_ids, counts, positions.astype(np.int64), readouts, told)
+        seconds = time.perf_counter() - began
+        found = WorkerReadouts(self._rows.request_ids, counts, positions.astype(np.int64), readouts, told, seconds)
         setattr(output, ATTRIBUTE, found)
         return output
 

@@ -53,7 +53,7 @@ class MonitoredScheduler(Scheduler):
         self._heartbeat = Heartbeat(
             deployment.plan, deployment.file.config.canary, vocab=self.vllm_config.model_config.get_vocab_size()
         )
-        self._reporting = Reporting(self._monitor)
+        self._reporting = Reporting(self._monitor, self._hold_back.count)
         # Scored positions of requests before their cached prefixes were replayed, until their step is judged.
         self._before_replay: dict[str, int] = {}
         ahead = bool(self.vllm_config.scheduler_config.async_scheduling)
@@ -152,7 +152,9 @@ class MonitoredScheduler(Scheduler):
         if step_ids:
             started = time.perf_counter()
             self._observe(scheduler_output, model_runner_output)
-            self._reporting.took(time.perf_counter() - started)
+            readouts = getattr(model_runner_output, ATTRIBUTE, None)
+            transfer = readouts.seconds if isinstance(readouts, WorkerReadouts) else None
+            self._reporting.took(time.perf_counter() - started, transfer=transfer)
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         for client in outputs.values():
             client.outputs = [

@@ -9,6 +9,7 @@ from textwrap import indent
 import pytest
 from typer.testing import CliRunner
 
+from monitor.alert_entry import AlertEntry
 from monitor.config import CanarySettings, Config, DetectorEntry, Policy, Reserve, SteerEntry
 from monitor.rule import Do, Rollout, Rule
 from monitor.tenants import Tenant
@@ -31,7 +32,7 @@ policies:
 """
 MODELS = (
     *(Config, CanarySettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant),
-    *(Above, Limit, Weighed, *CONDITION_MODELS),
+    *(Above, AlertEntry, Limit, Weighed, *CONDITION_MODELS),
 )
 
 
