@@ -158,8 +158,9 @@ OBSERVE_SECONDS = Metric(
 OVERHEAD_SECONDS = Metric(
     "telltale_overhead_seconds",
     MetricType.HISTOGRAM,
-    "Time that one step spends on being monitored, by phase: transfer (readouts to the scheduler), observe (scores and "
-    "aggregates), policy (rules), report (what the API process is told), api (what it makes of it).",
+    "Time that one step spends on being monitored, by phase: tap (in the forward pass; told by eager passes on a CPU), "
+    "transfer (readouts to the scheduler), observe (scores and aggregates), policy (rules), report (telling the API "
+    "process), api (what that makes of it).",
     ("phase",),
     SECONDS_BUCKETS,
 )

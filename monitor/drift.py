@@ -93,13 +93,15 @@ class ScoreDrift:
 def _merged(masses: Float64) -> npt.NDArray[np.intp]:
     """The group of each bin: both ends by themselves, what lies between them in groups of about equal mass."""
     inner = masses[1:-1]
+    limit = inner.sum() / _GROUPS - 1e-9
     groups, full, mass = np.zeros(len(masses), dtype=np.intp), 0, 0.0
     for place, part in enumerate(inner, start=1):
+        if part > 0 and mass >= limit:
+            full, mass = full + 1, 0.0
         groups[place] = 1 + full
         mass += float(part)
-        if mass >= inner.sum() / _GROUPS - 1e-9:
-            full, mass = full + 1, 0.0
-    groups[groups == 1 + full] = full  # what is left over behind the last full group
+    if full and mass < limit:
+        groups[groups == 1 + full] = full
     groups[-1] = groups.max() + 1
     return groups
 

@@ -66,8 +66,10 @@ class Skip(StrEnum):
 
 
 class Phase(StrEnum):
-    """What a step spends time on because it is monitored. What taps cost in the pass itself, only a benchmark tells."""
+    """What a step spends time on because it is monitored."""
 
+    TAP = "tap"
+    """Reading, inside the forward pass; told where the pass runs on a CPU and is not compiled, nobody can elsewhere."""
     TRANSFER = "transfer"
     """Readouts leave the worker's buffers for the scheduler."""
     OBSERVE = "observe"

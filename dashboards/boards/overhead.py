@@ -49,7 +49,7 @@ OVERHEAD = Board(
                         ),
                     ),
                     Unit.SECONDS,
-                    "95% of the steps. What the taps cost inside the forward pass, `telltale bench` measures.",
+                    "95% of the steps. What taps cost inside a compiled pass or on a GPU, `telltale bench` measures.",
                 ),
                 Panel(
                     "Held back",

@@ -17,6 +17,8 @@ from serving.engine.carrier import CARRIER_ID
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
+    from serving.engine.readouts import WorkerReadouts
+
 
 class Reporting:
     """Reports of one engine, carried by its outputs.
@@ -53,20 +55,22 @@ class Reporting:
         if ended is not None:
             self._ended.setdefault(client, []).append(ended)
 
-    def took(self, seconds: float, *, transfer: float | None = None) -> None:
+    def took(self, seconds: float, readouts: WorkerReadouts | None = None) -> None:
         """A step has been judged in so many seconds.
 
         Args:
             seconds: from its readouts to its decisions.
-            transfer: that the readouts took to get out of the worker's buffers; None if they were lost.
+            readouts: they say what they cost before; None if they were lost.
         """
         self._seconds.append(seconds)
         judged = self._monitor.tally.policy_seconds
         policy, self._judged = judged - self._judged, judged
         self._overhead[Phase.POLICY].append(policy)
         self._overhead[Phase.OBSERVE].append(max(0.0, seconds - policy))
-        if transfer is not None:
-            self._overhead[Phase.TRANSFER].append(transfer)
+        if readouts is not None:
+            self._overhead[Phase.TRANSFER].append(readouts.seconds)
+            if readouts.tap_seconds is not None:
+                self._overhead[Phase.TAP].append(readouts.tap_seconds)
 
     def attach(
         self, outputs: dict[int, EngineCoreOutputs], step_ids: Sequence[str], requests: Mapping[str, Request]

@@ -135,7 +135,7 @@ class TappedRunner(GPUModelRunner):
         if isinstance(output, AsyncModelRunnerOutput):
             return AsyncOutputWithReadouts(output, rows, found, seconds=time.perf_counter() - began)
         if isinstance(output, ModelRunnerOutput):
-            return _attach(output, rows, found, began=began)
+            return _attach(output, rows, found, began=began, taps=taps.take_seconds())
         return output
 
     def _with_readouts(self, sent: IntermediateTensors) -> IntermediateTensors:
@@ -147,12 +147,14 @@ class TappedRunner(GPUModelRunner):
         return self.telltale_taps.collect(num_rows, self._telltale_upstream)
 
 
-def _attach(output: ModelRunnerOutput, rows: _Rows, found: _Found, *, began: float) -> ModelRunnerOutput:
-    """Attach what has reached the host, and since ``began`` how long that took."""
+def _attach(
+    output: ModelRunnerOutput, rows: _Rows, found: _Found, *, began: float, taps: float | None = None
+) -> ModelRunnerOutput:
+    """Attach what has reached the host, how long that took since ``began``, and what the taps took before."""
     doses = found.doses.numpy() if found.doses is not None else None
     positions, readouts = found.positions.numpy(), found.readouts.numpy()
     seconds = time.perf_counter() - began
-    sent = WorkerReadouts(rows.request_ids, rows.counts, positions, readouts, doses, seconds)
+    sent = WorkerReadouts(rows.request_ids, rows.counts, positions, readouts, doses, seconds, taps)
     setattr(output, ATTRIBUTE, sent)
     return output
 

@@ -152,9 +152,7 @@ class MonitoredScheduler(Scheduler):
         if step_ids:
             started = time.perf_counter()
             self._observe(scheduler_output, model_runner_output)
-            readouts = getattr(model_runner_output, ATTRIBUTE, None)
-            transfer = readouts.seconds if isinstance(readouts, WorkerReadouts) else None
-            self._reporting.took(time.perf_counter() - started, transfer=transfer)
+            self._reporting.took(time.perf_counter() - started, getattr(model_runner_output, ATTRIBUTE, None))
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         for client in outputs.values():
             client.outputs = [

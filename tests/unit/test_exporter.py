@@ -51,9 +51,10 @@ def plan(tmp_path: Path) -> Plan:
 
 
 class Run:
-    """A scripted run into a registry."""
+    """A scripted run into a registry; scores are those of the first detector, any other sees 0.5."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, columns: int = 2) -> None:
+        self.columns = columns
         self.registry = CollectorRegistry()
         self.exporter = Exporter(plan, self.registry)
         AuditMetrics(self.registry)
@@ -68,7 +69,7 @@ class Run:
             name, num_prompt=len(prompt), policy=None, fmt=Format.CHAT, prompt=known, subjects=Subjects(tenant)
         )
         for start, scores in ((0, prompt), *((len(prompt) + n, [score]) for n, score in enumerate(reply))):
-            rows = self.script.rows([[score, 0.5] for score in scores])
+            rows = self.script.rows([[score, 0.5][: self.columns] for score in scores])
             self.monitor.observe(self.script.step([(name, range(start, start + len(scores)), rows)]))
             going = self.monitor.get(name)
             assert going is not None
@@ -146,6 +147,7 @@ def test_overhead_is_told_by_phase(plan: Plan) -> None:
     run.exporter.took(4e-4)
     spent = {phase: run.value("telltale_overhead_seconds_sum", phase=phase.value) for phase in Phase}
     assert spent == {
+        Phase.TAP: 0,
         Phase.TRANSFER: 0,
         Phase.OBSERVE: 2e-4,
         Phase.POLICY: 1e-4,
