@@ -14,11 +14,10 @@ from monitor.check import Check
 from monitor.compiled import CompiledPolicy
 from monitor.drift_metrics import DriftMetrics
 from monitor.policy import Plan
-from monitor.report import EndedReport, StepReport, TallyReport
-from monitor.score_histograms import ScoreHistograms
+from monitor.report import EndedReport, StepReport, TallyReport, Trail
+from monitor.score_histograms import Labels, ScoreHistograms, labels_of
 from monitor.tenant_metrics import TenantMetrics
 from monitor.types import Action, ActionCode, Gap, Mode, Phase, PromptEvent, Skip
-from monitor.verdicts import AnyCheck
 from probes.card import Stage
 
 
@@ -34,12 +33,10 @@ class Exporter:
         self._plan = plan
         self._requests = _counter(catalogue.REQUESTS, registry)
         self._actions = _counter(catalogue.ACTIONS, registry)
-        labels = [_labels_of(check) for check in plan.checks]
-        self._labels = labels
-        self._scores = ScoreHistograms(plan, labels)
+        self._scores = ScoreHistograms()
         registry.register(self._scores)
-        self._drift = DriftMetrics(plan, labels, registry)
-        self._tenants = TenantMetrics(plan, registry)
+        self._drift = DriftMetrics(registry)
+        self._tenants = TenantMetrics(registry)
         self._fired = _counter(catalogue.DETECTOR_FIRED, registry)
         self._flagged = _counter(catalogue.FLAGGED, registry)
         self._delay = _histogram(catalogue.DETECTION_DELAY, registry)
@@ -59,28 +56,10 @@ class Exporter:
         self._canary_seconds = _gauge(catalogue.CANARY_SECONDS, registry, "max")
         self._canary_deviation = _gauge(catalogue.CANARY_DEVIATION, registry, "max")
         self._canary_failures = _counter(catalogue.CANARY_FAILURES, registry)
-        threshold = _gauge(catalogue.DETECTOR_THRESHOLD, registry)
-        target = _gauge(catalogue.RULE_TARGET_FPR, registry)
-        for policy in plan.policies:
-            owners = {number: rule.name for rule in policy.rules for number in rule.verdicts}
-            for position in policy.checks:
-                check, owner = plan.checks[position], owners.get(position, "")
-                self._fired.labels(*labels[position])
-                for fmt, value in check.thresholds.items():
-                    threshold.labels(owner, check.detector, check.stage.value, fmt.value, policy.name).set(value)
-        _gauge(catalogue.POLICY_INFO, registry).labels(plan.digest[:16]).set(1)
-        artifact = _gauge(catalogue.ARTIFACT_INFO, registry)
-        for name, card in plan.cards.items():
-            artifact.labels(name, card.kind, card.tensors_digest[:16]).set(1)
-            self._flagged.labels(name)
-        self._begin_at_zero(plan)
-        for policy in plan.policies:
-            self._begin(policy)
-            for rule in policy.rules:
-                for fmt, rate in rule.target_fpr.items():
-                    target.labels(rule.name, fmt.value, policy.name).set(rate)
-
-    def _begin_at_zero(self, plan: Plan) -> None:
+        self._threshold = _gauge(catalogue.DETECTOR_THRESHOLD, registry)
+        self._target = _gauge(catalogue.RULE_TARGET_FPR, registry)
+        self._info = _gauge(catalogue.POLICY_INFO, registry)
+        self._artifacts = _gauge(catalogue.ARTIFACT_INFO, registry)
         # A series that starts at zero makes the first gap or block a visible increase.
         for gap in Gap:
             self._gaps.labels(gap.value)
@@ -94,6 +73,27 @@ class Exporter:
             self._overhead.labels(phase.value)
         for steer in plan.steering.steers:
             self._steered.labels(steer.name)
+        self._show(plan)
+
+    def _show(self, plan: Plan) -> None:
+        self._info.labels(plan.digest[:16]).set(1)
+        self._drift.adopt(plan)
+        self._tenants.adopt(plan)
+        for name, card in plan.cards.items():
+            self._artifacts.labels(name, card.kind, card.tensors_digest[:16]).set(1)
+            self._flagged.labels(name)
+        for policy in plan.policies:
+            owners = {number: rule.name for rule in policy.rules for number in rule.verdicts}
+            for position in policy.checks:
+                check, owner = plan.checks[position], owners.get(position, "")
+                self._fired.labels(*labels_of(plan, position))
+                for fmt, value in check.thresholds.items():
+                    labels = owner, check.detector, check.stage.value, fmt.value, policy.name
+                    self._threshold.labels(*labels).set(value)
+            self._begin(policy)
+            for rule in policy.rules:
+                for fmt, rate in rule.target_fpr.items():
+                    self._target.labels(rule.name, fmt.value, policy.name).set(rate)
 
     def _begin(self, policy: CompiledPolicy) -> None:
         for action in Action:
@@ -128,7 +128,7 @@ class Exporter:
     def record(self, report: StepReport) -> None:
         """Count one report."""
         for ended in report.ended:
-            self._record_ended(ended)
+            self._record_ended(ended, self._plan)
         if report.tally is not None:
             self._record_tally(report.tally)
 
@@ -157,36 +157,37 @@ class Exporter:
                 histogram.observe(seconds)
         self._held.set(tally.held)
 
-    def _record_ended(self, ended: EndedReport) -> None:
+    def _record_ended(self, ended: EndedReport, plan: Plan) -> None:
         action = ActionCode(ended.decided.action).action if ended.decided is not None else Action.ALLOW
-        policy = self._plan.policies[ended.policy]
+        policy = plan.policies[ended.policy]
         self._requests.labels(action.value, policy.name).inc()
         # Two rules may judge one statistic by two thresholds: it counts once, and above either is above.
-        told, flagged = set(), set()
-        above = {self._labels[position] for position in policy.checks if ended.fired[position]}
+        statistics: dict[Labels, int] = {}
+        above: set[Labels] = set()
+        flagged: set[str] = set()
+        for position in policy.checks:
+            labels, check = labels_of(plan, position), plan.checks[position]
+            statistics.setdefault(labels, position)
+            if ended.fired[position]:
+                above.add(labels)
+                flagged |= {check.detector} if isinstance(check, Check) else set()
+        for position in statistics.values():
+            if math.isfinite(ended.statistics[position]):
+                self._scores.observe(plan, position, ended.statistics[position])
         for labels in above:
             self._fired.labels(*labels).inc()
-        for position in policy.checks:
-            statistic, check = ended.statistics[position], self._plan.checks[position]
-            if math.isfinite(statistic) and self._labels[position] not in told:
-                told.add(self._labels[position])
-                self._scores.observe(position, statistic)
-            if ended.fired[position] and isinstance(check, Check):
-                flagged.add(check.detector)
         for name in flagged:
             self._flagged.labels(name).inc()
         if ended.trail is not None:
-            for position, fired_at in ended.trail.fired_at.items():
-                check = self._plan.checks[position]
-                if check.stage is Stage.STREAM:
-                    delay = self._delay.labels(check.detector, check.statistic)
-                    delay.observe(fired_at - ended.trail.stream_from + 1)
-        self._tenants.ended(ended, action)
-        self._drift.ended(ended)
+            self._record_delays(ended.trail, plan)
+        self._tenants.ended(plan, ended, action)
+        self._drift.ended(plan, ended)
 
-
-def _labels_of(check: AnyCheck) -> tuple[str, str, str, str]:
-    return check.detector, check.stage.value, check.statistic, ",".join(check.segments or ())
+    def _record_delays(self, trail: Trail, plan: Plan) -> None:
+        for position, fired_at in trail.fired_at.items():
+            check = plan.checks[position]
+            if check.stage is Stage.STREAM:
+                self._delay.labels(check.detector, check.statistic).observe(fired_at - trail.stream_from + 1)
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:

@@ -15,41 +15,32 @@ from prometheus_client.registry import Collector
 from monitor import catalogue
 from monitor.policy import Plan
 
-Labels = tuple[str, ...]
+Labels = tuple[str, str, str, str]
 _LEVELS = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1)
 _BEYOND = (0.5, 1.0, 2.0)
 _DIGITS = 6
 
 
 class ScoreHistograms(Collector):
-    """The histograms of all checks of a plan; a series is there once the first request was judged by its check.
+    """The histograms of statistics; each is there once the first request was judged by its check.
 
-    Args:
-        plan: whose checks are counted.
-        labels: of each check, by its position.
+    A series keeps the buckets with which it began, also under a policy that is loaded later.
     """
 
-    def __init__(self, plan: Plan, labels: Sequence[Labels]) -> None:
-        self._labels = labels
-        self._buckets: dict[Labels, set[float]] = {}
-        for position, key in enumerate(labels):
-            self._buckets.setdefault(key, set()).update(_bounds(plan, position))
+    def __init__(self) -> None:
         self._series: dict[Labels, Histogram] = {}
 
-    def observe(self, position: int, statistic: float) -> None:
+    def observe(self, plan: Plan, position: int, statistic: float) -> None:
         """One more request.
 
         Args:
+            plan: that it was judged by.
             position: of the check.
             statistic: finite.
         """
-        key = self._labels[position]
+        key = labels_of(plan, position)
         if key not in self._series:
-            metric = catalogue.DETECTOR_SCORE
-            made = Histogram(
-                metric.name, metric.help, metric.labels, buckets=sorted(self._buckets[key]), registry=None
-            ).labels(*key)
-            self._series[key] = made
+            self._series[key] = _histogram(plan, key)
         self._series[key].observe(statistic)
 
     def describe(self) -> Iterable[Metric]:
@@ -66,6 +57,19 @@ class ScoreHistograms(Collector):
                 for sample in found.samples:
                     family.add_sample(sample.name, own | sample.labels, sample.value)
         return [family]
+
+
+def labels_of(plan: Plan, position: int) -> Labels:
+    """What tells the statistic of a check from others: two checks with two thresholds may be of one statistic."""
+    check = plan.checks[position]
+    return check.detector, check.stage.value, check.statistic, ",".join(check.segments or ())
+
+
+def _histogram(plan: Plan, key: Labels) -> Histogram:
+    metric = catalogue.DETECTOR_SCORE
+    positions = [position for position in range(len(plan.checks)) if labels_of(plan, position) == key]
+    buckets = {bound for position in positions for bound in _bounds(plan, position)}
+    return Histogram(metric.name, metric.help, metric.labels, buckets=sorted(buckets), registry=None).labels(*key)
 
 
 def _bounds(plan: Plan, position: int) -> Iterable[float]:

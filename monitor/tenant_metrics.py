@@ -18,15 +18,16 @@ class TenantMetrics:
     """Counts by tenant.
 
     Args:
-        plan: its tenants are the label values.
         registry: where the metrics are registered.
     """
 
-    def __init__(self, plan: Plan, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = _counter(catalogue.TENANT_REQUESTS, registry)
         self._rules = _counter(catalogue.TENANT_RULES, registry)
         self._tokens = _counter(catalogue.TENANT_TOKENS, registry)
-        self._names = frozenset(tenant.name for tenant in plan.tenants.values())
+
+    def adopt(self, plan: Plan) -> None:
+        """Let the series of a plan's tenants begin at zero."""
         policies = {policy.name: policy for policy in plan.policies}
         for tenant in plan.tenants.values():
             self._begin(tenant.name)
@@ -45,9 +46,10 @@ class TenantMetrics:
         for reserved in RESERVED_RULES:
             self._rules.labels(tenant, reserved)
 
-    def ended(self, report: EndedReport, action: Action) -> None:
-        """One more request, and the most severe action that was enforced on it."""
-        tenant = report.tenant if report.tenant in self._names else NOBODY
+    def ended(self, plan: Plan, report: EndedReport, action: Action) -> None:
+        """One more request of a plan, and the most severe action that was enforced on it."""
+        named = any(report.tenant == tenant.name for tenant in plan.tenants.values())
+        tenant = report.tenant if named else NOBODY
         self._requests.labels(tenant, action.value).inc()
         self._tokens.labels(tenant).inc(report.scored)
         for rule in report.trail.acted if report.trail is not None else ():

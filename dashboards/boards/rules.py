@@ -64,7 +64,7 @@ RULES = Board(
                         ),
                     ),
                     Unit.NUMBER,
-                    "Powers of ten that a fair bet against the promised rate has won; a little above 3 it counts as shown.",
+                    "Powers of ten that a fair bet against the promised rate has won; a little above 3 it is shown.",
                 ),
                 Panel(
                     "Tokens that were steered",
