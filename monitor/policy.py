@@ -227,9 +227,9 @@ def _digest(
     # What a kind computes behind the directions stands in its other tensors and its parameters.
     judged = [_judged(check) for check in checks]
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
-    # Where events are written, and whom they wake, decides nothing.
+    # Where events are written, whom they wake, and who is let in, decides nothing.
     alert = {"__all__": {"alert"}}
-    untold = {"audit": True, "detectors": alert, "policies": {"__all__": {"rules": alert}}}
+    untold = {"access": True, "audit": True, "detectors": alert, "policies": {"__all__": {"rules": alert}}}
     content = json.dumps([config.model_dump(mode="json", exclude=untold), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
 
