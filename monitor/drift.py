@@ -138,7 +138,8 @@ class AlarmRateTest:
     def _begin(self) -> None:
         self._begun = 0
         self._requests = 0
-        # Each row is a bet: its weight's logarithm, its requests, those that fired.
+        self._fired = 0
+        # Each column is a bet: its weight's logarithm, and the requests and firings that came before it.
         self._bets = np.zeros((3, 0))
 
     def add(self, *, fired: bool) -> bool:
@@ -150,10 +151,9 @@ class AlarmRateTest:
             self._begun += 1
             weight = -math.log(self._begun * (self._begun + 1))
             kept = self._bets[:, -(self._kept - 1) :]
-            self._bets = np.concatenate([kept, [[weight], [0.0], [0.0]]], axis=1)
+            self._bets = np.concatenate([kept, [[weight], [self._requests], [self._fired]]], axis=1)
         self._requests += 1
-        self._bets[1] += 1
-        self._bets[2] += fired
+        self._fired += fired
         if not fired or self.log_evidence() < self._needed:
             return False
         self._round += 1
@@ -167,9 +167,10 @@ class AlarmRateTest:
 
     def log_evidence(self) -> float:
         """Natural logarithm of E, since the last rejection."""
-        weights, requests, fired = self._bets
-        if not requests.size:
+        weights, requests_before, fired_before = self._bets
+        if not weights.size:
             return 0.0
+        requests, fired = self._requests - requests_before, self._fired - fired_before
         terms = weights + fired * self._gain + (requests - fired) * self._loss
         largest = float(terms.max())
         return largest + math.log(float(np.exp(terms - largest).sum()) / len(self._gain))

@@ -103,7 +103,7 @@ class _Watch:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.seen = 0
-        self.labels = [labels_of(plan, position) for position in range(len(plan.checks))]
+        self.labels = labels_of(plan)
         self.scores = {
             (self.labels[position], calibration.format): ScoreDrift(calibration.quantiles, calibration.num_benign)
             for position in range(len(plan.checks))

@@ -31,6 +31,7 @@ class Exporter:
 
     def __init__(self, plan: Plan, registry: CollectorRegistry) -> None:
         self._plan = plan
+        self._labels: dict[str, tuple[Labels, ...]] = {}
         self._requests = _counter(catalogue.REQUESTS, registry)
         self._actions = _counter(catalogue.ACTIONS, registry)
         self._scores = ScoreHistograms()
@@ -77,6 +78,7 @@ class Exporter:
 
     def _show(self, plan: Plan) -> None:
         self._info.labels(plan.digest[:16]).set(1)
+        self._labels[plan.digest] = labels_of(plan)
         self._drift.adopt(plan)
         self._tenants.adopt(plan)
         for name, card in plan.cards.items():
@@ -86,7 +88,7 @@ class Exporter:
             owners = {number: rule.name for rule in policy.rules for number in rule.verdicts}
             for position in policy.checks:
                 check, owner = plan.checks[position], owners.get(position, "")
-                self._fired.labels(*labels_of(plan, position))
+                self._fired.labels(*self._labels[plan.digest][position])
                 for fmt, value in check.thresholds.items():
                     labels = owner, check.detector, check.stage.value, fmt.value, policy.name
                     self._threshold.labels(*labels).set(value)
@@ -162,18 +164,19 @@ class Exporter:
         policy = plan.policies[ended.policy]
         self._requests.labels(action.value, policy.name).inc()
         # Two rules may judge one statistic by two thresholds: it counts once, and above either is above.
+        of = self._labels[plan.digest]
         statistics: dict[Labels, int] = {}
         above: set[Labels] = set()
         flagged: set[str] = set()
         for position in policy.checks:
-            labels, check = labels_of(plan, position), plan.checks[position]
+            labels, check = of[position], plan.checks[position]
             statistics.setdefault(labels, position)
             if ended.fired[position]:
                 above.add(labels)
                 flagged |= {check.detector} if isinstance(check, Check) else set()
-        for position in statistics.values():
+        for labels, position in statistics.items():
             if math.isfinite(ended.statistics[position]):
-                self._scores.observe(plan, position, ended.statistics[position])
+                self._scores.observe(plan, labels, ended.statistics[position])
         for labels in above:
             self._fired.labels(*labels).inc()
         for name in flagged:

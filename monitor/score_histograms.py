@@ -30,15 +30,14 @@ class ScoreHistograms(Collector):
     def __init__(self) -> None:
         self._series: dict[Labels, Histogram] = {}
 
-    def observe(self, plan: Plan, position: int, statistic: float) -> None:
+    def observe(self, plan: Plan, key: Labels, statistic: float) -> None:
         """One more request.
 
         Args:
             plan: that it was judged by.
-            position: of the check.
+            key: labels of the check.
             statistic: finite.
         """
-        key = labels_of(plan, position)
         if key not in self._series:
             self._series[key] = _histogram(plan, key)
         self._series[key].observe(statistic)
@@ -59,15 +58,16 @@ class ScoreHistograms(Collector):
         return [family]
 
 
-def labels_of(plan: Plan, position: int) -> Labels:
-    """What tells the statistic of a check from others: two checks with two thresholds may be of one statistic."""
-    check = plan.checks[position]
-    return check.detector, check.stage.value, check.statistic, ",".join(check.segments or ())
+def labels_of(plan: Plan) -> tuple[Labels, ...]:
+    """Of each check what tells its statistic from others: two checks with two thresholds may be of one statistic."""
+    return tuple(
+        (check.detector, check.stage.value, check.statistic, ",".join(check.segments or ())) for check in plan.checks
+    )
 
 
 def _histogram(plan: Plan, key: Labels) -> Histogram:
     metric = catalogue.DETECTOR_SCORE
-    positions = [position for position in range(len(plan.checks)) if labels_of(plan, position) == key]
+    positions = [position for position, labels in enumerate(labels_of(plan)) if labels == key]
     buckets = {bound for position in positions for bound in _bounds(plan, position)}
     return Histogram(metric.name, metric.help, metric.labels, buckets=sorted(buckets), registry=None).labels(*key)
 
