@@ -49,6 +49,7 @@ steers:
   - {{name: push, artifact: push.safetensors, op: add, strength: 0.05, positions: generated}}
 canary: {{every: 1s, deadline: 4s}}
 audit: {{}}
+explain: {{sae: planted.safetensors, tokens: 1, top: 2, per_minute: 20}}
 policies:
   - name: default
     on_gap: block

@@ -14,6 +14,7 @@ from monitor.audit.metrics import AuditMetrics
 from monitor.canary import CanaryFailure
 from monitor.catalogue import CATALOGUE, MetricType
 from monitor.events import Event
+from monitor.explain_metrics import ExplainMetrics, Outcome
 from monitor.exporter import Exporter
 from monitor.monitor import Monitor
 from monitor.policy import Plan
@@ -58,6 +59,7 @@ class Run:
         self.registry = CollectorRegistry()
         self.exporter = Exporter(plan, self.registry)
         AuditMetrics(self.registry)
+        ExplainMetrics(self.registry)
         self.monitor, self.script = Monitor(plan), Script(plan)
 
     def request(
@@ -257,6 +259,7 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
         "event": {event.value for event in PromptEvent},
         "segments": {",".join(check.segments or ()) for check in plan.checks},
         "digest": {plan.digest[:16], *(card.tensors_digest[:16] for card in plan.cards.values())},
+        "outcome": {outcome.value for outcome in Outcome},
         "phase": {phase.value for phase in Phase},
         "tenant": {NOBODY},
         "policy": {policy.name for policy in plan.policies},
