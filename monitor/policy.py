@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from pydantic.main import IncEx
+
 from monitor.card_segments import card_segments
 from monitor.check import Check
 from monitor.compiled import CompiledPolicy, CompiledRule
 from monitor.condition import Verdict
 from monitor.config import Config, Policy
+from monitor.flag_alert import FlagAlert, flag_alerts
 from monitor.gates import SteerGate, gate_of_rule
 from monitor.rollout import Share
 from monitor.rule import Rule, Scope
@@ -25,7 +28,7 @@ from monitor.weighed import WeighedCheck
 from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.artifact import Artifact
 from probes.bank import Bank
-from probes.card import Card, Format, Stage
+from probes.card import Calibration, Card, Format, Stage
 from probes.columns import Room
 from probes.detectors import load_detector
 from probes.steering.steer import Steerable
@@ -44,6 +47,7 @@ class Plan:
         steering: what may be written.
         tenants: by the SHA-256 of their API keys.
         strictest: position of the policy of requests that nobody vouches for.
+        alerts: whom flagged requests wake; decides nothing.
     """
 
     bank: Bank
@@ -54,6 +58,7 @@ class Plan:
     steering: SteerPlan
     tenants: Mapping[str, CompiledTenant] = field(default_factory=lambda: MappingProxyType({}))
     strictest: int = 0
+    alerts: tuple[FlagAlert, ...] = ()
 
     @property
     def is_rolled_out(self) -> bool:
@@ -69,16 +74,25 @@ class Plan:
             statistic: finite.
         Returns: None where the card has no Platt scaling for this stage, format and aggregate, over the same text.
         """
-        check = self.checks[position]
-        if isinstance(check, WeighedCheck):
-            return None
-        card = self.cards[check.detector]
-        if check.segments != card_segments(card):
-            return None
-        wanted = (check.stage, fmt, check.aggregate)
-        found = (item.platt for item in card.calibrations if (item.stage, item.format, item.aggregate) == wanted)
+        found = (item.platt for item in self.calibrations(position) if item.format is fmt)
         platt = next(found, None)
         return None if platt is None else platt.probability(statistic)
+
+    def calibrations(self, position: int) -> tuple[Calibration, ...]:
+        """What a card has calibrated of the very statistic of a check, per format; nothing of a weighted sum.
+
+        Args:
+            position: of the check.
+        """
+        check = self.checks[position]
+        if isinstance(check, WeighedCheck):
+            return ()
+        card = self.cards[check.detector]
+        if check.segments != card_segments(card):
+            return ()
+        return tuple(
+            item for item in card.calibrations if (item.stage, item.aggregate) == (check.stage, check.aggregate)
+        )
 
 
 def compile_plan(
@@ -124,6 +138,8 @@ def compile_plan(
         policies.append(compiled)
     if len(policies) > 1:
         policies.append(strictest(policies))
+    kept = [verdicts.checks[number] for policy in policies for number in policy.checks]
+    alerts = flag_alerts(file, artifacts, [check for check in kept if isinstance(check, Check)])
     return Plan(
         bank=bank,
         checks=tuple(verdicts.checks),
@@ -133,6 +149,7 @@ def compile_plan(
         steering=replace(steering, gates=tuple(parts.gates)),
         tenants=compile_tenants(config.tenants),
         strictest=len(policies) - 1,
+        alerts=alerts,
     )
 
 
@@ -216,8 +233,10 @@ def _digest(
     # What a kind computes behind the directions stands in its other tensors and its parameters.
     judged = [_judged(check) for check in checks]
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
-    # Where events are written, and who is let in, decides nothing.
-    content = json.dumps([config.model_dump(mode="json", exclude={"access", "audit"}), judged, made], sort_keys=True)
+    # Where events are written, whom they wake, and who is let in, decides nothing.
+    alert: IncEx = {"__all__": {"alert"}}
+    untold: IncEx = {"access": True, "audit": True, "detectors": alert, "policies": {"__all__": {"rules": alert}}}
+    content = json.dumps([config.model_dump(mode="json", exclude=untold), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
 
 

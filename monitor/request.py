@@ -82,6 +82,7 @@ class Request:
         fired_at: by a check's position in the plan, the newest token position when it fired.
         steers: positions of the steers that rules have switched on; those behind gates are the engine's to find.
         doses: what steers did to it, by their positions.
+        tenant: who sent it; empty where nobody who may say so does.
         choices: it and the others that were asked for with it; None where they have nothing to do with each other.
         plan: digest of the plan that it is under.
     """
@@ -103,6 +104,7 @@ class Request:
     fired_at: dict[int, int] = field(default_factory=dict)
     steers: set[int] = field(default_factory=set)
     doses: dict[int, Dose] = field(default_factory=dict)
+    tenant: str = ""
     choices: Choices | None = None
     plan: str = ""
 

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from monitor.alert_entry import AlertEntry
 from monitor.rollout import Subject
 from monitor.strict import Name, Strict
 from monitor.types import RESERVED_RULES, Action, Mode
@@ -92,6 +93,7 @@ class Rule(Strict):
     do: Do
     mode: Mode
     rollout: Rollout | None = Field(default=None, description="for whom it is enforced; for everybody if left out")
+    alert: AlertEntry | None = Field(default=None, description="whom requests that it fires on wake, in shadow too")
 
     @model_validator(mode="after")
     def _rolled_out_if_enforced(self) -> Self:

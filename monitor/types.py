@@ -65,6 +65,23 @@ class Skip(StrEnum):
     """The last sampled token: it is never fed back, so the model never computes it."""
 
 
+class Phase(StrEnum):
+    """What a step spends time on because it is monitored."""
+
+    TAP = "tap"
+    """Reading, inside the forward pass; told where the pass runs on a CPU and is not compiled, nobody can elsewhere."""
+    TRANSFER = "transfer"
+    """Readouts leave the worker's buffers for the scheduler."""
+    OBSERVE = "observe"
+    """Scores and aggregates."""
+    POLICY = "policy"
+    """Rules are judged."""
+    REPORT = "report"
+    """The API process is told."""
+    API = "api"
+    """The API process takes note."""
+
+
 class Role(StrEnum):
     """Who wrote a token of a prompt. Where a token touches two roles, the one that stands further down counts."""
 

@@ -137,7 +137,7 @@ class TelltaleEndpoints:
                     ),
                     self._audit,
                 )
-        exporter.canary_passed(canaries.seconds)
+        exporter.canary_passed(canaries.seconds, canaries.deviation)
 
         def engine_ended() -> None:
             exporter.not_ready()

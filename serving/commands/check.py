@@ -10,6 +10,7 @@ from rich.table import Table
 from monitor.audit.settings import AuditSettings
 from monitor.compiled import CompiledRule
 from monitor.condition import verdicts_of
+from monitor.flag_alert import FlagAlert
 from monitor.policy import Plan
 from monitor.rollout import Subject
 from monitor.rule import Gate
@@ -63,12 +64,34 @@ def check(policy: Path) -> None:
             "server is one tenant."
         )
     console.print(_audit(read_policy_file(policy).config.audit))
+    for alert in plan.alerts:
+        console.print(f"alert: {_alerts(alert)}", markup=False, highlight=False)
+    if unsampled := _without_quantiles(plan):
+        console.print(
+            f"drift cannot be told of {', '.join(unsampled)}: their cards hold no quantiles of the calibration; "
+            "telltale calibrate adds them."
+        )
     if without := sorted(name for name, card in plan.cards.items() if card.canary is None):
         console.print(
             f"without a canary: {', '.join(without)}. That they are read at every token is proved, not that their "
             "scores are right; telltale canary ARTIFACT adds one."
         )
     console.print(f"ok: {policy} reads {', '.join(str(tap) for tap in plan.bank.taps)}; plan {plan.digest[:16]}")
+
+
+def _alerts(alert: FlagAlert) -> str:
+    """What an alert watches, and from when on it tells."""
+    of = f" of policy {alert.policy}" if alert.policy else ""
+    return f"{alert.watched.value} {', '.join(alert.names)}{of}: {alert.entry.in_words()}"
+
+
+def _without_quantiles(plan: Plan) -> list[str]:
+    """Calibrated detectors whose live statistics nothing can be compared with."""
+    return sorted(
+        name
+        for name, card in plan.cards.items()
+        if card.calibrations and not any(calibration.quantiles for calibration in card.calibrations)
+    )
 
 
 def _gets(tenant: CompiledTenant) -> str:

@@ -5,6 +5,7 @@ It presents; it can never lower what the scheduler decided.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -202,6 +203,7 @@ class Frontend:
 
     def take_out(self, outputs: Sequence[EngineCoreOutput]) -> list[EngineCoreOutput]:
         """Take the reports out of a step's outputs and note them."""
+        began = time.perf_counter()
         reports, rest = take_reports(outputs)
         left = self._records.take_in(*reports) if self._records is not None and reports else {}
         if self._ledger is not None:
@@ -211,6 +213,8 @@ class Frontend:
                 self._ledger.gaps(report.tally.gaps)
             if self._exporter is not None:
                 self._exporter.record(report)
+        if reports and self._exporter is not None:
+            self._exporter.took(time.perf_counter() - began)
         return rest
 
     def dress(self, state: RequestState, output: CompletionOutput) -> CompletionOutput:

@@ -54,7 +54,7 @@ class MonitoredScheduler(Scheduler):
         self._heartbeat = Heartbeats(
             plan, deployment.file.config.canary, vocab=self.vllm_config.model_config.get_vocab_size()
         )
-        self._reporting = Reporting(self._monitor)
+        self._reporting = Reporting(self._monitor, self._hold_back.count)
         explain = deployment.file.config.explain
         self._rereads = Rereads(keep=explain.queue if explain is not None else 0, width=plan.bank.width)
         # Scored positions of requests before their cached prefixes were replayed, until their step is judged.
@@ -164,7 +164,7 @@ class MonitoredScheduler(Scheduler):
         if step_ids:
             started = time.perf_counter()
             self._observe(scheduler_output, model_runner_output)
-            self._reporting.took(time.perf_counter() - started)
+            self._reporting.took(time.perf_counter() - started, getattr(model_runner_output, ATTRIBUTE, None))
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         for client in outputs.values():
             client.outputs = [

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from monitor.access import Access, ApiKey
+from monitor.alert_entry import AlertEntry
 from monitor.config import CanarySettings, Config, DetectorEntry, Policy, Reserve, SteerEntry
 from monitor.rule import Do, Rollout, Rule
 from monitor.tenants import Tenant
@@ -32,7 +33,7 @@ policies:
 """
 MODELS = (
     *(Config, CanarySettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant, Access, ApiKey),
-    *(Above, Limit, Weighed, *CONDITION_MODELS),
+    *(Above, AlertEntry, Limit, Weighed, *CONDITION_MODELS),
 )
 
 
