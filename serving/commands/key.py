@@ -24,7 +24,7 @@ def new(
     key, said = new_key(), ", ".join(dict.fromkeys(scope.value for scope in scopes))
     typer.echo(f"key: {key}")
     typer.echo("Whoever has it needs nothing else, and it cannot be shown again. Into the policy file:")
-    typer.echo(f"access:\n  keys:\n    - {{name: {name}, key_sha256: {digest_of(key)}, scopes: [{said}]}}")
+    typer.echo(f'access:\n  keys:\n    - {{name: {name}, key_sha256: "{digest_of(key)}", scopes: [{said}]}}')
 
 
 @key_app.callback()
