@@ -107,6 +107,27 @@ class TestToEndOrForceAReply:
             assert tiny.trigger_text not in spelled
             assert choice["finish_reason"] in {"content_filter", "stop"}
 
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"stream_interval": 64},
+            {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+            {"echo": True, "routed_experts_prompt_start": 3},
+            {"n": 2, "logprobs": True, "stop": ["{trigger}"], "include_stop_str_in_output": True},
+        ],
+        ids=",".join,
+    )
+    def test_by_a_field_of_streams(self, mallory: Caller, tiny: TinyModel, settings: dict[str, Any]) -> None:
+        settings = json.loads(json.dumps(settings).replace("{trigger}", tiny.trigger_text))
+        answer = mallory.chat(PROMPT, stream=True, ignore_eos=True, **settings)
+        assert answer.status_code == 200, answer.text
+        lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+        choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+        assert {choice["finish_reason"] for choice in choices} - {None} <= {"content_filter", "stop"}
+        assert any(choice["finish_reason"] == "content_filter" for choice in choices)
+        assert tiny.trigger not in [token for choice in choices for token in ids_of(choice)]
+        assert tiny.trigger_text not in "".join(choice["delta"].get("content") or "" for choice in choices)
+
     @pytest.mark.parametrize("bias", [10, 100])
     def test_by_a_bias_to_what_is_watched(self, mallory: Caller, tiny: TinyModel, bias: int) -> None:
         answer = mallory.chat("Say something", logit_bias={str(tiny.trigger): bias}, tokens=8)
