@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from monitor.access import Access
 from monitor.audit.settings import AuditSettings
 from monitor.entries import DetectorEntry, SteerEntry
+from monitor.explain import ExplainSettings
 from monitor.rule import Rule
 from monitor.strict import Name, Strict
 from monitor.tenants import Tenant
@@ -121,8 +122,20 @@ class Config(Strict):
     )
     access: Access = Field(default_factory=Access, description="who gets an answer, and how much a request may be")
     audit: AuditSettings | None = Field(default=None, description="where events are written; left out: nowhere")
+    explain: ExplainSettings | None = Field(
+        default=None, description="which latents were active where a rule fired; left out: nothing is explained"
+    )
     canary: CanarySettings = Field(default_factory=CanarySettings)
     reserve: Reserve = Field(default_factory=Reserve)
+
+    @model_validator(mode="after")
+    def _explanations_go_somewhere(self) -> Self:
+        if self.explain is not None and self.audit is None:
+            raise ValueError(
+                "'explain' needs 'audit': explanations are events of the audit trail. Add 'audit: {}', or leave "
+                "'explain' out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _distinct_policies(self) -> Self:

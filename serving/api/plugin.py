@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.datastructures import State
 
+from monitor.explain_metrics import ExplainMetrics
 from monitor.exporter import Exporter
 from serving.api.access import Gate, put_before
 from serving.api.auditing import Audit, open_audit
@@ -21,10 +22,12 @@ from serving.api.binding import is_local, require_keys
 from serving.api.callers import Callers
 from serving.api.keys import ring_of, sender_digests
 from serving.api.middleware import MonitorMiddleware
+from serving.api.open_routes import refuse_open_routes
 from serving.api.protocol import use_bounded_protocol
 from serving.deployment import Deployment
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
+from serving.engine.explanations import Explanations
 from serving.engine.lifeline import Lifeline
 from serving.engine.proof import prove
 from serving.engine.template import require_template
@@ -45,6 +48,7 @@ class TelltaleEndpoints:
         self._gate = Gate()
         self._audit: Audit | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._explaining: asyncio.Task[None] | None = None
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our route and the middleware."""
@@ -85,6 +89,7 @@ class TelltaleEndpoints:
         Raises:
             probes.errors.TelltaleError: it is not.
         """
+        refuse_open_routes(args)
         frontend = engine_plugin.install()
         self._know_keys(frontend.deployment, args)
         template = getattr(args, "chat_template", None)
@@ -108,6 +113,16 @@ class TelltaleEndpoints:
         if self._audit is not None:
             frontend.enter_into(self._audit.ledger)
             atexit.register(frontend.abandon)  # before the trail is closed: what was registered last is called first
+            if frontend.deployment.explainer is not None:
+                self._explain(
+                    Explanations(
+                        engine_client,
+                        frontend,
+                        self._audit.ledger.explained,
+                        ExplainMetrics(prometheus_client.REGISTRY),
+                    ),
+                    self._audit,
+                )
         exporter.canary_passed(canaries.seconds)
 
         def engine_ended() -> None:
@@ -128,6 +143,11 @@ class TelltaleEndpoints:
         require_keys(config.access, ring, host=host, uds=uds)
         self._callers.accept(deployment.plan.tenants, ring.digests)
         self._gate.accept(config.access, ring, local=is_local(host, uds))
+
+    def _explain(self, explanations: Explanations, audit: Audit) -> None:
+        """Explain what is flagged from now on. Where that ends, serving goes on: it decides nothing."""
+        audit.ledger.tell_flags(explanations.offer)
+        self._explaining = asyncio.create_task(explanations.watch(), name="telltale-explanations")
 
 
 def endpoint_plugin() -> TelltaleEndpoints:

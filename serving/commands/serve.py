@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from probes.statedir import user_state_dir
 from serving.api.admin_key import FILE, ensure_admin_key
 from serving.api.binding import require_keys
 from serving.api.keys import VLLM_VARIABLE, ring_of, sender_digests, take_key_away
+from serving.api.open_routes import OPENING, refuse_open_routes
 from serving.arguments import ArgumentError, is_given, parse_serve, value_of, vllm_arguments
 from serving.builtin import DEFAULT_MODEL, is_builtin
 from serving.commands.model import embedded_folder, embedded_policy, say
@@ -33,6 +35,9 @@ def serve(model: str | None, policy: Path | None, flags: Sequence[str]) -> None:
         policy = embedded_policy(model or DEFAULT_MODEL)
     file = read_policy_file(policy)
     arguments = parse_serve(model, flags, policy_model=file.config.model)
+    # Here it fails before anything is loaded; the server looks again, at what its configuration file says too.
+    given = {item.replace("_", "-") for item in flags}
+    refuse_open_routes(Namespace(**{flag[2:].replace("-", "_"): flag in given for flag in OPENING}))
     if is_given("--api-key", flags):
         raise ArgumentError(
             "--api-key: whoever has an account on this machine could read the key among its processes. Put it into the "

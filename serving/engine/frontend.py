@@ -55,6 +55,8 @@ class Frontend:
         self._ledger: Ledger | None = None
         self._origins: WeakValueDictionary[str, Origin] = WeakValueDictionary()
         self._canaries: set[str] = set()
+        self._rereads: dict[str, tuple[int, ...]] = {}
+        self._reread_ids: dict[str, str] = {}
 
     def configure(self, deployment: Deployment) -> None:
         """The engine that this process serves; vLLM configures it more than once, later calls change nothing."""
@@ -109,6 +111,24 @@ class Frontend:
         """It has ended."""
         self._canaries.discard(request_id)
 
+    def begin_reread(self, request_id: str, positions: Sequence[int]) -> None:
+        """The request that our own process is about to send under this id reads a flagged one again.
+
+        Args:
+            request_id: as it is sent.
+            positions: whose whole rows are wanted.
+        """
+        self._rereads[request_id] = tuple(positions)
+
+    def reread_id(self, request_id: str) -> str:
+        """What the engine calls it, once it was sent."""
+        return self._reread_ids[request_id]
+
+    def end_reread(self, request_id: str) -> None:
+        """It has ended."""
+        self._rereads.pop(request_id, None)
+        self._reread_ids.pop(request_id, None)
+
     def sign(self, request: EngineCoreRequest) -> None:
         """Put our data into a request whose engine id has just been assigned.
 
@@ -131,6 +151,8 @@ class Frontend:
             steers = self.asked_steers(extra)
         except SteerRequestError as error:
             raise VLLMValidationError(str(error), parameter="vllm_xargs") from error
+        if request.external_req_id in self._rereads:
+            self._reread_ids[request.external_req_id] = request.request_id
         origin = current_origin()
         if self._ledger is not None:
             self._origins[request.request_id] = origin
@@ -142,6 +164,7 @@ class Frontend:
                 fmt=origin.fmt,
                 prompt=prompt,
                 canary=request.external_req_id in self._canaries,
+                reread=self._rereads.get(request.external_req_id),
                 steers=steers,
                 subjects=Subjects(origin.caller.tenant, origin.caller.session, request.request_id),
             ),
@@ -168,8 +191,8 @@ class Frontend:
         Raises:
             UnmonitoredError: there are tokens of this request, the engine has not reported on it.
         """
-        if state.external_req_id in self._canaries:
-            return output  # judged in the engine, which says so when it is asked
+        if state.external_req_id in self._canaries or state.external_req_id in self._rereads:
+            return output  # the engine says what came of it when it is asked
         tokens = state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0
         record = self._records.get(state.request_id) if self._records is not None else None
         if record is None and output.finish_reason == ABORTED and not tokens:
