@@ -13,7 +13,7 @@ from monitor.audit.metrics import AuditMetrics
 from monitor.canary import CanaryFailure
 from monitor.catalogue import CATALOGUE, MetricType
 from monitor.events import Event
-from monitor.explain_metrics import ExplainMetrics
+from monitor.explain_metrics import ExplainMetrics, Outcome
 from monitor.exporter import Exporter
 from monitor.monitor import Monitor
 from monitor.policy import Plan
@@ -169,6 +169,7 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
         "segments": {",".join(check.segments or ()) for check in plan.checks},
         "digest": {plan.digest[:16]},
         "policy": {policy.name for policy in plan.policies},
+        "outcome": {outcome.value for outcome in Outcome},
         "kind": {kind.model_fields["kind"].default for kind in get_args(Event)},
     }
     for family in run.registry.collect():

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from monitor.config import CanarySettings, Config, DetectorEntry, Policy, Reserve, SteerEntry
+from monitor.explain import ExplainSettings
 from monitor.rule import Do, Rollout, Rule
 from monitor.tenants import Tenant
 from monitor.when import CONDITION_KEYS, CONDITION_MODELS, Above, Limit, Weighed
@@ -30,7 +31,7 @@ policies:
     rules:
 """
 MODELS = (
-    *(Config, CanarySettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant),
+    *(Config, CanarySettings, ExplainSettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant),
     *(Above, Limit, Weighed, *CONDITION_MODELS),
 )
 
