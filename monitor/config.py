@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from monitor.access import Access
 from monitor.audit.settings import AuditSettings
 from monitor.entries import DetectorEntry, SteerEntry
 from monitor.explain import ExplainSettings
@@ -119,6 +120,7 @@ class Config(Strict):
     tenants: tuple[Tenant, ...] = Field(
         default=(), description="who holds which API key, and which policy that gives; without a known key: no answer"
     )
+    access: Access = Field(default_factory=Access, description="who gets an answer, and how much a request may be")
     audit: AuditSettings | None = Field(default=None, description="where events are written; left out: nowhere")
     explain: ExplainSettings | None = Field(
         default=None, description="which latents were active where a rule fired; left out: nothing is explained"
@@ -152,6 +154,11 @@ class Config(Strict):
         ):
             if doubles := sorted({value for value in values if values.count(value) > 1}):
                 raise ValueError(f"two tenants are {what} {doubles[0]!r}; nobody could tell them apart")
+        return self
+
+    @model_validator(mode="after")
+    def _one_meaning_for_each_key(self) -> Self:
+        self.access.require_sound(self.tenants)
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ _ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "development routes call into workers and reset caches behind the monitor's back",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "an adapter that no card names could be loaded while serving",
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "code from a request could then run inside the engine",
+    "VLLM_ENABLE_RESPONSES_API_STORE": "whoever knows a stored response's id could read it, whichever tenant it is of",
 }
 
 
