@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 from monitor.canary import CanaryFailure
+from monitor.outcome import Outcome
 from monitor.types import Action, Gap, Mode, PromptEvent, Role, Skip
 from probes.card import Format, Stage
 
@@ -112,6 +113,17 @@ class Decision(_Event):
     finish_reason: str | None = Field(default=None, description="as the client was told")
 
 
+class Handled(_Event):
+    """A rule that withholds was carried out behind the engine: what came of it."""
+
+    kind: Literal["handled"] = "handled"
+    plan: str
+    policy: str
+    rule: str
+    action: Action
+    outcome: Outcome
+
+
 class GapSeen(_Event):
     """An engine step left positions unscored that should have been scored."""
 
@@ -182,7 +194,7 @@ class Pruned(_Event):
     chains: tuple[PrunedChain, ...] = Field(description="all that do not begin with their first record any more")
 
 
-Event = Decision | GapSeen | CanaryFailed | Started | Stopped | Dropped | Erased | Pruned
+Event = Decision | Handled | GapSeen | CanaryFailed | Started | Stopped | Dropped | Erased | Pruned
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 

@@ -10,6 +10,7 @@ from monitor import catalogue
 from monitor.canary import CanaryFailure
 from monitor.catalogue import Metric
 from monitor.compiled import CompiledPolicy
+from monitor.outcome import HandledRule, Outcome
 from monitor.policy import Plan
 from monitor.report import EndedReport, StepReport
 from monitor.types import Action, ActionCode, Gap, Mode, PromptEvent, Skip
@@ -27,6 +28,7 @@ class Exporter:
         self._plan = plan
         self._requests = _counter(catalogue.REQUESTS, registry)
         self._actions = _counter(catalogue.ACTIONS, registry)
+        self._outcomes = _counter(catalogue.OUTCOMES, registry)
         self._scores = _histogram(catalogue.DETECTOR_SCORE, registry)
         self._score_by_check: dict[int, Histogram] = {}
         self._fired = _counter(catalogue.DETECTOR_FIRED, registry)
@@ -116,7 +118,13 @@ class Exporter:
         for seconds in tally.observe_seconds:
             self._observe.observe(seconds)
 
+    def handled(self, rule: HandledRule, outcome: Outcome) -> None:
+        """A rule that withholds was carried out."""
+        self._outcomes.labels(rule.name, rule.action.value, outcome.value, rule.policy).inc()
+
     def _record_ended(self, ended: EndedReport) -> None:
+        if not ended.counted:
+            return
         action = ActionCode(ended.decided.action).action if ended.decided is not None else Action.ALLOW
         policy = self._plan.policies[ended.policy]
         self._requests.labels(action.value, policy.name).inc()

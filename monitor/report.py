@@ -45,7 +45,10 @@ class Trail(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A request that has ended. Statistics and fired are ordered as the plan's checks; events are of its prompt."""
+    """A request that has ended. Statistics and fired are ordered as the plan's checks; events are of its prompt.
+
+    One that is not ``counted`` is none of a user's.
+    """
 
     request_id: str
     policy: int
@@ -58,6 +61,7 @@ class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     events: list[str]
     steered: list[Steered]
     trail: Trail | None = None
+    counted: bool = True
 
 
 class TallyReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -181,6 +185,7 @@ def _ended(item: Ended) -> EndedReport:
         events=list(item.request.events),
         steered=_steered(item.request),
         trail=_trail(item.request),
+        counted=item.request.counted,
     )
 
 

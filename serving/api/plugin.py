@@ -18,7 +18,10 @@ from starlette.datastructures import State
 from monitor.exporter import Exporter
 from serving.api.auditing import Audit, open_audit
 from serving.api.callers import Callers
+from serving.api.desk import Desk
+from serving.api.holding import HoldMiddleware
 from serving.api.middleware import MonitorMiddleware
+from serving.api.opening import open_desk
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
 from serving.engine.lifeline import Lifeline
@@ -39,11 +42,15 @@ class TelltaleEndpoints:
         self._canaries: Canaries | None = None
         self._callers = Callers()
         self._audit: Audit | None = None
+        self._desk: Desk | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our route and the middleware."""
-        check = engine_plugin.install().asked_steers
+        frontend = engine_plugin.install()
+        check = frontend.asked_steers
+        # Inside of the other, which says where a request comes from: what is added first stands further inside.
+        app.add_middleware(HoldMiddleware, frontend=frontend, desk=lambda: self._desk, root_path=app.root_path or "")
         app.add_middleware(
             MonitorMiddleware,
             root_path=app.root_path or "",
@@ -103,6 +110,7 @@ class TelltaleEndpoints:
         if self._audit is not None:
             frontend.enter_into(self._audit.ledger)
             atexit.register(frontend.abandon)  # before the trail is closed: what was registered last is called first
+        self._desk = open_desk(engine_client, frontend, _names(state))
         exporter.canary_passed(canaries.seconds)
 
         def engine_ended() -> None:
@@ -115,6 +123,12 @@ class TelltaleEndpoints:
             asyncio.create_task(canaries.watch(exporter), name="telltale-canaries"),
             asyncio.create_task(lifeline.watch(), name="telltale-lifeline"),
         )
+
+
+def _names(state: State) -> frozenset[str]:
+    """Names of models that this server answers to."""
+    models = state.openai_serving_models
+    return frozenset({*(path.name for path in models.base_model_paths), *models.lora_requests})
 
 
 def endpoint_plugin() -> TelltaleEndpoints:

@@ -13,8 +13,11 @@ import structlog
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 
+from monitor.attempt import Attempt
+from monitor.audit.writer import Ticket
 from monitor.canary import Failed
 from monitor.exporter import Exporter
+from monitor.outcome import HandledRule, Outcome
 from monitor.rollout import Subjects
 from probes.errors import TelltaleError
 from serving.deployment import Deployment
@@ -23,6 +26,7 @@ from serving.engine.ledger import Ending, Ledger
 from serving.engine.records import Record, Records
 from serving.engine.steer_request import SteerRequestError, asked_steers
 from serving.engine.trust import EXTRA_KEY, TrustedData, seal
+from serving.hold import Reply
 from serving.origin import Origin, current_origin
 
 if TYPE_CHECKING:
@@ -54,6 +58,7 @@ class Frontend:
         self._ledger: Ledger | None = None
         self._origins: WeakValueDictionary[str, Origin] = WeakValueDictionary()
         self._canaries: set[str] = set()
+        self._questions: set[str] = set()
 
     def configure(self, deployment: Deployment) -> None:
         """The engine that this process serves; vLLM configures it more than once, later calls change nothing."""
@@ -108,6 +113,27 @@ class Frontend:
         """It has ended."""
         self._canaries.discard(request_id)
 
+    def begin_question(self, request_id: str) -> None:
+        """The request that our own process is about to send under this id asks what the model makes of a text."""
+        self._questions.add(request_id)
+
+    def end_question(self, request_id: str) -> None:
+        """It has ended."""
+        self._questions.discard(request_id)
+
+    def record(self, request_id: str) -> Record | None:
+        """What is known of a request so far; None before the engine has reported on it."""
+        return self._records.get(request_id) if self._records is not None else None
+
+    def entered_as(self, rule: HandledRule, outcome: Outcome) -> Ticket | None:
+        """A rule was carried out behind the engine: count it, and enter it into the audit trail.
+
+        Returns: the ticket that the response has to wait for, if any.
+        """
+        if self._exporter is not None:
+            self._exporter.handled(rule, outcome)
+        return self._ledger.handled(rule, outcome) if self._ledger is not None else None
+
     def sign(self, request: EngineCoreRequest) -> None:
         """Put our data into a request whose engine id has just been assigned.
 
@@ -131,8 +157,10 @@ class Frontend:
         except SteerRequestError as error:
             raise VLLMValidationError(str(error), parameter="vllm_xargs") from error
         origin = current_origin()
-        if self._ledger is not None:
+        hold = origin.hold if origin.hold is not None and origin.hold.is_open else None
+        if self._ledger is not None or hold is not None:
             self._origins[request.request_id] = origin
+        subject = hold.sign(request.request_id, params.n) if hold is not None else request.request_id
         prompt = origin.prompt_of(request.prompt_token_ids or ())
         extra[EXTRA_KEY] = seal(
             TrustedData(
@@ -140,8 +168,11 @@ class Frontend:
                 fmt=origin.fmt,
                 prompt=prompt,
                 canary=request.external_req_id in self._canaries,
-                steers=steers,
-                subjects=Subjects(origin.caller.tenant, origin.caller.session, request.request_id),
+                steers={**steers, **(hold.steers if hold is not None else {})},
+                subjects=Subjects(origin.caller.tenant, origin.caller.session, subject),
+                attempt=hold.attempt if hold is not None else Attempt.UNHELD,
+                refusal=hold.refusal if hold is not None else None,
+                judge=request.external_req_id in self._questions,
             ),
             request.request_id,
         )
@@ -166,8 +197,8 @@ class Frontend:
         Raises:
             UnmonitoredError: there are tokens of this request, the engine has not reported on it.
         """
-        if state.external_req_id in self._canaries:
-            return output  # judged in the engine, which says so when it is asked
+        if state.external_req_id in self._canaries or state.external_req_id in self._questions:
+            return output  # our own: judged in the engine, which says so when it is asked, or not at all
         tokens = state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0
         record = self._records.get(state.request_id) if self._records is not None else None
         if record is None and output.finish_reason == ABORTED and not tokens:
@@ -181,6 +212,14 @@ class Frontend:
         if output.finish_reason is None:
             return output
         record.close(state.prompt_len + tokens)
+        origin = self._origin_of(state)
+        hold = origin.hold if origin is not None else None
+        record.withheld = hold is not None and hold.is_open
+        if hold is not None:
+            written = state.detokenizer.output_token_ids if state.detokenizer is not None else ()
+            hold.replies[state.request_id] = Reply(
+                state.request_id, record, state.prompt_token_ids or (), list(written)
+            )
         text = record.blocked_text
         if text is not None:
             output.finish_reason, output.stop_reason = CONTENT_FILTER, None
@@ -197,10 +236,9 @@ class Frontend:
 
     def _enter(self, state: RequestState, output: CompletionOutput, record: Record) -> None:
         """Enter the end of a request into the audit trail; its response waits for the ticket."""
-        if self._ledger is None or record.entered:
+        if self._ledger is None or record.entered or not record.counted:
             return
-        parent = state.parent_req
-        origin = self._origins.get(parent.request_id if parent is not None else state.request_id)
+        parent, origin = state.parent_req, self._origin_of(state)
         ending = Ending(
             state.request_id,
             parent.external_req_id if parent is not None else state.external_req_id,
@@ -213,11 +251,15 @@ class Frontend:
         if ticket is not None and origin is not None:
             origin.tickets.append(ticket)
 
+    def _origin_of(self, state: RequestState) -> Origin | None:
+        parent = state.parent_req
+        return self._origins.get(parent.request_id if parent is not None else state.request_id)
+
     @staticmethod
     def _enter_left(ledger: Ledger, left: Mapping[str, Record]) -> None:
         for request_id, record in left.items():
             # vLLM made no last output for it: its client left before it had begun, or the engine ended.
-            if not record.entered:
+            if not record.entered and record.counted:
                 ledger.ended(record, Ending(request_id))
 
 

@@ -17,6 +17,7 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 
 import serving
+from monitor.attempt import Attempt
 from monitor.monitor import Monitor, StepReadouts, is_blocked
 from monitor.types import STRICTEST, Gap
 from probes.card import Format
@@ -93,6 +94,11 @@ class MonitoredScheduler(Scheduler):
             request.skip_reading_prefix_cache = True
             super().add_request(request)
             return
+        if trusted is not None and trusted.judge:
+            # Our own question about a text that was judged already: nobody's request, in a cache of its own.
+            request.skip_reading_prefix_cache = True
+            super().add_request(request)
+            return
         if trusted is None:
             log.warning(
                 "a request without our signature: judged as raw text by the strictest policy", id=request.request_id
@@ -104,6 +110,8 @@ class MonitoredScheduler(Scheduler):
             fmt=trusted.fmt if trusted is not None else Format.RAW,
             prompt=trusted.prompt if trusted is not None else None,
             subjects=trusted.subjects if trusted is not None else None,
+            attempt=trusted.attempt if trusted is not None else Attempt.UNHELD,
+            refusal=trusted.refusal if trusted is not None else None,
         )
         depth = self._monitor.policy_of(admitted).hold_back
         self._hold_back.begin(request.request_id, depth=depth, num_prompt=request.num_prompt_tokens)
