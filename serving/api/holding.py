@@ -11,7 +11,7 @@ from dataclasses import replace
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from monitor.attempt import Holds
+from monitor.attempt import Attempt, Holds
 from monitor.compiled import CompiledPolicy
 from monitor.types import ActionCode
 from serving.api.client import Client
@@ -56,7 +56,8 @@ class HoldMiddleware:
             body = unstored(body)
 
         async def attempt(body: bytes, hold: Hold) -> WithheldResponse:
-            may_pass = (lambda: self._is_clean(hold)) if holds is Holds.PROMPT else (lambda: False)
+            waits_for_prompt = holds is Holds.PROMPT and hold.attempt is Attempt.FIRST
+            may_pass = (lambda: self._is_clean(hold)) if waits_for_prompt else (lambda: False)
             response = WithheldResponse(send, may_pass)
             token = enter_origin(replace(current_origin(), hold=hold))
             try:

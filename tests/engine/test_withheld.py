@@ -1,4 +1,4 @@
-"""Replies that are withheld until something is done about them, in a real engine: chats and completions, streamed or not."""
+"""Replies that are withheld until something is done about them, in a real engine: chats, completions, streams."""
 
 from __future__ import annotations
 
@@ -34,12 +34,15 @@ def rules_of(far: Outside) -> dict[str, str]:
     """By the name of a policy, the rule that it has."""
 
     def asks(where: str, on_failure: str, when: str = REPLY) -> str:
-        return f"{when}, do: {{action: escalate, to: {{classifier: {far.url}/{where}}}, {SHORT}, on_failure: {on_failure}}}"
+        to = f"to: {{classifier: {far.url}/{where}}}, {SHORT}"
+        return f"{when}, do: {{action: escalate, {to}, on_failure: {on_failure}}}"
 
     def routes(url: str) -> str:
         to = f"{{upstream: {url}, model: far, key_env: FAR_KEY}}"
         return f"{ASKED}, do: {{action: route, to: {to}, {SHORT}}}"
 
+    probe = "to: {probe: {detector: thrice, stage: stream}}, on_failure: block"
+    nobody = f"to: {{classifier: http://127.0.0.1:{free_port()}}}, on_failure: allow"
     judged = f"to: {{judge: '{JUDGE}'}}, on_failure: block"
     return {
         "watch": f"{REPLY}, do: {{action: flag}}",
@@ -48,14 +51,17 @@ def rules_of(far: Outside) -> dict[str, str]:
         "again-if-asked": f"{ASKED}, do: {{action: regenerate, system: {SYSTEM}}}",
         "again-steered": f"{REPLY}, do: {{action: regenerate, steer: push}}",
         "better": f"{ALWAYS}, do: {{action: regenerate, system: {SYSTEM}, otherwise: release}}",
-        "probe": f"{REPLY}, do: {{action: escalate, to: {{probe: {{detector: thrice, stage: stream}}}}, on_failure: block}}",
+        "probe": f"{REPLY}, do: {{action: escalate, {probe}}}",
         "judge": f"{ALWAYS}, do: {{action: escalate, {judged}}}",
         "flagged": asks("flagged", "allow"),
         "clean": asks("clean", "block"),
         "clean-if-asked": asks("clean", "block", ASKED),
-        **{f"{fault}-blocks": asks(fault, "block") for fault in ("error", "garbage", "truthy", "redirect", "huge", "slow")},
+        **{
+            f"{fault}-blocks": asks(fault, "block")
+            for fault in ("error", "garbage", "truthy", "redirect", "huge", "slow")
+        },
         "slow-flags": asks("slow", "flag"),
-        "dead-allows": f"{REPLY}, do: {{action: escalate, to: {{classifier: http://127.0.0.1:{free_port()}}}, on_failure: allow}}",
+        "dead-allows": f"{REPLY}, do: {{action: escalate, {nobody}}}",
         "rare": f"{asks('clean', 'block').removesuffix('}')}, budget: 1}}",
         "other": f"{ASKED}, do: {{action: route, to: {{model: tiny-other}}}}",
         "far": routes(f"{far.url}/up/v1"),
@@ -330,7 +336,7 @@ class TestRoute:
         assert (said.text.strip(), said.outcome) == (UPSTREAM_TEXT, "routed")
         path, headers, asked = far.asked[-1]
         assert (path, asked["model"]) == ("/up/v1/chat/completions", "far")
-        assert headers["Authorization"] == "Bearer sk-far"
+        assert headers["authorization"] == "Bearer sk-far"
         assert KEY not in str(far.asked[-1])
 
     @pytest.mark.parametrize("policy", ["far-dead", "far-500"])
@@ -365,7 +371,6 @@ def test_what_came_of_it_stands_in_metrics_and_the_audit_trail(server: Server, t
     # The second reply was blocked; what then says so is no request of anybody's.
     assert metric(server, "telltale_requests_total", policy="again", action="block") == requests + 1
     with sqlite3.connect(tiny.path.parent / "withheld.db") as store:
-        (table,) = [name for (name,) in store.execute("select name from sqlite_master where type='table'") if "record" in name or "event" in name][:1]
-        found = [json.loads(value) for row in store.execute(f"select * from {table}") for value in row if isinstance(value, str) and '"kind"' in value]  # noqa: S608
-    handled = [event for event in found if event["kind"] == "handled" and event["policy"] == "again"]
+        events = [json.loads(text) for (text,) in store.execute("select event from records")]
+    handled = [event for event in events if event["kind"] == "handled" and event["policy"] == "again"]
     assert {event["outcome"] for event in handled} >= {"second", "refused"}

@@ -36,7 +36,7 @@ def outside() -> Iterator[Outside]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            found.asked.append((self.path, dict(self.headers), body))
+            found.asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
             match self.path.split("/")[1:]:
                 case ["flagged" | "clean" as answer]:
                     self._json({"flagged": answer == "flagged"})
