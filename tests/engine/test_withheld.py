@@ -129,7 +129,9 @@ def server(tiny: TinyModel, far: Outside) -> Iterator[Server]:
     )
     policy = folder / "withheld.yaml"
     policy.write_text(policy_of(far))
-    command = telltale_command(tiny.path, policy, "--served-model-name", "tiny", "tiny-other")
+    command = telltale_command(
+        tiny.path, policy, "--served-model-name", "tiny", "tiny-other", "--max-num-batched-tokens", "32"
+    )
     with serving(command, folder / "withheld.log", environment={"FAR_KEY": "sk-far"}) as found:
         yield found
 
@@ -242,11 +244,11 @@ class TestRegenerate:
         assert (said.text, said.outcome) == (other.text, "second")
 
     def test_token_ids_have_no_place_for_a_system_prompt(self, server: Server, tiny: TinyModel) -> None:
-        said = ask(server, "again-if-asked", [tiny.trigger, 5, 6], path=RAW)  # type: ignore[arg-type]
+        said = ask(server, "again-if-asked", [5, tiny.trigger, 6], path=RAW)  # type: ignore[arg-type]
         assert (said.text, said.outcome) == (REFUSED, "failed_refused")
 
     def test_a_context_that_is_too_long_for_it_is_refused(self, server: Server, tiny: TinyModel) -> None:
-        said = ask(server, "again-if-asked", f"{tiny.trigger_text}" * 960, tokens=24)
+        said = ask(server, "again-if-asked", tiny.trigger_text * 1000, path=RAW, tokens=24)
         assert (said.status, said.text, said.outcome) == (200, REFUSED, "failed_refused")
 
     def test_no_client_waits_for_it(self, server: Server) -> None:
@@ -262,6 +264,55 @@ class TestRegenerate:
         time.sleep(2)
         assert metric(server, "vllm:num_requests_running") == 0
         assert metric(server, "telltale_outcomes_total", action="regenerate", outcome="second") == before
+
+
+OTHER_ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/responses": {"input": PROMPT, "max_output_tokens": 24},
+    "/v1/messages": {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 24},
+    "/invocations": {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 24},
+}
+
+
+class TestOtherRoutes:
+    @staticmethod
+    def post(server: Server, policy: str, path: str, **settings: Any) -> httpx.Response:
+        body = {"model": "tiny", "temperature": 0.0, **OTHER_ROUTES[path], **settings}
+        headers = {"authorization": f"Bearer {KEY}", "x-telltale-policy": policy}
+        return httpx.post(f"{server.url}{path}", json=body, headers=headers, timeout=60)
+
+    @pytest.mark.parametrize("path", OTHER_ROUTES)
+    def test_every_route_says_the_refusal_in_its_own_words(
+        self, server: Server, tiny: TinyModel, path: str, streamed: bool
+    ) -> None:
+        answer = self.post(server, "end", path, stream=streamed)
+        assert (answer.status_code, answer.headers["x-telltale-outcome"].rpartition("=")[2]) == (200, "refused")
+        assert REFUSED in answer.text
+        assert tiny.trigger_text not in answer.text
+
+    @pytest.mark.parametrize("path", OTHER_ROUTES)
+    def test_every_route_has_a_place_for_a_system_prompt(
+        self, server: Server, tiny: TinyModel, path: str, streamed: bool
+    ) -> None:
+        answer = self.post(server, "again", path, stream=streamed)
+        assert (answer.status_code, answer.headers["x-telltale-outcome"].rpartition("=")[2]) == (200, "second")
+        assert tiny.trigger_text not in answer.text
+
+    def test_nothing_is_kept_to_be_fetched_later(self, server: Server) -> None:
+        answer = self.post(server, "end", "/v1/responses", background=True, store=True)
+        assert answer.status_code == 400
+        assert "x-telltale-outcome" not in answer.headers
+
+    @pytest.mark.parametrize("path", [CHAT, RAW])
+    def test_several_choices_are_withheld_together(
+        self, server: Server, tiny: TinyModel, path: str, streamed: bool
+    ) -> None:
+        settings: dict[str, Any] = {"n": 3, "temperature": 1.0, "seed": 5}
+        bias = {"logit_bias": {str(tiny.trigger): 15}}
+        said = ask(server, "flagged", path=path, streamed=streamed, **settings, **bias)
+        assert (said.outcome, said.text, said.reasons) == ("flagged", REFUSED * 3, ["content_filter"] * 3)
+        said = ask(server, "clean", path=path, streamed=streamed, **settings, **bias)
+        assert (said.outcome, len(said.reasons)) == ("clean", 3)
+        assert REFUSED not in said.text
 
 
 class TestEscalate:
@@ -371,6 +422,6 @@ def test_what_came_of_it_stands_in_metrics_and_the_audit_trail(server: Server, t
     # The second reply was blocked; what then says so is no request of anybody's.
     assert metric(server, "telltale_requests_total", policy="again", action="block") == requests + 1
     with sqlite3.connect(tiny.path.parent / "withheld.db") as store:
-        events = [json.loads(text) for (text,) in store.execute("select event from records")]
+        events = [json.loads(text) for (text,) in store.execute("select event from telltale_audit")]
     handled = [event for event in events if event["kind"] == "handled" and event["policy"] == "again"]
     assert {event["outcome"] for event in handled} >= {"second", "refused"}

@@ -10,7 +10,6 @@ import pytest
 from monitor.monitor import StepReadouts, is_blocked
 from monitor.segments import PromptMap
 from monitor.types import Action, Mode, Skip
-from monitor.yaml_file import PolicyError
 from probes.card import Format
 from tests.unit.artifacts import rule
 from tests.unit.script import make_case

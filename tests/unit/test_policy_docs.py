@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from monitor.config import CanarySettings, Config, DetectorEntry, Policy, Reserve, SteerEntry
+from monitor.destination import Destination
 from monitor.rule import Do, Rollout, Rule
 from monitor.tenants import Tenant
 from monitor.when import CONDITION_KEYS, CONDITION_MODELS, Above, Limit, Weighed
@@ -31,7 +32,7 @@ policies:
 """
 MODELS = (
     *(Config, CanarySettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant),
-    *(Above, Limit, Weighed, *CONDITION_MODELS),
+    *(Above, Limit, Weighed, *CONDITION_MODELS, Destination),
 )
 
 
@@ -46,11 +47,25 @@ def test_every_example_passes_check(tmp_path: Path, text: str) -> None:
     result = CliRunner().invoke(app, ["check", str(path)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     for name in re.findall(r"name: ([a-z-]+)\n *when:", text):
-        assert re.search(rf"^{name} (blocks|flags|would|steers)", result.output, re.MULTILINE)
+        assert re.search(
+            rf"^{name} (blocks|flags|would|steers|regenerates|escalates|routes)", result.output, re.MULTILINE
+        )
 
 
 def test_there_is_an_example_of_every_way_to_join() -> None:
-    for key in ("all:", "any:", "not:", "weigh:", "rollout:", "scope:", "segments:", "by_model:", "by_header:"):
+    for key in (
+        "all:",
+        "any:",
+        "not:",
+        "weigh:",
+        "rollout:",
+        "scope:",
+        "segments:",
+        "by_model:",
+        "by_header:",
+        "judge:",
+        "upstream:",
+    ):
         assert any(key in text for text in FILES + RULES), key
 
 
