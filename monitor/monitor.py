@@ -394,8 +394,3 @@ class Monitor:
             used = readouts if len(self._used) == readouts.shape[1] else readouts.take(self._used, axis=1)
             seen = np.einsum("rc->r", used)
             return np.asarray(np.isfinite(seen) & np.isfinite(np.einsum("rc->r", scores)))
-
-
-def is_blocked(request: Request | None) -> bool:
-    """Whether a request is to be stopped: it is blocked, or its reply will be of no use."""
-    return request is not None and request.ends

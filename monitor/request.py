@@ -124,3 +124,8 @@ class Request:
         if code > self.action:
             self.action, self.rule, self.text = code, rule, text
             self.ends = ends or action is Action.BLOCK
+
+
+def is_blocked(request: Request | None) -> bool:
+    """Whether a request is to be stopped: it is blocked, or its reply will be of no use."""
+    return request is not None and request.ends

@@ -67,14 +67,14 @@ class Opinions:
         self._classifier = classifier
         self._decode = decode
         self._clock = clock
-        self._budgets: dict[tuple[str, str], Budget] = {}
+        self._budgets: dict[tuple[str, str, int | None], Budget] = {}
 
     def may(self, policy: str, rule: CompiledRule) -> bool:
         """Whether a rule's budget allows what it does once more; if so, it counts."""
         handling = rule.handling
         if handling is None:
             return True
-        key = (policy, rule.name)
+        key = (policy, rule.name, handling.budget)
         if key not in self._budgets:
             self._budgets[key] = Budget(handling.budget, self._clock)
         return self._budgets[key].take()

@@ -18,7 +18,8 @@ from vllm.v1.request import RequestStatus
 
 import serving
 from monitor.attempt import Attempt
-from monitor.monitor import Monitor, StepReadouts, is_blocked
+from monitor.monitor import Monitor, StepReadouts
+from monitor.request import is_blocked
 from monitor.types import STRICTEST, Gap
 from probes.card import Format
 from serving.engine.drafts import step_readouts

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monitor.monitor import StepReadouts, is_blocked
+from monitor.monitor import StepReadouts
+from monitor.request import is_blocked
 from monitor.segments import PromptMap
 from monitor.types import Action, Mode, Skip
 from probes.card import Format

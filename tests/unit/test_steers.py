@@ -133,8 +133,8 @@ def test_a_steer_that_cannot_be_is_refused(tmp_path: Path, steers: str, said: st
     ("rules", "policy", "said"),
     [
         (do("r", STEER.replace("calm", "clam")), "", "rules[0].do.steer: is 'clam'. Did you mean 'calm'?"),
-        (do("r", "{action: steer, steer: calm}"), "", "'action: steer' also needs 'steer', the name of one"),
-        (do("r", "{action: flag, steer: calm}"), "", "'steer' and 'gate' say how to steer; only"),
+        (do("r", "{action: steer, steer: calm}"), "", "'action: steer' also needs 'gate'"),
+        (do("r", "{action: flag, steer: calm}"), "", "'steer' says how to steer; it stands with"),
         (do("r", STEER.replace("latched", "sometimes")), "", "rules[0].do.gate: is 'sometimes'. "),
         (do("r", STEER, stage="response"), "", "steers at the stage 'response': by then nothing is left"),
         ("", "steers: [clam]", "policies[0].steers[0]: is 'clam'. Did you mean 'calm'?"),

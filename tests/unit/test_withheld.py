@@ -6,12 +6,18 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import httpx
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
 from monitor.attempt import Attempt
+from monitor.report import Decided
+from monitor.types import Action, ActionCode
+from probes.card import Format
+from serving.engine.records import Record
 from tests.support.withheld_servers import UPSTREAM_TEXT, Outside, outside
+from tests.unit.script import chat
 from tests.unit.withheld_script import REFUSAL, Turn, Withheld
 
 PROMPT = "when: {detector: harm, stage: prompt, aggregate: {kind: max}, above: {value: 1}}"
@@ -201,8 +207,6 @@ def far() -> Any:
 
 
 async def raw(layer: Withheld, **body: Any) -> Any:
-    import httpx
-
     async with httpx.AsyncClient(transport=httpx.ASGITransport(layer.app), base_url="http://test") as client:
         return await client.post("/v1/chat/completions", json={"messages": [], **body})
 
@@ -232,15 +236,33 @@ async def test_a_client_that_leaves_ends_it(tmp_path: Path, far: Outside) -> Non
     assert (sent, layer.told) == ([], [("rule", "left")])
 
 
+@pytest.mark.parametrize(
+    ("do", "withheld", "shown"),
+    [
+        (JUDGED, True, None),
+        (JUDGED, False, REFUSAL),
+        ("action: route, to: {model: m}", True, REFUSAL),
+        (AGAIN, True, REFUSAL),
+        (f"{AGAIN}, otherwise: release", True, None),
+        (f"{AGAIN}, otherwise: release", False, REFUSAL),
+    ],
+)
+def test_what_is_not_carried_out_is_shown_as_a_refusal(
+    tmp_path: Path, do: str, withheld: bool, shown: str | None
+) -> None:
+    """Only a reply that somebody withholds, and that may be released, is shown as it is."""
+    layer = Withheld(tmp_path, [rule(STREAM, do)])
+    record = Record(layer.monitor.plan)
+    record.decided = Decided(int(ActionCode(Action(do.split(",", maxsplit=1)[0].split()[1]).severity)), "rule", REFUSAL)
+    record.withheld = withheld
+    assert record.blocked_text == shown
+
+
 @settings(max_examples=40, deadline=None)
 @given(order=st.permutations(["flag", "escalate", "route", "regenerate", "block"]), upto=st.integers(1, 5))
 def test_the_most_severe_wins_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, order: list[str], upto: int
 ) -> None:
-    from monitor.types import Action
-    from probes.card import Format
-    from tests.unit.script import chat
-
     do = {
         "flag": "action: flag",
         "escalate": JUDGED,

@@ -17,9 +17,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from vllm.v1.engine import EngineCoreOutput
 
-from monitor.monitor import Monitor, is_blocked
+from monitor.monitor import Monitor
 from monitor.outcome import HandledRule, Outcome
 from monitor.report import encode_report, make_report
+from monitor.request import is_blocked
 from monitor.rollout import Subjects
 from probes.card import Format
 from serving.api.classifier import Classifier
