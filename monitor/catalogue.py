@@ -154,6 +154,15 @@ AUDIT_WITHHELD = Metric(
     MetricType.COUNTER,
     "Responses and requests that got an error because their event was or would have been not stored.",
 )
+EXPLANATIONS = Metric(
+    "telltale_explanations_total",
+    MetricType.COUNTER,
+    "Flagged requests by whether it was told which latents were active: explained, dropped (queue full) or failed.",
+    ("outcome",),
+)
+EXPLANATIONS_WAITING = Metric(
+    "telltale_explanations_waiting", MetricType.GAUGE, "Flagged requests that wait to be explained."
+)
 
 CATALOGUE: tuple[Metric, ...] = (
     REQUESTS,
@@ -182,4 +191,6 @@ CATALOGUE: tuple[Metric, ...] = (
     AUDIT_DROPPED,
     AUDIT_ERRORS,
     AUDIT_WITHHELD,
+    EXPLANATIONS,
+    EXPLANATIONS_WAITING,
 )

@@ -240,8 +240,8 @@ def _digest(
     # What a kind computes behind the directions stands in its other tensors and its parameters.
     judged = [_judged(check) for check in checks]
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
-    # Where events are written decides nothing.
-    content = json.dumps([config.model_dump(mode="json", exclude={"audit"}), judged, made], sort_keys=True)
+    # Where events are written, and who is let in, decides nothing.
+    content = json.dumps([config.model_dump(mode="json", exclude={"access", "audit"}), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
 
 

@@ -24,6 +24,7 @@ from serving.deployment import Deployment
 from serving.engine.carrier import take_reports
 from serving.engine.ledger import Ending, Ledger
 from serving.engine.records import Record, Records
+from serving.engine.salts import salt_of
 from serving.engine.steer_request import SteerRequestError, asked_steers
 from serving.engine.trust import EXTRA_KEY, TrustedData, seal
 from serving.hold import Reply
@@ -49,16 +50,22 @@ class UnmonitoredError(TelltaleError, RuntimeError):
 
 
 class Frontend:
-    """State of one API process. Created by the plug-in, filled in once the engine's configuration is known."""
+    """State of one API process. Created by the plug-in, filled in once the engine's configuration is known.
+
+    Attributes:
+        questions: ids under which our own process asks what the model makes of a text.
+    """
 
     def __init__(self) -> None:
+        self.questions: set[str] = set()
         self._deployment: Deployment | None = None
         self._records: Records | None = None
         self._exporter: Exporter | None = None
         self._ledger: Ledger | None = None
         self._origins: WeakValueDictionary[str, Origin] = WeakValueDictionary()
         self._canaries: set[str] = set()
-        self._questions: set[str] = set()
+        self._rereads: dict[str, tuple[int, ...]] = {}
+        self._reread_ids: dict[str, str] = {}
 
     def configure(self, deployment: Deployment) -> None:
         """The engine that this process serves; vLLM configures it more than once, later calls change nothing."""
@@ -113,13 +120,23 @@ class Frontend:
         """It has ended."""
         self._canaries.discard(request_id)
 
-    def begin_question(self, request_id: str) -> None:
-        """The request that our own process is about to send under this id asks what the model makes of a text."""
-        self._questions.add(request_id)
+    def begin_reread(self, request_id: str, positions: Sequence[int]) -> None:
+        """The request that our own process is about to send under this id reads a flagged one again.
 
-    def end_question(self, request_id: str) -> None:
+        Args:
+            request_id: as it is sent.
+            positions: whose whole rows are wanted.
+        """
+        self._rereads[request_id] = tuple(positions)
+
+    def reread_id(self, request_id: str) -> str:
+        """What the engine calls it, once it was sent."""
+        return self._reread_ids[request_id]
+
+    def end_reread(self, request_id: str) -> None:
         """It has ended."""
-        self._questions.discard(request_id)
+        self._rereads.pop(request_id, None)
+        self._reread_ids.pop(request_id, None)
 
     def record(self, request_id: str) -> Record | None:
         """What is known of a request so far; None before the engine has reported on it."""
@@ -156,11 +173,14 @@ class Frontend:
             steers = self.asked_steers(extra)
         except SteerRequestError as error:
             raise VLLMValidationError(str(error), parameter="vllm_xargs") from error
+        if request.external_req_id in self._rereads:
+            self._reread_ids[request.external_req_id] = request.request_id
         origin = current_origin()
         hold = origin.hold if origin.hold is not None and origin.hold.is_open else None
         if self._ledger is not None or hold is not None:
             self._origins[request.request_id] = origin
         subject = hold.sign(request.request_id, params.n) if hold is not None else request.request_id
+        request.cache_salt = salt_of(origin.caller.tenant, request.cache_salt)
         prompt = origin.prompt_of(request.prompt_token_ids or ())
         extra[EXTRA_KEY] = seal(
             TrustedData(
@@ -168,11 +188,12 @@ class Frontend:
                 fmt=origin.fmt,
                 prompt=prompt,
                 canary=request.external_req_id in self._canaries,
+                reread=self._rereads.get(request.external_req_id),
                 steers={**steers, **(hold.steers if hold is not None else {})},
                 subjects=Subjects(origin.caller.tenant, origin.caller.session, subject),
                 attempt=hold.attempt if hold is not None else Attempt.UNHELD,
                 refusal=hold.refusal if hold is not None else None,
-                judge=request.external_req_id in self._questions,
+                judge=request.external_req_id in self.questions,
             ),
             request.request_id,
         )
@@ -197,8 +218,9 @@ class Frontend:
         Raises:
             UnmonitoredError: there are tokens of this request, the engine has not reported on it.
         """
-        if state.external_req_id in self._canaries or state.external_req_id in self._questions:
-            return output  # our own: judged in the engine, which says so when it is asked, or not at all
+        own = (self._canaries, self._rereads, self.questions)
+        if any(state.external_req_id in known for known in own):
+            return output  # the engine says what came of it when it is asked
         tokens = state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0
         record = self._records.get(state.request_id) if self._records is not None else None
         if record is None and output.finish_reason == ABORTED and not tokens:

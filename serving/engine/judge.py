@@ -92,7 +92,7 @@ class EngineJudge:
 
     async def _answer(self, tokens: list[int], params: SamplingParams) -> str:
         request_id = f"telltale-judge-{uuid.uuid4().hex}"
-        self._frontend.begin_question(request_id)
+        self._frontend.questions.add(request_id)
         try:
             # The salt keeps its blocks apart: what was said about a text is in no other request's cache.
             prompt = tokens_input(prompt_token_ids=tokens, cache_salt=request_id)
@@ -102,5 +102,5 @@ class EngineJudge:
         except (VLLMError, ValueError, RuntimeError) as error:
             raise JudgeError(f"the model could not be asked ({type(error).__name__}): {error}") from error
         finally:
-            self._frontend.end_question(request_id)
+            self._frontend.questions.discard(request_id)
         return text.strip()

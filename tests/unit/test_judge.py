@@ -71,7 +71,7 @@ async def test_its_answer_counts(tokenizer: Any, answer: str, expected: bool) ->
     ((prompt, params, request_id),) = engine.asked
     assert params.structured_outputs.choice == ["yes", "no"]
     assert prompt["cache_salt"] == request_id
-    assert not frontend._questions
+    assert not frontend.questions
 
 
 @pytest.mark.parametrize("answer", ["", "maybe", "yes and no", ValueError("too long"), RuntimeError("gone")])
@@ -79,4 +79,4 @@ async def test_anything_else_is_no_answer(tokenizer: Any, answer: str | Exceptio
     frontend = Frontend()
     with pytest.raises(JudgeError):
         await EngineJudge(Engine(answer), frontend, tokenizer).flags(QUESTION, "x")
-    assert not frontend._questions
+    assert not frontend.questions

@@ -9,6 +9,7 @@ from textwrap import indent
 import pytest
 from typer.testing import CliRunner
 
+from monitor.access import Access, ApiKey
 from monitor.config import CanarySettings, Config, DetectorEntry, Policy, Reserve, SteerEntry
 from monitor.destination import Destination
 from monitor.rule import Do, Rollout, Rule
@@ -31,7 +32,7 @@ policies:
     rules:
 """
 MODELS = (
-    *(Config, CanarySettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant),
+    *(Config, CanarySettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant, Access, ApiKey),
     *(Above, Limit, Weighed, *CONDITION_MODELS, Destination),
 )
 
@@ -65,6 +66,7 @@ def test_there_is_an_example_of_every_way_to_join() -> None:
         "by_header:",
         "judge:",
         "upstream:",
+        "access:",
     ):
         assert any(key in text for text in FILES + RULES), key
 
