@@ -23,6 +23,8 @@ class Outcome(StrEnum):
     """The second opinion was in favour: the reply was released."""
     FLAGGED = "flagged"
     """The second opinion was against: the refusal was sent."""
+    FAILED_FLAGGED = "failed_flagged"
+    """There was no second opinion, and the reply was released with a flag."""
     FAILED_RELEASED = "failed_released"
     """There was no second opinion, and the policy releases then."""
     FAILED_REFUSED = "failed_refused"

@@ -27,6 +27,21 @@ from serving.hold import Hold, Reply
 log = structlog.get_logger(__name__)
 
 
+_ON_FAILURE = {
+    Action.BLOCK: Outcome.FAILED_REFUSED,
+    Action.FLAG: Outcome.FAILED_FLAGGED,
+    Action.ALLOW: Outcome.FAILED_RELEASED,
+}
+_REFUSALS = frozenset({Outcome.FLAGGED, Outcome.FAILED_REFUSED})
+_WORST_FIRST = (
+    Outcome.FLAGGED,
+    Outcome.FAILED_REFUSED,
+    Outcome.FAILED_FLAGGED,
+    Outcome.FAILED_RELEASED,
+    Outcome.CLEAN,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Answer:
     """What one attempt gave."""
@@ -135,11 +150,13 @@ class Exchange:
         self, answer: _Answer, rule: CompiledRule, worst: Reply, caused: tuple[CompiledRule, Reply] | None
     ) -> None:
         """Release an answer if somebody else lets it."""
-        opinion = await self._opinion(answer.with_action(ActionCode.ESCALATE))
-        if opinion is None:
+        try:
+            outcomes = await self._client.unless_gone(self._outcomes(answer.with_action(ActionCode.ESCALATE)))
+        except ClientGoneError:
             self._desk.tell(rule, worst, Outcome.LEFT)
             return
-        outcome, released = _outcome_of(opinion, rule)
+        outcome = next(known for known in _WORST_FIRST if known in outcomes)
+        released = outcome not in _REFUSALS
         told = self._desk.tell(rule, worst, outcome)
         if caused is not None:
             told = self._desk.tell(*caused, Outcome.SECOND if released else Outcome.REFUSED)
@@ -218,34 +235,23 @@ class Exchange:
         else:
             self._desk.tell(rule, reply, Outcome.ROUTED)
 
-    async def _opinion(self, replies: list[Reply]) -> Opinion | None:
-        """What others make of all these replies; None if the client has left meanwhile."""
+    async def _outcomes(self, replies: list[Reply]) -> list[Outcome]:
+        """What comes of the second opinions on all these replies, each by its own rule."""
+        asked = [
+            self._outcome(reply, rule, rule.handling)
+            for reply in replies
+            if (rule := reply.record.rule) is not None and rule.handling is not None
+        ]
+        return list(await asyncio.gather(*asked))
 
-        async def all_of_them() -> list[Opinion]:
-            asked = [
-                self._desk.opinions.ask(reply.record.policy_name, rule, rule.handling, reply)
-                for reply in replies
-                if (rule := reply.record.rule) is not None and rule.handling is not None
-            ]
-            return list(await asyncio.gather(*asked))
-
-        try:
-            found = await self._client.unless_gone(all_of_them())
-        except ClientGoneError:
-            return None
-        return next((opinion for opinion in (Opinion.FLAGGED, Opinion.FAILED) if opinion in found), Opinion.CLEAN)
-
-
-def _outcome_of(opinion: Opinion, rule: CompiledRule) -> tuple[Outcome, bool]:
-    """What comes of a second opinion, and whether the reply is released."""
-    match opinion:
-        case Opinion.CLEAN:
-            return Outcome.CLEAN, True
-        case Opinion.FLAGGED:
-            return Outcome.FLAGGED, False
-        case _:
-            blocks = rule.handling is None or rule.handling.on_failure is Action.BLOCK
-            return (Outcome.FAILED_REFUSED, False) if blocks else (Outcome.FAILED_RELEASED, True)
+    async def _outcome(self, reply: Reply, rule: CompiledRule, handling: Handling) -> Outcome:
+        match await self._desk.opinions.ask(reply.record.policy_name, rule, handling, reply):
+            case Opinion.CLEAN:
+                return Outcome.CLEAN
+            case Opinion.FLAGGED:
+                return Outcome.FLAGGED
+            case Opinion.FAILED:
+                return _ON_FAILURE[handling.on_failure]
 
 
 def _statistic(answer: _Answer, rule: CompiledRule) -> float:

@@ -327,7 +327,7 @@ class TestEscalate:
             ("redirect-blocks", "failed_refused", False),
             ("huge-blocks", "failed_refused", False),
             ("slow-blocks", "failed_refused", False),
-            ("slow-flags", "failed_released", True),
+            ("slow-flags", "failed_flagged", True),
             ("dead-allows", "failed_released", True),
         ],
     )

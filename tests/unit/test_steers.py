@@ -306,3 +306,16 @@ def test_a_request_gets_nothing_else(tmp_path: Path, xargs: dict[str, Any], said
     plan = compiled(tmp_path, steers, policy="on_request: [calm]")
     with pytest.raises(SteerRequestError, match=said):
         asked_steers(xargs, plan, 0)
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_a_second_attempt_is_steered_only_below_what_judges_it(tmp_path: Path, layer: int) -> None:
+    when = "{detector: harm, stage: stream, aggregate: {kind: max}, above: {value: 1}}"
+    again = f"{{name: r, when: {when}, do: {{action: regenerate, steer: calm}}, mode: enforce}}"
+    if layer > 1:
+        assert "above the steer 'calm' after resid_post.1" in refusal(tmp_path, CALM, again, layer=layer)
+        return
+    (policy,) = compiled(tmp_path, CALM, again).policies
+    # Nothing of a first attempt is steered: the rule has no steer of its own, no gate, and nobody may ask for it.
+    assert (policy.rules[0].steer, policy.rules[0].gate) == (None, None)
+    assert (policy.second_steers, policy.on_request, policy.steers) == ((0,), (), ())

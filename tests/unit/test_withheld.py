@@ -156,9 +156,9 @@ class TestEscalate:
         url = "http://127.0.0.1:9/dead" if fault == "dead" else f"{far.url}/{fault}"
         do = f"action: escalate, to: {{classifier: '{url}'}}, timeout: 200ms, on_failure: {on_failure}"
         layer = Withheld(tmp_path, [rule(STREAM, do)])
-        refused = on_failure == "block"
-        found = await layer.ask(BAD, stream=True)
-        assert found == ((REFUSAL, "failed_refused") if refused else (text_of(BAD), "failed_released"))
+        outcome = {"block": "refused", "flag": "flagged", "allow": "released"}[on_failure]
+        text = REFUSAL if on_failure == "block" else text_of(BAD)
+        assert await layer.ask(BAD, stream=True) == (text, f"failed_{outcome}")
 
     @pytest.mark.parametrize("answer", ["flagged", "clean"])
     async def test_a_classifier_decides(self, tmp_path: Path, far: Outside, answer: str) -> None:
