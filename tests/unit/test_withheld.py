@@ -15,6 +15,7 @@ from monitor.attempt import Attempt
 from monitor.report import Decided
 from monitor.types import Action, ActionCode
 from probes.card import Format
+from serving.engine.judge import JudgeError
 from serving.engine.records import Record
 from tests.support.withheld_servers import UPSTREAM_TEXT, Outside, outside
 from tests.unit.script import chat
@@ -138,6 +139,16 @@ class TestEscalate:
         found = await layer.ask(BAD, stream=stream)
         assert found == (REFUSAL if answer else text_of(BAD), expected)
         assert layer.judge.asked == [("Bad? {text}", "<5>")]
+
+    @pytest.mark.parametrize("answer", [None, JudgeError("too long")])
+    @pytest.mark.parametrize(("on_failure", "outcome"), [("block", "failed_refused"), ("allow", "failed_released")])
+    async def test_a_judge_that_does_not_answer_is_the_policys(
+        self, tmp_path: Path, answer: Exception | None, on_failure: str, outcome: str
+    ) -> None:
+        do = f"action: escalate, to: {{judge: '{{text}}'}}, timeout: 100ms, on_failure: {on_failure}"
+        layer = Withheld(tmp_path, [rule(STREAM, do)])
+        layer.judge.answer = answer
+        assert await layer.ask(BAD, stream=True) == (REFUSAL if on_failure == "block" else text_of(BAD), outcome)
 
     async def test_a_prompt_is_what_is_judged_where_the_rule_reads_it(self, tmp_path: Path) -> None:
         layer = Withheld(tmp_path, [rule(PROMPT, JUDGED)])

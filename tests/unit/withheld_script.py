@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,15 +52,19 @@ class Turn:
 
 
 class ScriptedJudge:
-    """The served model as a judge: answers what the test says."""
+    """The served model as a judge: answers what the test says, raises it, or (None) does not answer."""
 
     def __init__(self) -> None:
-        self.answer = False
+        self.answer: bool | Exception | None = False
         self.asked: list[tuple[str, str]] = []
 
     async def flags(self, question: str, text: str) -> bool:
         self.asked.append((question, text))
-        return self.answer
+        if self.answer is None:
+            await asyncio.sleep(60)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return bool(self.answer)
 
 
 @dataclass
