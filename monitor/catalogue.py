@@ -50,6 +50,12 @@ ACTIONS = Metric(
     "Rules that fired, once per request; in mode shadow, what they would have done.",
     ("rule", "action", "mode", "policy"),
 )
+OUTCOMES = Metric(
+    "telltale_outcomes_total",
+    MetricType.COUNTER,
+    "What came of rules that withhold replies: of blocks at the end, regenerations, escalations and routes.",
+    ("rule", "action", "outcome", "policy"),
+)
 DETECTOR_SCORE = Metric(
     "telltale_detector_score",
     MetricType.HISTOGRAM,
@@ -252,6 +258,7 @@ EXPLANATIONS_WAITING = Metric(
 CATALOGUE: tuple[Metric, ...] = (
     REQUESTS,
     ACTIONS,
+    OUTCOMES,
     DETECTOR_SCORE,
     DETECTOR_THRESHOLD,
     DETECTOR_FIRED,

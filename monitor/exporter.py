@@ -14,6 +14,7 @@ from monitor.catalogue import Metric
 from monitor.check import Check
 from monitor.compiled import CompiledPolicy
 from monitor.drift_metrics import DriftMetrics
+from monitor.outcome import HandledRule, Outcome
 from monitor.policy import Plan
 from monitor.report import EndedReport, StepReport, TallyReport, Trail
 from monitor.score_histograms import Labels, ScoreHistograms, labels_of
@@ -35,6 +36,7 @@ class Exporter:
         self._labels: dict[str, tuple[Labels, ...]] = {}
         self._requests = _counter(catalogue.REQUESTS, registry)
         self._actions = _counter(catalogue.ACTIONS, registry)
+        self._outcomes = _counter(catalogue.OUTCOMES, registry)
         self._scores = ScoreHistograms()
         registry.register(self._scores)
         self._drift = DriftMetrics(registry)
@@ -178,7 +180,13 @@ class Exporter:
                 histogram.observe(seconds)
         self._held.set(tally.held)
 
+    def handled(self, rule: HandledRule, outcome: Outcome) -> None:
+        """A rule that withholds was carried out."""
+        self._outcomes.labels(rule.name, rule.action.value, outcome.value, rule.policy).inc()
+
     def _record_ended(self, ended: EndedReport, plan: Plan) -> None:
+        if not ended.counted:
+            return
         action = ActionCode(ended.decided.action).action if ended.decided is not None else Action.ALLOW
         policy = plan.policies[ended.policy]
         self._requests.labels(action.value, policy.name).inc()

@@ -10,13 +10,16 @@ from types import MappingProxyType
 
 from pydantic.main import IncEx
 
+from monitor.attempt import DEFERRED, Holds
 from monitor.card_segments import card_segments
 from monitor.check import Check
 from monitor.compiled import CompiledPolicy, CompiledRule
-from monitor.condition import Verdict
+from monitor.condition import Condition, Verdict, verdicts_of
 from monitor.config import Config, Policy
+from monitor.duration import seconds_of
 from monitor.flag_alert import FlagAlert, flag_alerts
 from monitor.gates import SteerGate, gate_of_rule
+from monitor.handling import DEFAULT_TIMEOUT, Handling
 from monitor.rollout import Share
 from monitor.rule import Rule, Scope
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
@@ -173,6 +176,8 @@ def _compile_policy(parts: _Parts, where: Place, policy: Policy) -> CompiledPoli
         for key, names in (("steers", policy.steers), ("on_request", policy.on_request))
     )
     kept = {number for rule in rules for number in verdicts.read_by(rule.condition)}
+    probes = (rule.handling.probe for rule in rules if rule.handling is not None)
+    kept |= {number for probe in probes if probe is not None for number in verdicts.read_by(probe)}
     read = {name for number in kept for name in verdicts.detectors_of(number)}
     kept |= {
         number
@@ -205,6 +210,9 @@ def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> Co
     file, verdicts, steering, gates = parts.file, parts.verdicts, parts.steering, parts.gates
     condition = verdicts.condition(where, rule)
     steer, opened = steer_of_rule(file, where, rule, steering), None
+    handling = _handling(rule, verdicts.second(where, rule), steer)
+    if rule.do.action is not Action.STEER:
+        steer = None
     if steer is not None:
         check = verdicts.checks[condition.number] if isinstance(condition, Verdict) else None
         alone = check if isinstance(check, Check) else None
@@ -223,7 +231,27 @@ def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> Co
         share=Share(rule.rollout.percent, rule.rollout.by) if rule.rollout is not None else None,
         scope=rule.do.scope or Scope.CHOICE,
         target_fpr=verdicts.target_rates(rule, condition),
+        handling=handling,
+        holds=_holds(rule, condition, verdicts),
     )
+
+
+def _handling(rule: Rule, probe: Condition | None, steer: int | None) -> Handling | None:
+    if rule.do.action not in DEFERRED:
+        return None
+    timeout = seconds_of(rule.do.timeout or DEFAULT_TIMEOUT)
+    return Handling(rule.do, timeout, rule.do.budget, probe, steer)
+
+
+def _holds(rule: Rule, condition: Condition, verdicts: Verdicts) -> Holds:
+    """How long replies are withheld because of a rule."""
+    read = [(verdicts.checks[number].stage, negated) for number, negated in verdicts_of(condition)]
+    if rule.mode is not Mode.ENFORCE:
+        return Holds.NOTHING
+    if rule.do.action in DEFERRED:
+        return Holds.PROMPT if all(stage is Stage.PROMPT for stage, _ in read) else Holds.REPLY
+    late = any(stage is Stage.RESPONSE or (negated and stage is Stage.STREAM) for stage, negated in read)
+    return Holds.REPLY if late and rule.do.action is Action.BLOCK else Holds.NOTHING
 
 
 def _digest(

@@ -53,7 +53,8 @@ class Trail(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A request that has ended. Statistics and fired are ordered as the plan's checks; events are of its prompt.
 
-    ``tenant`` is who sent it, as the front end made sure of it; empty where nobody tells.
+    ``tenant`` is who sent it, as the front end made sure of it; empty where nobody tells. One that is not ``counted``
+    is none of a user's.
     """
 
     request_id: str
@@ -68,6 +69,7 @@ class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     steered: list[Steered]
     trail: Trail | None = None
     tenant: str = ""
+    counted: bool = True
 
 
 class TallyReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -227,6 +229,7 @@ def _ended(item: Ended) -> EndedReport:
         steered=_steered(item.request),
         trail=_trail(item.request),
         tenant=item.request.tenant,
+        counted=item.request.counted,
     )
 
 

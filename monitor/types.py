@@ -12,6 +12,12 @@ class Action(StrEnum):
     FLAG = "flag"
     STEER = "steer"
     """From the next row on, the model is written to."""
+    ESCALATE = "escalate"
+    """Somebody else is asked, and the reply waits for the answer."""
+    ROUTE = "route"
+    """Another model answers."""
+    REGENERATE = "regenerate"
+    """The model answers once more, under other conditions."""
     BLOCK = "block"
 
     @property
@@ -20,7 +26,15 @@ class Action(StrEnum):
         return _SEVERITY.index(self)
 
 
-_SEVERITY = (Action.ALLOW, Action.FLAG, Action.STEER, Action.BLOCK)
+_SEVERITY = (
+    Action.ALLOW,
+    Action.FLAG,
+    Action.STEER,
+    Action.ESCALATE,
+    Action.ROUTE,
+    Action.REGENERATE,
+    Action.BLOCK,
+)
 
 
 class Mode(StrEnum):
@@ -149,7 +163,10 @@ class ActionCode(IntEnum):
     ALLOW = 0
     FLAG = 1
     STEER = 2
-    BLOCK = 3
+    ESCALATE = 3
+    ROUTE = 4
+    REGENERATE = 5
+    BLOCK = 6
 
     @property
     def action(self) -> Action:

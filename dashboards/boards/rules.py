@@ -43,6 +43,24 @@ RULES = Board(
             ),
         ),
         Row(
+            "What came of withheld replies",
+            (
+                Panel(
+                    "Outcomes",
+                    (
+                        Series(
+                            "sum by (rule, action, outcome) "
+                            f"(increase({catalogue.OUTCOMES.name}{_JOB}[$__rate_interval]))",
+                            "{{rule}}: {{action}}, {{outcome}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Replies that waited for a second opinion, a second attempt, another server or their own end.",
+                    width=24,
+                ),
+            ),
+        ),
+        Row(
             "The false-alarm budget",
             (
                 Panel(

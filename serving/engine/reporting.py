@@ -92,7 +92,9 @@ class Reporting:
             request = self._monitors.get(request_id)
             if request is not None:
                 by_client.setdefault(self._clients[request_id], []).append(request)
-                if not _ends_outside(requests.get(request_id)):
+                # Whoever withholds a reply until its prompt is judged has to hear of that.
+                prompt_done = self._monitors.positions_of(request_id) >= request.num_prompt
+                if prompt_done and not _ends_outside(requests.get(request_id)):
                     self._settled.add(request_id)
         if not by_client and step_ids and step_ids[0] in self._clients:
             by_client[self._clients[step_ids[0]]] = []

@@ -93,7 +93,7 @@ def test_counts_are_exact(plan: Plan) -> None:
     run.request("flagged", [0, 1.5, 0], [])
     run.request("blocked", [0, 1.25], [0, 3.0])
     run.request("torn", [0, 0], [0.0], broken=True)
-    assert [run.value("telltale_requests_total", action=action.value) for action in Action] == [1, 2, 0, 1]
+    assert [run.value("telltale_requests_total", action=action.value) for action in Action] == [1, 2, 0, 0, 0, 0, 1]
     acted = {
         (rule_name, action, mode): run.value("telltale_actions_total", rule=rule_name, action=action, mode=mode)
         for rule_name, action, mode in [
