@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from serving.api.keyring import KeyRing
 from serving.api.keys import ring_of, sender_digests
 from serving.api.middleware import MonitorMiddleware
 from serving.api.open_routes import refuse_open_routes
-from serving.api.opening import open_desk
+from serving.api.opening import open_desk, require_destinations
 from serving.api.protocol import use_bounded_protocol
 from serving.api.triggers import Triggers
 from serving.deployment import Deployment
@@ -111,7 +112,7 @@ class TelltaleEndpoints:
         def check(deployment: Deployment) -> None:
             from_requests = bool(getattr(args, "trust_request_chat_template", False))
             require_template(deployment, template=text, from_requests=from_requests)
-
+            require_destinations(deployment.plan, _names(state), os.environ)
             self._ring_of(deployment, args)
 
         def adopt(deployment: Deployment) -> None:
@@ -144,7 +145,7 @@ class TelltaleEndpoints:
                     ),
                     self._audit,
                 )
-        self._desk = open_desk(engine_client, frontend, _names(state))
+        self._desk = open_desk(engine_client, frontend)
         exporter.canary_passed(canaries.seconds, canaries.deviation)
 
         def engine_ended() -> None:
