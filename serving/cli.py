@@ -123,11 +123,14 @@ def train(
     recipes: Annotated[list[Path], typer.Argument(help="Recipes: data, settings, name.", show_default=False)],
     model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the artifacts and their cards.")] = Path("detectors"),
+    encoder: Annotated[
+        str, typer.Option(help="Text-only peer: minilm (a sentence embedding) or input (the model's own embeddings).")
+    ] = "minilm",
 ) -> None:
     """Train, calibrate and evaluate detectors, one from each recipe."""
     from serving.commands.train import train as run
 
-    run(recipes, model, out)
+    run(recipes, model, out, encoder)
 
 
 @app.command("eval")

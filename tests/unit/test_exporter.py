@@ -13,6 +13,7 @@ from monitor.audit.metrics import AuditMetrics
 from monitor.canary import CanaryFailure
 from monitor.catalogue import CATALOGUE, MetricType
 from monitor.events import Event
+from monitor.explain_metrics import ExplainMetrics
 from monitor.exporter import Exporter
 from monitor.monitor import Monitor
 from monitor.policy import Plan
@@ -47,6 +48,7 @@ class Run:
         self.registry = CollectorRegistry()
         self.exporter = Exporter(plan, self.registry)
         AuditMetrics(self.registry)
+        ExplainMetrics(self.registry)
         self.monitor, self.script = Monitor(plan), Script(plan)
 
     def request(self, name: str, prompt: list[float], reply: list[float], *, broken: bool = False) -> None:
