@@ -22,10 +22,13 @@ from serving.api.auditing import Audit, open_audit
 from serving.api.binding import is_local, require_keys
 from serving.api.callers import Callers
 from serving.api.control import control_routes
+from serving.api.desk import Desk
+from serving.api.holding import HoldMiddleware
 from serving.api.keyring import KeyRing
 from serving.api.keys import ring_of, sender_digests
 from serving.api.middleware import MonitorMiddleware
 from serving.api.open_routes import refuse_open_routes
+from serving.api.opening import open_desk
 from serving.api.protocol import use_bounded_protocol
 from serving.api.triggers import Triggers
 from serving.deployment import Deployment
@@ -53,6 +56,7 @@ class TelltaleEndpoints:
         self._gate = Gate()
         self._audit: Audit | None = None
         self._reloader: Reloader | None = None
+        self._desk: Desk | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._explaining: asyncio.Task[None] | None = None
 
@@ -60,7 +64,10 @@ class TelltaleEndpoints:
         """Add our route and the middleware."""
         use_bounded_protocol()
         put_before(app, self._gate)
-        check = engine_plugin.install().asked_steers
+        frontend = engine_plugin.install()
+        check = frontend.asked_steers
+        # Inside of the other, which says where a request comes from: what is added first stands further inside.
+        app.add_middleware(HoldMiddleware, frontend=frontend, desk=lambda: self._desk, root_path=app.root_path or "")
         app.add_middleware(
             MonitorMiddleware,
             root_path=app.root_path or "",
@@ -139,7 +146,8 @@ class TelltaleEndpoints:
                     ),
                     self._audit,
                 )
-        exporter.canary_passed(canaries.seconds)
+        self._desk = open_desk(engine_client, frontend, _names(state))
+        exporter.canary_passed(canaries.seconds, canaries.deviation)
 
         def engine_ended() -> None:
             exporter.not_ready()
@@ -171,6 +179,12 @@ class TelltaleEndpoints:
         """Explain what is flagged from now on. Where that ends, serving goes on: it decides nothing."""
         audit.ledger.tell_flags(explanations.offer)
         self._explaining = asyncio.create_task(explanations.watch(), name="telltale-explanations")
+
+
+def _names(state: State) -> frozenset[str]:
+    """Names of models that this server answers to."""
+    models = state.openai_serving_models
+    return frozenset({*(path.name for path in models.base_model_paths), *models.lora_requests})
 
 
 def endpoint_plugin() -> TelltaleEndpoints:

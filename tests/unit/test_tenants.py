@@ -24,6 +24,7 @@ from monitor.exporter import Exporter
 from monitor.monitor import Monitor
 from monitor.policy import Plan, compile_plan
 from monitor.report import make_report, take_tally
+from monitor.rollout import Subjects
 from monitor.types import Action
 from monitor.yaml_file import PolicyError
 from probes.card import Format
@@ -186,6 +187,29 @@ def test_metrics_carry_the_policys_name(plan: Plan) -> None:
     assert count("telltale_requests_total", policy="strict", action="block") == 1
     where = {"rule": "stop", "detector": "a", "stage": "stream", "format": "chat"}
     assert [count("telltale_detector_threshold", policy=name, **where) for name in names] == [2, 0.5, 1]
+
+
+def test_metrics_tell_tenants_of_the_file_and_nobody_else(plan: Plan) -> None:
+    registry = CollectorRegistry()
+    exporter = Exporter(plan, registry)
+    monitor, script = Monitor(plan), Script(plan)
+    for name, tenant in (("a", "acme"), ("b", "acme"), ("c", ""), ("d", "0123456789abcdef"), ("e", "made up")):
+        subjects = Subjects(tenant, "", name)
+        monitor.admit(name, num_prompt=1, policy="strict", fmt=Format.CHAT, prompt=chat(1), subjects=subjects)
+        monitor.observe(script.step([(name, range(2), script.rows([[0, 0], [1, 0]]))]))
+        ended = monitor.finish(name, num_positions=2, sampled=0, aborted=False)
+        assert ended is not None
+        exporter.record(make_report(monitor, [], [ended], take_tally(monitor, [])))
+    found = {
+        sample.labels["tenant"]: sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "telltale_tenant_requests_total" and sample.labels["action"] == "block"
+    }
+    assert found == {"-": 3} | dict.fromkeys((tenant.name for tenant in plan.tenants.values()), 0) | {"acme": 2}
+    assert registry.get_sample_value("telltale_tenant_rules_total", {"tenant": "acme", "rule": "stop"}) == 2
+    scored = registry.get_sample_value("telltale_tenant_tokens_scored_total", {"tenant": "acme"})
+    assert scored == 2 * (2 - max(check.skip_first for check in plan.checks))
 
 
 REFUSED = [
