@@ -154,6 +154,12 @@ UNSIGNED = Metric(
     MetricType.COUNTER,
     "Requests that reached the engine without our front end's signature; the strictest policy applied to them.",
 )
+TURNED_AWAY = Metric(
+    "telltale_turned_away_total",
+    MetricType.COUNTER,
+    "Requests that got an error before anything looked at them: no key, another scope, too many, too large.",
+    ("reason",),
+)
 OBSERVE_SECONDS = Metric(
     "telltale_observe_seconds",
     MetricType.HISTOGRAM,
@@ -276,6 +282,7 @@ CATALOGUE: tuple[Metric, ...] = (
     PROMPT_EVENTS,
     TOKENS_STEERED,
     UNSIGNED,
+    TURNED_AWAY,
     OBSERVE_SECONDS,
     OVERHEAD_SECONDS,
     HELD_BACK,

@@ -18,6 +18,7 @@ from starlette.datastructures import State
 from monitor.explain_metrics import ExplainMetrics
 from monitor.exporter import Exporter
 from serving.api.access import Gate, put_before
+from serving.api.access_metrics import AccessMetrics
 from serving.api.auditing import Audit, open_audit
 from serving.api.binding import is_local, require_keys
 from serving.api.callers import Callers
@@ -131,6 +132,7 @@ class TelltaleEndpoints:
         # From here on: the proof's own request is no user's.
         exporter = Exporter(frontend.deployment.plan, prometheus_client.REGISTRY)
         frontend.export_to(exporter)
+        self._gate.turned_away = AccessMetrics(prometheus_client.REGISTRY).turned_away
         self._audit = open_audit(frontend.deployment, engine_client.get_tokenizer(), prometheus_client.REGISTRY)
         if self._audit is not None:
             frontend.enter_into(self._audit.ledger)

@@ -23,6 +23,8 @@ from monitor.rollout import Subjects
 from monitor.tenant_metrics import NOBODY
 from monitor.types import RESERVED_RULES, Action, Gap, Mode, Phase, PromptEvent, ReloadOutcome, Skip
 from probes.card import Calibration, Format, Stage
+from serving.api.access_metrics import AccessMetrics
+from serving.api.refusal import Reason
 from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, rule, unit_artifact
 from tests.unit.script import Script, chat
 
@@ -59,6 +61,7 @@ class Run:
         self.registry = CollectorRegistry()
         self.exporter = Exporter(plan, self.registry)
         AuditMetrics(self.registry)
+        AccessMetrics(self.registry)
         ExplainMetrics(self.registry)
         self.monitor, self.script = Monitor(plan), Script(plan)
 
@@ -255,7 +258,7 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
         "stage": {stage.value for stage in Stage},
         "aggregate": {str(check.aggregate) for check in plan.checks},
         "format": {fmt.value for fmt in Format},
-        "reason": {reason.value for reason in (*Gap, *Skip, *CanaryFailure)},
+        "reason": {reason.value for reason in (*Gap, *Skip, *CanaryFailure, *Reason)},
         "event": {event.value for event in PromptEvent},
         "segments": {",".join(check.segments or ()) for check in plan.checks},
         "digest": {plan.digest[:16], *(card.tensors_digest[:16] for card in plan.cards.values())},
