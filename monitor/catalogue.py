@@ -211,6 +211,12 @@ ARTIFACT_INFO = Metric(
     "1 for each detector that runs, by its kind and the SHA-256 of its tensors.",
     ("detector", "kind", "digest"),
 )
+POLICY_RELOADS = Metric(
+    "telltale_policy_reloads_total",
+    MetricType.COUNTER,
+    "Times that a running server was given a policy, by what came of it: only applied has changed anything.",
+    ("outcome",),
+)
 AUDIT_EVENTS = Metric(
     "telltale_audit_events_total", MetricType.COUNTER, "Events that were stored in the audit trail.", ("kind",)
 )
@@ -277,6 +283,7 @@ CATALOGUE: tuple[Metric, ...] = (
     CANARY_FAILURES,
     POLICY_INFO,
     ARTIFACT_INFO,
+    POLICY_RELOADS,
     AUDIT_EVENTS,
     AUDIT_SECONDS,
     AUDIT_QUEUE,

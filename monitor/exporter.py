@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -17,7 +18,7 @@ from monitor.policy import Plan
 from monitor.report import EndedReport, StepReport, TallyReport, Trail
 from monitor.score_histograms import Labels, ScoreHistograms, labels_of
 from monitor.tenant_metrics import TenantMetrics
-from monitor.types import Action, ActionCode, Gap, Mode, Phase, PromptEvent, Skip
+from monitor.types import Action, ActionCode, Gap, Mode, Phase, PromptEvent, ReloadOutcome, Skip
 from probes.card import Stage
 
 
@@ -30,7 +31,7 @@ class Exporter:
     """
 
     def __init__(self, plan: Plan, registry: CollectorRegistry) -> None:
-        self._plan = plan
+        self._plans = {plan.digest: plan}
         self._labels: dict[str, tuple[Labels, ...]] = {}
         self._requests = _counter(catalogue.REQUESTS, registry)
         self._actions = _counter(catalogue.ACTIONS, registry)
@@ -61,6 +62,7 @@ class Exporter:
         self._target = _gauge(catalogue.RULE_TARGET_FPR, registry)
         self._info = _gauge(catalogue.POLICY_INFO, registry)
         self._artifacts = _gauge(catalogue.ARTIFACT_INFO, registry)
+        self._reloads = _counter(catalogue.POLICY_RELOADS, registry)
         # A series that starts at zero makes the first gap or block a visible increase.
         for gap in Gap:
             self._gaps.labels(gap.value)
@@ -72,9 +74,26 @@ class Exporter:
             self._canary_failures.labels(failure.value)
         for phase in Phase:
             self._overhead.labels(phase.value)
+        for outcome in ReloadOutcome:
+            self._reloads.labels(outcome.value)
         for steer in plan.steering.steers:
             self._steered.labels(steer.name)
         self._show(plan)
+
+    def hold(self, plans: Mapping[str, Plan]) -> None:
+        """Which plans reports may speak of from now on, by their digests."""
+        self._plans = dict(plans)
+        self._labels = {digest: labels_of(held) for digest, held in plans.items()}
+
+    def adopt(self, plan: Plan) -> None:
+        """Another plan is in force. What was counted goes on; thresholds are those of the new one alone."""
+        for gauge in (self._threshold, self._target, self._info, self._artifacts):
+            gauge.clear()
+        self._show(plan)
+
+    def reloaded(self, outcome: ReloadOutcome) -> None:
+        """The server was given a policy."""
+        self._reloads.labels(outcome.value).inc()
 
     def _show(self, plan: Plan) -> None:
         self._info.labels(plan.digest[:16]).set(1)
@@ -130,7 +149,7 @@ class Exporter:
     def record(self, report: StepReport) -> None:
         """Count one report."""
         for ended in report.ended:
-            self._record_ended(ended, self._plan)
+            self._record_ended(ended, self._plans[report.plan])
         if report.tally is not None:
             self._record_tally(report.tally)
 

@@ -133,6 +133,7 @@ class Monitor:
             events=prompt.events if prompt is not None else (),
             outside=compiled.outside(self._rollout_key, subjects) if subjects is not None else frozenset(),
             tenant=subjects.tenant if subjects is not None else "",
+            plan=self.plan.digest,
         )
         self.tally.unsigned += prompt is None
         self.tally.events.update(request.events)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 from monitor.card_segments import card_segments
 from monitor.check import Check
@@ -27,6 +28,7 @@ from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.artifact import Artifact
 from probes.bank import Bank
 from probes.card import Calibration, Card, Format, Stage
+from probes.columns import Room
 from probes.detectors import load_detector
 from probes.steering.steer import Steerable
 
@@ -99,6 +101,7 @@ def compile_plan(
     *,
     d_model: int,
     num_layers: int,
+    room: Room | None = None,
 ) -> Plan:
     """Join a policy file and its artifacts.
 
@@ -108,15 +111,17 @@ def compile_plan(
         steer_artifacts: of the steers, by the steer's name.
         d_model: width of the served model's residual stream.
         num_layers: its decoder layers.
+        room: of the engine that runs already; None before it starts.
     Raises:
         PolicyError: a rule names an unknown detector or steer, or asks for a threshold that the card cannot give.
         probes.bank.BankError: the directions do not fit the model or the reserved room.
+        probes.columns.NoRoomError: they do not fit into the engine that runs.
     """
     config = file.config
     detectors = [load_detector(artifact, name=name) for name, artifact in artifacts.items()]
     cards = {name: artifact.card for name, artifact in artifacts.items()}
     steering = compile_steers(file, steer_artifacts, d_model=d_model, num_layers=num_layers)
-    bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions)
+    bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions, room=room)
     verdicts = Verdicts(file, cards, bank)
     parts = _Parts(file, verdicts, steering)
     policies: list[CompiledPolicy] = []
@@ -229,7 +234,12 @@ def _digest(
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
     # Where events are written, whom they wake, and who is let in, decides nothing.
     alert = {"__all__": {"alert"}}
-    untold = {"access": True, "audit": True, "detectors": alert, "policies": {"__all__": {"rules": alert}}}
+    untold: dict[str, Any] = {
+        "access": True,
+        "audit": True,
+        "detectors": alert,
+        "policies": {"__all__": {"rules": alert}},
+    }
     content = json.dumps([config.model_dump(mode="json", exclude=untold), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
 

@@ -84,6 +84,7 @@ class Request:
         doses: what steers did to it, by their positions.
         tenant: who sent it; empty where nobody who may say so does.
         choices: it and the others that were asked for with it; None where they have nothing to do with each other.
+        plan: digest of the plan that it is under.
     """
 
     request_id: str
@@ -105,6 +106,7 @@ class Request:
     doses: dict[int, Dose] = field(default_factory=dict)
     tenant: str = ""
     choices: Choices | None = None
+    plan: str = ""
 
     def raise_to(self, action: Action, rule: str, text: str) -> None:
         """Take over an action if it is more severe than the present one."""

@@ -31,3 +31,14 @@ class Tally:
     unsigned: int = 0
     steered: Counter[str] = field(default_factory=Counter)
     policy_seconds: float = 0.0
+
+    def add(self, other: Tally) -> None:
+        """Add what another one has counted."""
+        self.scored += other.scored
+        self.unsigned += other.unsigned
+        self.skipped.update(other.skipped)
+        self.gaps.update(other.gaps)
+        self.acted.update(other.acted)
+        self.events.update(other.events)
+        self.steered.update(other.steered)
+        self.policy_seconds += other.policy_seconds

@@ -20,16 +20,20 @@ from serving.api.access import Gate, put_before
 from serving.api.auditing import Audit, open_audit
 from serving.api.binding import is_local, require_keys
 from serving.api.callers import Callers
+from serving.api.control import control_routes
+from serving.api.keyring import KeyRing
 from serving.api.keys import ring_of, sender_digests
 from serving.api.middleware import MonitorMiddleware
 from serving.api.open_routes import refuse_open_routes
 from serving.api.protocol import use_bounded_protocol
+from serving.api.triggers import Triggers
 from serving.deployment import Deployment
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
 from serving.engine.explanations import Explanations
 from serving.engine.lifeline import Lifeline
 from serving.engine.proof import prove
+from serving.engine.reloader import Listeners, Reloader
 from serving.engine.template import require_template
 
 log = structlog.get_logger(__name__)
@@ -47,6 +51,7 @@ class TelltaleEndpoints:
         self._callers = Callers()
         self._gate = Gate()
         self._audit: Audit | None = None
+        self._reloader: Reloader | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._explaining: asyncio.Task[None] | None = None
 
@@ -62,6 +67,8 @@ class TelltaleEndpoints:
             callers=self._callers,
             audit=lambda: self._audit,
         )
+
+        app.include_router(control_routes(lambda: self._reloader))
 
         @app.get("/ready", include_in_schema=True, tags=["telltale"])
         async def ready() -> JSONResponse:
@@ -91,13 +98,20 @@ class TelltaleEndpoints:
         """
         refuse_open_routes(args)
         frontend = engine_plugin.install()
-        self._know_keys(frontend.deployment, args)
         template = getattr(args, "chat_template", None)
-        require_template(
-            frontend.deployment,
-            template=Path(template).read_text() if template and Path(template).is_file() else template,
-            from_requests=bool(getattr(args, "trust_request_chat_template", False)),
-        )
+        text = Path(template).read_text() if template and Path(template).is_file() else template
+
+        def check(deployment: Deployment) -> None:
+            from_requests = bool(getattr(args, "trust_request_chat_template", False))
+            require_template(deployment, template=text, from_requests=from_requests)
+
+            self._ring_of(deployment, args)
+
+        def adopt(deployment: Deployment) -> None:
+            self._know_keys(deployment, args)
+
+        check(frontend.deployment)
+        adopt(frontend.deployment)
         canaries = Canaries(engine_client, frontend)
         proof = await prove(engine_client, frontend, canaries)
         log.info("monitored", **proof.summary())
@@ -131,18 +145,25 @@ class TelltaleEndpoints:
 
         lifeline = Lifeline(engine_client, lambda: state.server, ended=engine_ended)
         self._engine, self._canaries = engine_client, canaries
+        self._reloader = Reloader(engine_client, frontend, canaries, Listeners(check, adopt))
+        Triggers(self._reloader, frontend.deployment.file.path).listen()
         self._tasks = (
             asyncio.create_task(canaries.watch(exporter), name="telltale-canaries"),
             asyncio.create_task(lifeline.watch(), name="telltale-lifeline"),
         )
 
-    def _know_keys(self, deployment: Deployment, args: Namespace) -> None:
+    @staticmethod
+    def _ring_of(deployment: Deployment, args: Namespace) -> KeyRing:
         config = deployment.file.config
         ring = ring_of(config, sender_digests(getattr(args, "api_key", None) or ()))
-        host, uds = getattr(args, "host", None), getattr(args, "uds", None)
-        require_keys(config.access, ring, host=host, uds=uds)
+        require_keys(config.access, ring, host=getattr(args, "host", None), uds=getattr(args, "uds", None))
+        return ring
+
+    def _know_keys(self, deployment: Deployment, args: Namespace) -> None:
+        ring = self._ring_of(deployment, args)
+        local = is_local(getattr(args, "host", None), getattr(args, "uds", None))
         self._callers.accept(deployment.plan.tenants, ring.digests)
-        self._gate.accept(config.access, ring, local=is_local(host, uds))
+        self._gate.accept(deployment.file.config.access, ring, local=local)
 
     def _explain(self, explanations: Explanations, audit: Audit) -> None:
         """Explain what is flagged from now on. Where that ends, serving goes on: it decides nothing."""

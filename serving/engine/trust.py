@@ -39,6 +39,7 @@ class TrustedData:
         reread: it is a flagged request of before, computed by us once more: positions whose whole rows are wanted.
         steers: that it asked for and may have: by their names, the share of their strength.
         subjects: whom it belongs to.
+        plan: digest of the plan that it was signed under: a request keeps it, whatever is loaded meanwhile.
     """
 
     policy: str | None
@@ -48,6 +49,7 @@ class TrustedData:
     reread: tuple[int, ...] | None = None
     steers: Mapping[str, float] = field(default_factory=dict)
     subjects: Subjects = field(default_factory=Subjects)
+    plan: str | None = None
 
 
 def ensure_key(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -88,6 +90,7 @@ def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] =
         "steers": dict(data.steers),
         "events": [event.value for event in prompt.events],
         "subjects": asdict(data.subjects),
+        "plan": data.plan,
     }
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return {"body": body, "mac": _mac(body, request_id, environment)}
@@ -125,6 +128,7 @@ def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = o
         reread=tuple(body["reread"]) if body["reread"] is not None else None,
         steers=body["steers"],
         subjects=Subjects(**body["subjects"]),
+        plan=body["plan"],
     )
 
 

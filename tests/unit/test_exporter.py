@@ -21,7 +21,7 @@ from monitor.policy import Plan
 from monitor.report import make_report, take_tally
 from monitor.rollout import Subjects
 from monitor.tenant_metrics import NOBODY
-from monitor.types import RESERVED_RULES, Action, Gap, Mode, Phase, PromptEvent, Skip
+from monitor.types import RESERVED_RULES, Action, Gap, Mode, Phase, PromptEvent, ReloadOutcome, Skip
 from probes.card import Calibration, Format, Stage
 from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, rule, unit_artifact
 from tests.unit.script import Script, chat
@@ -259,7 +259,7 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
         "event": {event.value for event in PromptEvent},
         "segments": {",".join(check.segments or ()) for check in plan.checks},
         "digest": {plan.digest[:16], *(card.tensors_digest[:16] for card in plan.cards.values())},
-        "outcome": {outcome.value for outcome in Outcome},
+        "outcome": {outcome.value for outcome in (*Outcome, *ReloadOutcome)},
         "phase": {phase.value for phase in Phase},
         "tenant": {NOBODY},
         "policy": {policy.name for policy in plan.policies},
@@ -279,3 +279,34 @@ def test_the_catalogue_follows_the_naming_rules() -> None:
         assert bool(metric.buckets) == (metric.type is MetricType.HISTOGRAM)
         assert list(metric.buckets) == sorted(set(metric.buckets))
         assert metric.help.endswith(".")
+
+
+def test_another_plan_takes_over_thresholds_and_digest_and_nothing_that_was_counted(plan: Plan, tmp_path: Path) -> None:
+    run = Run(plan)
+    run.request("a", [0.0, 9.0], [9.0])
+    card = make_card("other", calibrations=[calibration(threshold=7.0)])
+    other = plan_of(
+        tmp_path, policy_text(rule("new", detector="other"), names=["other"]), {"other": unit_artifact(card)}
+    )
+    before = run.registry.get_sample_value("telltale_tokens_scored_total")
+    run.exporter.hold({plan.digest: plan, other.digest: other})
+    run.exporter.adopt(other)
+    run.exporter.reloaded(ReloadOutcome.APPLIED)
+    infos = {
+        sample.labels["digest"]: sample.value
+        for family in run.registry.collect()
+        for sample in family.samples
+        if sample.name == "telltale_policy_info"
+    }
+    assert infos == {other.digest[:16]: 1}
+    thresholds = [
+        (sample.labels["detector"], sample.value)
+        for family in run.registry.collect()
+        for sample in family.samples
+        if sample.name == "telltale_detector_threshold"
+    ]
+    assert set(thresholds) == {("other", 7.0)}
+    assert run.registry.get_sample_value("telltale_tokens_scored_total") == before
+    assert run.registry.get_sample_value("telltale_policy_reloads_total", {"outcome": "applied"}) == 1
+    run.request("b", [0.0, 9.0], [9.0])  # under the plan that it began with
+    assert (run.registry.get_sample_value("telltale_tokens_scored_total") or 0) > (before or 0)
