@@ -103,18 +103,6 @@ RULES = Board(
                     Form.NUMBER,
                 ),
                 Panel(
-                    "Policies that a running server was given",
-                    (
-                        Series(
-                            f"sum by (outcome) (increase({catalogue.POLICY_RELOADS.name}{_JOB}[$__rate_interval]))",
-                            "{{outcome}}",
-                        ),
-                    ),
-                    Unit.NUMBER,
-                    "Only applied has changed anything.",
-                    width=24,
-                ),
-                Panel(
                     "Detectors",
                     (
                         Series(
@@ -125,6 +113,18 @@ RULES = Board(
                     Unit.NUMBER,
                     "Servers by the digest of each detector's tensors.",
                     Form.NUMBER,
+                ),
+                Panel(
+                    "Policies that a running server was given",
+                    (
+                        Series(
+                            f"sum by (outcome) (increase({catalogue.POLICY_RELOADS.name}{_JOB}[$__rate_interval]))",
+                            "{{outcome}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Only applied has changed anything.",
+                    width=24,
                 ),
             ),
         ),
