@@ -205,17 +205,17 @@ CANARY_FAILURES = Metric(
 POLICY_INFO = Metric(
     "telltale_policy_info", MetricType.GAUGE, "1 for the plan that runs, by the digest of policy and bank.", ("digest",)
 )
-ARTIFACT_INFO = Metric(
-    "telltale_artifact_info",
-    MetricType.GAUGE,
-    "1 for each detector that runs, by its kind and the SHA-256 of its tensors.",
-    ("detector", "kind", "digest"),
-)
 POLICY_RELOADS = Metric(
     "telltale_policy_reloads_total",
     MetricType.COUNTER,
     "Times that a running server was given a policy, by what came of it: only applied has changed anything.",
     ("outcome",),
+)
+ARTIFACT_INFO = Metric(
+    "telltale_artifact_info",
+    MetricType.GAUGE,
+    "1 for each detector that runs, by its kind and the SHA-256 of its tensors.",
+    ("detector", "kind", "digest"),
 )
 AUDIT_EVENTS = Metric(
     "telltale_audit_events_total", MetricType.COUNTER, "Events that were stored in the audit trail.", ("kind",)
@@ -282,8 +282,8 @@ CATALOGUE: tuple[Metric, ...] = (
     CANARY_DEVIATION,
     CANARY_FAILURES,
     POLICY_INFO,
-    ARTIFACT_INFO,
     POLICY_RELOADS,
+    ARTIFACT_INFO,
     AUDIT_EVENTS,
     AUDIT_SECONDS,
     AUDIT_QUEUE,

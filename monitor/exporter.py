@@ -61,8 +61,8 @@ class Exporter:
         self._threshold = _gauge(catalogue.DETECTOR_THRESHOLD, registry)
         self._target = _gauge(catalogue.RULE_TARGET_FPR, registry)
         self._info = _gauge(catalogue.POLICY_INFO, registry)
-        self._artifacts = _gauge(catalogue.ARTIFACT_INFO, registry)
         self._reloads = _counter(catalogue.POLICY_RELOADS, registry)
+        self._artifacts = _gauge(catalogue.ARTIFACT_INFO, registry)
         # A series that starts at zero makes the first gap or block a visible increase.
         for gap in Gap:
             self._gaps.labels(gap.value)
@@ -72,10 +72,10 @@ class Exporter:
             self._events.labels(event.value)
         for failure in CanaryFailure:
             self._canary_failures.labels(failure.value)
-        for phase in Phase:
-            self._overhead.labels(phase.value)
         for outcome in ReloadOutcome:
             self._reloads.labels(outcome.value)
+        for phase in Phase:
+            self._overhead.labels(phase.value)
         for steer in plan.steering.steers:
             self._steered.labels(steer.name)
         self._show(plan)
@@ -83,7 +83,7 @@ class Exporter:
     def hold(self, plans: Mapping[str, Plan]) -> None:
         """Which plans reports may speak of from now on, by their digests."""
         self._plans = dict(plans)
-        self._labels = {digest: labels_of(held) for digest, held in plans.items()}
+        self._labels = {digest: labels_of(plan) for digest, plan in plans.items()}
 
     def adopt(self, plan: Plan) -> None:
         """Another plan is in force. What was counted goes on; thresholds are those of the new one alone."""

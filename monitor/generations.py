@@ -173,8 +173,8 @@ class Generations:
 
     @property
     def policy_seconds(self) -> float:
-        """That rules took to be judged since the tally was taken, of all generations."""
-        return sum(monitor.tally.policy_seconds for monitor in self._monitors.values())
+        """What rules have taken since the tally was taken, in all generations."""
+        return self._left.policy_seconds + sum(item.tally.policy_seconds for item in self._monitors.values())
 
     def take_tally(self) -> Tally:
         """Counts since the call before, of all generations."""

@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+
+from pydantic.main import IncEx
 
 from monitor.card_segments import card_segments
 from monitor.check import Check
@@ -233,13 +234,8 @@ def _digest(
     judged = [_judged(check) for check in checks]
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
     # Where events are written, whom they wake, and who is let in, decides nothing.
-    alert = {"__all__": {"alert"}}
-    untold: dict[str, Any] = {
-        "access": True,
-        "audit": True,
-        "detectors": alert,
-        "policies": {"__all__": {"rules": alert}},
-    }
+    alert: IncEx = {"__all__": {"alert"}}
+    untold: IncEx = {"access": True, "audit": True, "detectors": alert, "policies": {"__all__": {"rules": alert}}}
     content = json.dumps([config.model_dump(mode="json", exclude=untold), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
 

@@ -36,9 +36,9 @@ class Tally:
         """Add what another one has counted."""
         self.scored += other.scored
         self.unsigned += other.unsigned
+        self.policy_seconds += other.policy_seconds
         self.skipped.update(other.skipped)
         self.gaps.update(other.gaps)
         self.acted.update(other.acted)
         self.events.update(other.events)
         self.steered.update(other.steered)
-        self.policy_seconds += other.policy_seconds

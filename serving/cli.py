@@ -40,8 +40,8 @@ sae_app.add_typer(sae_train_app)
 sae_app.add_typer(sae_features_app)
 app.add_typer(sae_app, name="sae")
 app.add_typer(audit_app, name="audit")
-app.add_typer(alerts_app, name="alerts")
 app.add_typer(policy_app, name="policy")
+app.add_typer(alerts_app, name="alerts")
 app.command()(tail)
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 

@@ -96,6 +96,18 @@ RULES = Board(
                     width=24,
                 ),
                 Panel(
+                    "Policies loaded while running",
+                    (
+                        Series(
+                            f"sum by (outcome) (increase({catalogue.POLICY_RELOADS.name}{_JOB}[$__rate_interval]))",
+                            "{{outcome}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Only applied has changed anything; all others say in the log why not.",
+                    width=24,
+                ),
+                Panel(
                     "Policies",
                     (Series(f"count by (digest) ({catalogue.POLICY_INFO.name}{_JOB})", "{{digest}}"),),
                     Unit.NUMBER,
@@ -113,18 +125,6 @@ RULES = Board(
                     Unit.NUMBER,
                     "Servers by the digest of each detector's tensors.",
                     Form.NUMBER,
-                ),
-                Panel(
-                    "Policies that a running server was given",
-                    (
-                        Series(
-                            f"sum by (outcome) (increase({catalogue.POLICY_RELOADS.name}{_JOB}[$__rate_interval]))",
-                            "{{outcome}}",
-                        ),
-                    ),
-                    Unit.NUMBER,
-                    "Only applied has changed anything.",
-                    width=24,
                 ),
             ),
         ),

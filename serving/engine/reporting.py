@@ -66,7 +66,7 @@ class Reporting:
         """
         self._seconds.append(seconds)
         judged = self._monitors.policy_seconds
-        policy, self._judged = max(0.0, judged - self._judged), judged
+        policy, self._judged = judged - self._judged, judged
         self._overhead[Phase.POLICY].append(policy)
         self._overhead[Phase.OBSERVE].append(max(0.0, seconds - policy))
         if readouts is not None:

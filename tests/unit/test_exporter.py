@@ -259,7 +259,7 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
         "event": {event.value for event in PromptEvent},
         "segments": {",".join(check.segments or ()) for check in plan.checks},
         "digest": {plan.digest[:16], *(card.tensors_digest[:16] for card in plan.cards.values())},
-        "outcome": {outcome.value for outcome in (*Outcome, *ReloadOutcome)},
+        "outcome": {outcome.value for kind in (Outcome, ReloadOutcome) for outcome in kind},
         "phase": {phase.value for phase in Phase},
         "tenant": {NOBODY},
         "policy": {policy.name for policy in plan.policies},

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from monitor.access import Access, ApiKey
 from monitor.alert_entry import AlertEntry
 from monitor.config import CanarySettings, Config, DetectorEntry, Policy, Reserve, SteerEntry
+from monitor.explain import ExplainSettings
 from monitor.rule import Do, Rollout, Rule
 from monitor.tenants import Tenant
 from monitor.when import CONDITION_KEYS, CONDITION_MODELS, Above, Limit, Weighed
@@ -32,8 +33,9 @@ policies:
     rules:
 """
 MODELS = (
-    *(Config, CanarySettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant, Access, ApiKey),
-    *(Above, AlertEntry, Limit, Weighed, *CONDITION_MODELS),
+    *(Config, CanarySettings, ExplainSettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant),
+    *(Access, AlertEntry, ApiKey),
+    *(Above, Limit, Weighed, *CONDITION_MODELS),
 )
 
 

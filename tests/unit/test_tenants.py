@@ -338,5 +338,22 @@ def test_check_says_who_gets_what(tmp_path: Path) -> None:
         "tenant globex: policy lax, lax for the model 'tiny', other for the model 'tiny-other'",
         "tenant gateway: policy strict, lax if a proxy says 'lax', other if a proxy says 'other'",
         "policy strictest",
+        "access: inference keyed; metrics open on the loopback address, keyed elsewhere; no limit of requests;",
     ):
         assert words in result.output
+
+
+def test_check_says_which_keys_there_are(tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        saved_artifact(tmp_path, make_card(name), number)
+    path = tmp_path / "telltale.yaml"
+    keys = f"[{{name: ops, key_sha256: {'0f' * 32}, scopes: [observe, admin]}}]"
+    path.write_text(f"{policy_of('lax')}access:\n  requests_per_minute: 9\n  keys: {keys}\n")
+    result = CliRunner().invoke(app, ["check", str(path)], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    for words in (
+        "key ops: observe, admin",
+        "access: inference open on the loopback address, keyed by VLLM_API_KEY elsewhere; metrics open on the",
+        "9 requests a minute; bodies up to 67108864 bytes",
+    ):
+        assert words in " ".join(result.output.split())
