@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from monitor.condition import Condition, verdicts_of
 from monitor.rollout import Share, Subjects
 from monitor.rule import Scope
+from monitor.session import Conversation
 from monitor.types import Action, Expose, Mode
 from monitor.verdicts import AnyCheck
 from probes.card import Format, Stage
@@ -19,7 +20,8 @@ class CompiledRule:
 
     ``steer`` is the position of a steer, ``gate`` that of the gate by which the engine finds its rows in the pass
     itself; None where the scheduler has to. ``share`` says for whom it is enforced; None for everybody. ``scope`` is
-    of a block.
+    of a block. With a ``conversation`` nothing in a request makes it true: it acts from a request's beginning where it
+    stands against the session.
     """
 
     name: str
@@ -32,6 +34,7 @@ class CompiledRule:
     share: Share | None = None
     scope: Scope = Scope.CHOICE
     target_fpr: Mapping[Format, float] = field(default_factory=dict)
+    conversation: Conversation | None = None
 
     @property
     def verdicts(self) -> tuple[int, ...]:
@@ -79,6 +82,11 @@ class CompiledPolicy:
     on_request: tuple[int, ...] = ()
 
     @property
+    def conversations(self) -> tuple[CompiledRule, ...]:
+        """The rules over conversations."""
+        return tuple(rule for rule in self.rules if rule.conversation is not None)
+
+    @property
     def blocks_requests(self) -> bool:
         """Whether a rule may block all choices of a request for one of them."""
         return any(rule.scope is Scope.REQUEST for rule in self.rules)
@@ -102,6 +110,9 @@ class CompiledPolicy:
         return any(
             rule.mode is Mode.ENFORCE
             and rule.name not in outside
-            and any(fmt not in checks[number].thresholds for number in rule.verdicts)
+            and (
+                any(fmt not in checks[number].thresholds for number in rule.verdicts)
+                or (rule.conversation is not None and fmt not in rule.conversation.formats)
+            )
             for rule in self.rules
         )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from monitor.audit.settings import AuditSettings
+from monitor.duration import Duration, seconds_of
 from monitor.entries import DetectorEntry, SteerEntry
 from monitor.rule import Rule
+from monitor.sessions.settings import SessionSettings
 from monitor.strict import Name, Strict
 from monitor.tenants import Tenant
 from monitor.types import STRICTEST, Action, Expose
 
-Duration = Annotated[
-    str, Field(pattern=r"^[0-9]{1,6}(ms|s|m|h)$", description="a whole number with its unit: 500ms, 60s, 5m, 1h")
-]
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 DEFAULT_TEXT = "I can't help with that."
 
 
@@ -97,12 +95,6 @@ class CanarySettings(Strict):
         return seconds_of(self.deadline)
 
 
-def seconds_of(duration: str) -> float:
-    """A ``Duration`` in seconds."""
-    unit = duration.lstrip("0123456789")
-    return int(duration.removesuffix(unit)) * _SECONDS[unit]
-
-
 class Config(Strict):
     """A policy file."""
 
@@ -119,6 +111,9 @@ class Config(Strict):
         default=(), description="who holds which API key, and which policy that gives; without a known key: no answer"
     )
     audit: AuditSettings | None = Field(default=None, description="where events are written; left out: nowhere")
+    sessions: SessionSettings = Field(
+        default_factory=SessionSettings, description="what is remembered of conversations"
+    )
     canary: CanarySettings = Field(default_factory=CanarySettings)
     reserve: Reserve = Field(default_factory=Reserve)
 

@@ -112,6 +112,23 @@ class Decision(_Event):
     finish_reason: str | None = Field(default=None, description="as the client was told")
 
 
+class ConversationFired(_Event):
+    """A request has ended with which a rule over conversations fired; it stands against the session from now on."""
+
+    kind: Literal["conversation"] = "conversation"
+    plan: str
+    policy: str
+    rule: str
+    action: Action = Field(description="what is done about the session's next requests")
+    mode: Mode = Field(description="shadow: what would be done")
+    detector: str
+    accumulator: str = Field(description="how requests became the value, with its parameters")
+    value: float = Field(description="it was above the threshold")
+    threshold: float
+    requests: Annotated[int, Field(ge=1, description="of the session, this one included")]
+    until: AwareDatetime | None = Field(description="it stands; null: until the session ends")
+
+
 class GapSeen(_Event):
     """An engine step left positions unscored that should have been scored."""
 
@@ -182,7 +199,7 @@ class Pruned(_Event):
     chains: tuple[PrunedChain, ...] = Field(description="all that do not begin with their first record any more")
 
 
-Event = Decision | GapSeen | CanaryFailed | Started | Stopped | Dropped | Erased | Pruned
+Event = Decision | ConversationFired | GapSeen | CanaryFailed | Started | Stopped | Dropped | Erased | Pruned
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -105,6 +105,7 @@ class Monitor:
         fmt: Format,
         prompt: PromptMap | None = None,
         subjects: Subjects | None = None,
+        imposed: Collection[str] = (),
     ) -> Request:
         """Begin a request.
 
@@ -116,6 +117,7 @@ class Monitor:
             prompt: what the front end says of its prompt. None if nobody who may say so said anything: it is counted,
                 every rule reads everything, and streams are read from the first position on.
             subjects: whom it belongs to. None if nobody who may say so said anything: every rule is enforced.
+            imposed: names of the rules over conversations that stand against its session.
         """
         if request_id in self._live:
             raise ValueError(f"request {request_id!r} is live already; the engine's ids are unique")
@@ -142,6 +144,7 @@ class Monitor:
             self._choices.setdefault(subjects.request, Choices(subjects.request)).join(request)
         if self._judge.is_uncalibrated(request):
             self._judge.act(request, ON_UNCALIBRATED, compiled.on_uncalibrated, Mode.ENFORCE, compiled.text)
+        self._judge.impose(request, imposed)
         return request
 
     def get(self, request_id: str) -> Request | None:

@@ -43,6 +43,7 @@ class Plan:
         steering: what may be written.
         tenants: by the SHA-256 of their API keys.
         strictest: position of the policy of requests that nobody vouches for.
+        on_session_failure: what is done about a request while nobody can tell what its session has been like.
     """
 
     bank: Bank
@@ -53,6 +54,7 @@ class Plan:
     steering: SteerPlan
     tenants: Mapping[str, CompiledTenant] = field(default_factory=lambda: MappingProxyType({}))
     strictest: int = 0
+    on_session_failure: Action = Action.ALLOW
 
     @property
     def is_rolled_out(self) -> bool:
@@ -129,6 +131,7 @@ def compile_plan(
         steering=replace(steering, gates=tuple(parts.gates)),
         tenants=compile_tenants(config.tenants),
         strictest=len(policies) - 1,
+        on_session_failure=Action(config.sessions.on_failure or Action.ALLOW),
     )
 
 
@@ -152,6 +155,7 @@ def _compile_policy(parts: _Parts, where: Place, policy: Policy) -> CompiledPoli
         for key, names in (("steers", policy.steers), ("on_request", policy.on_request))
     )
     kept = {number for rule in rules for number in verdicts.read_by(rule.condition)}
+    kept |= {rule.conversation.check for rule in rules if rule.conversation is not None}
     read = {name for number in kept for name in verdicts.detectors_of(number)}
     kept |= {
         number
@@ -184,7 +188,8 @@ def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> Co
     file, verdicts, steering, gates = parts.file, parts.verdicts, parts.steering, parts.gates
     condition = verdicts.condition(where, rule)
     steer, opened = steer_of_rule(file, where, rule, steering), None
-    if steer is not None:
+    conversation = verdicts.conversation(where, policy.name, rule)
+    if steer is not None and conversation is None:
         check = verdicts.checks[condition.number] if isinstance(condition, Verdict) else None
         alone = check if isinstance(check, Check) else None
         found = gate_of_rule(file, where, rule, number=steer, steers=steering.steers, check=alone, bank=verdicts.bank)
@@ -202,6 +207,7 @@ def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> Co
         share=Share(rule.rollout.percent, rule.rollout.by) if rule.rollout is not None else None,
         scope=rule.do.scope or Scope.CHOICE,
         target_fpr=verdicts.target_rates(rule, condition),
+        conversation=conversation,
     )
 
 
@@ -212,8 +218,8 @@ def _digest(
     # What a kind computes behind the directions stands in its other tensors and its parameters.
     judged = [_judged(check) for check in checks]
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
-    # Where events are written decides nothing.
-    content = json.dumps([config.model_dump(mode="json", exclude={"audit"}), judged, made], sort_keys=True)
+    # Where events are written and sessions are remembered decides nothing.
+    content = json.dumps([config.model_dump(mode="json", exclude={"audit", "sessions"}), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from monitor.rollout import Subject
 from monitor.strict import Name, Strict
 from monitor.types import RESERVED_RULES, Action, Mode
-from monitor.when import Condition, parts_of
+from monitor.when import Condition, WhenConversation, conversations_in, parts_of
 from probes.card import Stage
 
 
@@ -28,6 +28,12 @@ _TOO_LATE = {
     "'action: flag'.",
     Action.STEER: "by then nothing is left to be written to. Use 'stage: prompt' or 'stage: stream'.",
 }
+
+
+END: Final = "end"
+"""A session's: when nothing has been heard of it for ``sessions.idle``."""
+Until = Annotated[str, Field(pattern=r"^(end|[0-9]{1,6}(ms|s|m|h))$")]
+_IN_CONVERSATIONS = (Action.FLAG, Action.STEER, Action.BLOCK)
 
 
 class Scope(StrEnum):
@@ -56,6 +62,12 @@ class Do(Strict):
         "the rule fire (the default), or request, all of them",
     )
 
+    until: Until | None = Field(
+        default=None,
+        description="how long a rule over a conversation stands against the session's next requests: end, as long as "
+        "the session lasts (the default), or a time, 30m",
+    )
+
     @model_validator(mode="after")
     def _text_of_block(self) -> Self:
         if self.text is not None and self.action is not Action.BLOCK:
@@ -66,7 +78,7 @@ class Do(Strict):
 
     @model_validator(mode="after")
     def _steer_of_steer(self) -> Self:
-        if self.action is Action.STEER and (self.steer is None or self.gate is None):
+        if self.action is Action.STEER and self.steer is None:
             raise ValueError("'action: steer' also needs 'steer', the name of one, and 'gate', latched or token")
         if self.action is not Action.STEER and (self.steer is not None or self.gate is not None):
             raise ValueError("'steer' and 'gate' say how to steer; only 'action: steer' has them")
@@ -109,9 +121,39 @@ class Rule(Strict):
         return self
 
     @model_validator(mode="after")
+    def _request_or_conversation(self) -> Self:
+        if isinstance(self.when, WhenConversation):
+            return self._of_conversation()
+        for path in conversations_in(self.when):
+            place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+            raise ValueError(
+                f"when{place} is a verdict on a conversation, which stands alone: it is known between two requests, "
+                "and no verdict of a request is known then. Make it a rule of its own"
+            )
+        if self.do.until is not None:
+            raise ValueError("'until' says how long a rule over a conversation stands; 'stage: conversation' has one")
+        if self.do.action is Action.STEER and self.do.gate is None:
+            raise ValueError("'action: steer' also needs 'steer', the name of one, and 'gate', latched or token")
+        return self
+
+    def _of_conversation(self) -> Self:
+        if self.do.action not in _IN_CONVERSATIONS:
+            raise ValueError(
+                f"{self.do.action.value}s at the stage 'conversation', which is known between two requests: there is "
+                "no reply to act on. Use flag, or steer or block, which act on the next request"
+            )
+        if self.do.gate is not None:
+            raise ValueError(
+                "'gate' belongs to rows of a request; at the stage 'conversation' whole requests are steered"
+            )
+        if self.do.scope is not None:
+            raise ValueError("'scope' belongs to one choice of a request; at the stage 'conversation' all are blocked")
+        return self
+
+    @model_validator(mode="after")
     def _possible_action(self) -> Self:
         action = self.do.action
-        if action not in _TOO_LATE:
+        if action not in _TOO_LATE or isinstance(self.when, WhenConversation):
             return self
         for part in parts_of(self.when):
             place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in part.path)

@@ -15,7 +15,7 @@ from monitor.audit.redaction import KeptTexts
 from monitor.audit.settings import AuditSettings
 from monitor.audit.store import Store, Stored, open_store
 from monitor.audit.writer import newest_heads
-from monitor.events import CanaryFailed, Decision, Dropped, GapSeen, Started, Stopped
+from monitor.events import CanaryFailed, ConversationFired, Decision, Dropped, GapSeen, Started, Stopped
 from monitor.types import Gap
 from monitor.yaml_file import read_policy_file
 
@@ -119,6 +119,8 @@ def show_event(stored: Stored) -> str:
             parts += [f"gaps {_counts(event.coverage.gaps)}"] if event.coverage.gaps else []
             parts += [content.client_request_id or content.request_id] if content is not None else ["(erased)"]
             said = "  ".join(parts)
+        case ConversationFired():
+            said = f"{event.action.value} ({event.mode.value}) by {event.rule}  policy {event.policy}"
         case GapSeen():
             said = _counts(event.gaps)
         case CanaryFailed():

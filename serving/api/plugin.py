@@ -19,6 +19,7 @@ from monitor.exporter import Exporter
 from serving.api.auditing import Audit, open_audit
 from serving.api.callers import Callers
 from serving.api.middleware import MonitorMiddleware
+from serving.api.sessions import Sessions, open_sessions
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
 from serving.engine.lifeline import Lifeline
@@ -39,6 +40,7 @@ class TelltaleEndpoints:
         self._canaries: Canaries | None = None
         self._callers = Callers()
         self._audit: Audit | None = None
+        self._sessions: Sessions | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     def attach_router(self, app: FastAPI) -> None:
@@ -50,6 +52,7 @@ class TelltaleEndpoints:
             check_xargs=check,
             callers=self._callers,
             audit=lambda: self._audit,
+            sessions=lambda: self._sessions,
         )
 
         @app.get("/ready", include_in_schema=True, tags=["telltale"])
@@ -103,6 +106,13 @@ class TelltaleEndpoints:
         if self._audit is not None:
             frontend.enter_into(self._audit.ledger)
             atexit.register(frontend.abandon)  # before the trail is closed: what was registered last is called first
+        self._sessions = open_sessions(
+            frontend.deployment.plan,
+            frontend.deployment.file.config.sessions,
+            prometheus_client.REGISTRY,
+            ledger=self._audit.ledger if self._audit is not None else None,
+            processes=getattr(args, "api_server_count", None) or 1,
+        )
         exporter.canary_passed(canaries.seconds)
 
         def engine_ended() -> None:

@@ -23,6 +23,7 @@ from serving.engine.ledger import Ending, Ledger
 from serving.engine.records import Record, Records
 from serving.engine.steer_request import SteerRequestError, asked_steers
 from serving.engine.trust import EXTRA_KEY, TrustedData, seal
+from serving.engine.turns import Turns
 from serving.origin import Origin, current_origin
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Frontend:
         self._ledger: Ledger | None = None
         self._origins: WeakValueDictionary[str, Origin] = WeakValueDictionary()
         self._canaries: set[str] = set()
+        self._turns = Turns()
 
     def configure(self, deployment: Deployment) -> None:
         """The engine that this process serves; vLLM configures it more than once, later calls change nothing."""
@@ -133,6 +135,9 @@ class Frontend:
         origin = current_origin()
         if self._ledger is not None:
             self._origins[request.request_id] = origin
+        sitting = origin.sitting
+        if sitting is not None:
+            self._turns.begin(request.request_id, params.n, sitting)
         prompt = origin.prompt_of(request.prompt_token_ids or ())
         extra[EXTRA_KEY] = seal(
             TrustedData(
@@ -142,6 +147,7 @@ class Frontend:
                 canary=request.external_req_id in self._canaries,
                 steers=steers,
                 subjects=Subjects(origin.caller.tenant, origin.caller.session, request.request_id),
+                imposed=sitting.imposed if sitting is not None else (),
             ),
             request.request_id,
         )
@@ -152,6 +158,7 @@ class Frontend:
         reports, rest = take_reports(outputs)
         for report in reports:
             left = self._records.take_in(report) if self._records is not None else {}
+            self._turns.left(left)
             if self._ledger is not None:
                 self._enter_left(self._ledger, left)
                 if report.tally is not None and report.tally.gaps:
@@ -181,6 +188,8 @@ class Frontend:
         if output.finish_reason is None:
             return output
         record.close(state.prompt_len + tokens)
+        if output.finish_reason != ABORTED:  # of those the engine has not said the last word
+            self._turns.ended(state.request_id, record)
         text = record.blocked_text
         if text is not None:
             output.finish_reason, output.stop_reason = CONTENT_FILTER, None

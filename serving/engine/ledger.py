@@ -15,6 +15,7 @@ from monitor.events import (
     ActedRule,
     CanaryFailed,
     Content,
+    ConversationFired,
     CoverageRecord,
     Decision,
     GapSeen,
@@ -22,7 +23,7 @@ from monitor.events import (
     Verdict,
 )
 from monitor.policy import Plan
-from monitor.types import ON_GAP, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, PromptEvent, Skip
+from monitor.types import ON_GAP, ON_SESSION_FAILURE, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, PromptEvent, Skip
 from monitor.verdicts import AnyCheck
 from probes.card import Format, Stage
 from serving.engine.records import Record
@@ -80,6 +81,18 @@ class Ledger:
             return self._writer.submit(event, lambda: about)
         return self._writer.submit(event, lambda: self._with_texts(about, ending))
 
+    def conversation_fired(self, event: ConversationFired, request_id: str, tenant: str | None) -> Ticket | None:
+        """A rule over conversations has fired.
+
+        Args:
+            event: that says so.
+            request_id: of the request that made it fire.
+            tenant: whose; None where nobody tells.
+        Returns: the ticket that its response has to wait for, if any.
+        """
+        about = Content(request_id=request_id, tenant=tenant)
+        return self._writer.submit(event, lambda: about)
+
     def gaps(self, gaps: Mapping[str, int]) -> None:
         """A step has left positions unscored, by reason."""
         self._writer.submit(
@@ -131,7 +144,11 @@ class Ledger:
             for rule in policy.rules
             if rule.name in acted or self._holds(rule, record)
         ]
-        reserved = ((ON_GAP, policy.on_gap), (ON_UNCALIBRATED, policy.on_uncalibrated))
+        reserved = (
+            (ON_GAP, policy.on_gap),
+            (ON_UNCALIBRATED, policy.on_uncalibrated),
+            (ON_SESSION_FAILURE, self._plan.on_session_failure),
+        )
         named += [ActedRule(name=name, action=does, mode=Mode.ENFORCE) for name, does in reserved if name in acted]
         return tuple(named)
 

@@ -104,6 +104,7 @@ class MonitoredScheduler(Scheduler):
             fmt=trusted.fmt if trusted is not None else Format.RAW,
             prompt=trusted.prompt if trusted is not None else None,
             subjects=trusted.subjects if trusted is not None else None,
+            imposed=trusted.imposed if trusted is not None else (),
         )
         depth = self._monitor.policy_of(admitted).hold_back
         self._hold_back.begin(request.request_id, depth=depth, num_prompt=request.num_prompt_tokens)

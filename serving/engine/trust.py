@@ -38,6 +38,7 @@ class TrustedData:
         canary: it is one of our own canaries, which is scored and judged apart from users' requests.
         steers: that it asked for and may have: by their names, the share of their strength.
         subjects: whom it belongs to.
+        imposed: names of the rules over conversations that stand against its session.
     """
 
     policy: str | None
@@ -46,6 +47,7 @@ class TrustedData:
     canary: bool = False
     steers: Mapping[str, float] = field(default_factory=dict)
     subjects: Subjects = field(default_factory=Subjects)
+    imposed: tuple[str, ...] = ()
 
 
 def ensure_key(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -85,6 +87,7 @@ def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] =
         "steers": dict(data.steers),
         "events": [event.value for event in prompt.events],
         "subjects": asdict(data.subjects),
+        "imposed": data.imposed,
     }
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return {"body": body, "mac": _mac(body, request_id, environment)}
@@ -121,6 +124,7 @@ def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = o
         canary=bool(body["canary"]),
         steers=body["steers"],
         subjects=Subjects(**body["subjects"]),
+        imposed=tuple(body["imposed"]),
     )
 
 

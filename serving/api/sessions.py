@@ -1,0 +1,243 @@
+"""Conversations in an API process: what stands against a request when it comes, what becomes of its session after it.
+
+The decision falls here, before the engine; it is carried out in the engine, like every other one, and travels there
+under the MAC. Responses say nothing of sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import ParamSpec, TypeVar
+
+import structlog
+from prometheus_client import CollectorRegistry
+from starlette.types import Message, Send
+
+from monitor.compiled import CompiledPolicy, CompiledRule
+from monitor.events import ConversationFired
+from monitor.policy import Plan
+from monitor.rollout import Subject
+from monitor.session import Conversation, Fired, Session, advance
+from monitor.sessions.memory import MemoryStore
+from monitor.sessions.metrics import Operation, SessionMetrics
+from monitor.sessions.settings import SessionSettings
+from monitor.sessions.store import SessionKey, SessionStore, SessionStoreError
+from monitor.types import ON_SESSION_FAILURE
+from serving.engine.ledger import Ledger
+from serving.origin import Caller
+from serving.sitting import Reading, Sitting
+
+log = structlog.get_logger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 3.0
+_THREADS = 8
+
+
+class Sessions:
+    """The sessions of one API process.
+
+    Args:
+        plan: what runs.
+        store: of sessions.
+        metrics: what Prometheus is told.
+        ledger: where events are entered; None if they are not.
+        clock: Unix seconds.
+        patience: seconds that a remote store may take.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: SessionStore,
+        metrics: SessionMetrics,
+        *,
+        ledger: Ledger | None = None,
+        clock: Callable[[], float] = time.time,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._plan = plan
+        self._store = store
+        self._metrics = metrics
+        self._ledger = ledger
+        self._clock = clock
+        self._patience = patience
+        self._policies = {policy.name: policy for policy in plan.policies}
+        self._pool = ThreadPoolExecutor(_THREADS, "telltale-sessions") if store.is_remote else None
+
+    async def begin(self, caller: Caller) -> Sitting | None:
+        """A request has come.
+
+        Args:
+            caller: who sent it.
+        Returns: its part in its session; None if its policy has no rule over conversations.
+        """
+        policy = self._policies.get(caller.policy or "", self._plan.policies[0])
+        rules = policy.conversations
+        if not rules:
+            return None
+        wanted = {rule.conversation.by for rule in rules if rule.conversation is not None}
+        keys = {by: key for by in sorted(wanted) if (key := _key(caller, by)) is not None}
+        if Subject.SESSION in wanted:
+            self._metrics.request(named=Subject.SESSION in keys)
+        now = self._clock()
+        try:
+            found = {by: await self._ask(self._store.read, key, now) for by, key in keys.items()}
+        except SessionStoreError as error:
+            self._failed(Operation.READ, error)
+            imposed: tuple[str, ...] = (ON_SESSION_FAILURE,)
+        else:
+            imposed = tuple(rule.name for rule in rules if _stands(rule, found, now))
+        return Sitting(caller.tenant, keys, imposed, self._commit)
+
+    def close(self) -> None:
+        """Let go of the store."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._store.close()
+
+    async def _commit(self, sitting: Sitting, reading: Reading) -> None:
+        """Enter a request that has ended."""
+        policy = self._plan.policies[reading.policy]
+        for by, key in sitting.keys.items():
+            readings = [
+                (rule.conversation, reading.statistics[rule.conversation.check])
+                for rule in policy.conversations
+                if rule.conversation is not None
+                and rule.conversation.by is by
+                and reading.fmt in rule.conversation.formats
+            ]
+            change, now = _Change(readings, self._clock()), self._clock()
+            try:
+                await self._ask(self._store.update, key, change, now)
+            except SessionStoreError as error:
+                self._failed(Operation.UPDATE, error)
+                continue
+            for fired in change.fired:
+                self._fired(policy, fired, sitting, reading)
+        if isinstance(self._store, MemoryStore):
+            self._metrics.remembered(len(self._store))
+
+    def _fired(self, policy: CompiledPolicy, fired: Fired, sitting: Sitting, reading: Reading) -> None:
+        for rule in policy.conversations:
+            conversation = rule.conversation
+            if conversation is None or conversation.key != fired.key:
+                continue
+            self._metrics.fired(rule.name, rule.action.value, rule.mode.value, policy.name)
+            if self._ledger is None:
+                continue
+            event = ConversationFired(
+                plan=self._plan.digest,
+                policy=policy.name,
+                rule=rule.name,
+                action=rule.action,
+                mode=rule.mode,
+                detector=self._plan.checks[conversation.check].detector,
+                accumulator=str(conversation.accumulator),
+                value=fired.value,
+                threshold=conversation.threshold,
+                requests=fired.requests,
+                until=datetime.fromtimestamp(fired.until, UTC) if math.isfinite(fired.until) else None,
+            )
+            ticket = self._ledger.conversation_fired(event, reading.request_id, sitting.tenant or None)
+            if ticket is not None:
+                sitting.tickets.append(ticket)
+
+    def _failed(self, operation: Operation, error: SessionStoreError) -> None:
+        self._metrics.failed(operation)
+        log.error("the store of sessions failed", operation=operation.value, error=str(error))
+
+    async def _ask(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the store.
+
+        Raises:
+            SessionStoreError: it cannot be reached, or takes too long.
+        """
+        if self._pool is None:
+            return method(*args, **kwargs)
+        answer = asyncio.wrap_future(self._pool.submit(method, *args, **kwargs))
+        try:
+            return await asyncio.wait_for(answer, self._patience)
+        except TimeoutError:
+            raise SessionStoreError(f"the store of sessions has not answered for {self._patience:g} s") from None
+
+
+class _Change:
+    """What a request makes of a session, for a store, which may ask more than once; the last answer counts."""
+
+    def __init__(self, readings: list[tuple[Conversation, float]], now: float) -> None:
+        self._readings = readings
+        self._now = now
+        self.fired: tuple[Fired, ...] = ()
+
+    def __call__(self, before: Session | None) -> Session:
+        after, self.fired = advance(before, self._readings, self._now)
+        return after
+
+
+def held(sitting: Sitting, send: Send) -> Send:
+    """ASGI's ``send`` for a request of a session: whoever has heard the end of a reply is known to have had it."""
+
+    async def pass_on(message: Message) -> None:
+        await sitting.settled()
+        await send(message)
+
+    return pass_on
+
+
+def open_sessions(
+    plan: Plan,
+    settings: SessionSettings,
+    registry: CollectorRegistry,
+    *,
+    ledger: Ledger | None = None,
+    processes: int = 1,
+) -> Sessions | None:
+    """The sessions of this process; None if no policy has a rule over conversations.
+
+    Args:
+        plan: what runs.
+        settings: of the policy file.
+        registry: for metrics.
+        ledger: where events are entered; None if they are not.
+        processes: API processes of this server.
+    Raises:
+        SessionStoreError: the store cannot be opened, or the processes would not see each other's sessions.
+    """
+    if not any(policy.conversations for policy in plan.policies):
+        return None
+    metrics = SessionMetrics(plan, registry)
+    store: SessionStore
+    if settings.url is None:
+        if processes > 1:
+            raise SessionStoreError(
+                f"{processes} API processes (--api-server-count) would each remember a part of every conversation. "
+                "Name a database that they share, sessions: {url: postgresql://..., on_failure: block}, or run one."
+            )
+        store = MemoryStore(settings, metrics.forgotten)
+    else:
+        from monitor.sessions.postgresql import PostgresqlStore
+
+        store = PostgresqlStore.open(settings, metrics.forgotten)
+    sessions = Sessions(plan, store, metrics, ledger=ledger)
+    atexit.register(sessions.close)
+    return sessions
+
+
+def _key(caller: Caller, by: Subject) -> SessionKey | None:
+    if by is Subject.TENANT:
+        return SessionKey.of(caller.tenant, None)
+    return SessionKey.of(caller.tenant, caller.session) if caller.session else None
+
+
+def _stands(rule: CompiledRule, found: dict[Subject, Session | None], now: float) -> bool:
+    conversation = rule.conversation
+    session = found.get(conversation.by) if conversation is not None else None
+    return conversation is not None and session is not None and session.stand(conversation.key, now)
