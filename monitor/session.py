@@ -97,7 +97,7 @@ class Session:
             seen, requests, states, stands, held = json.loads(text)
             remembered = {key: tuple(map(float, state)) for key, state in states.items()}
             return cls(seen, requests, remembered, dict(stands), held)
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"no session: {error}") from error
 
 

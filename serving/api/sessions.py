@@ -114,7 +114,8 @@ class Sessions:
                 and rule.conversation.by is by
                 and reading.fmt in rule.conversation.formats
             ]
-            change, now = _Change(readings, self._clock()), self._clock()
+            now = self._clock()
+            change = _Change(readings, now)
             try:
                 await self._ask(self._store.update, key, change, now)
             except SessionStoreError as error:

@@ -62,7 +62,7 @@ class Turns:
         turn = self._turns.get(name)
         if turn is None:
             return
-        turn.ended[request_id] = record
+        turn.ended.setdefault(request_id, record)
         if len(turn.ended) < turn.choices:
             return
         del self._turns[name]
