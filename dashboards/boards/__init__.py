@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dashboards.boards.conversations import CONVERSATIONS
 from dashboards.boards.detectors import DETECTORS
 from dashboards.boards.overhead import OVERHEAD
 from dashboards.boards.overview import OVERVIEW
 from dashboards.boards.rules import RULES
 from dashboards.panel import Board
 
-BOARDS: tuple[Board, ...] = (OVERVIEW, DETECTORS, RULES, OVERHEAD)
+BOARDS: tuple[Board, ...] = (OVERVIEW, DETECTORS, RULES, CONVERSATIONS, OVERHEAD)

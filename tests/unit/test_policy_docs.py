@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from monitor.config import CanarySettings, Config, DetectorEntry, Policy, Reserve, SteerEntry
 from monitor.rule import Do, Rollout, Rule
+from monitor.sessions.settings import SessionSettings
 from monitor.tenants import Tenant
 from monitor.when import CONDITION_KEYS, CONDITION_MODELS, Above, Limit, Weighed
 from serving.cli import app
@@ -31,7 +32,7 @@ policies:
 """
 MODELS = (
     *(Config, CanarySettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant),
-    *(Above, Limit, Weighed, *CONDITION_MODELS),
+    *(Above, Limit, Weighed, SessionSettings, *CONDITION_MODELS),
 )
 
 
@@ -50,7 +51,7 @@ def test_every_example_passes_check(tmp_path: Path, text: str) -> None:
 
 
 def test_there_is_an_example_of_every_way_to_join() -> None:
-    for key in ("all:", "any:", "not:", "weigh:", "rollout:", "scope:", "segments:", "by_model:", "by_header:"):
+    for key in ("all:", "any:", "not:", "weigh:", "rollout:", "scope:", "segments:", "by_model:", "by_header:", "accumulate:"):
         assert any(key in text for text in FILES + RULES), key
 
 
