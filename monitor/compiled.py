@@ -67,7 +67,8 @@ class CompiledRule:
 class CompiledPolicy:
     """A policy whose rules point into the plan's checks.
 
-    ``steers``, those of every request, and ``on_request``, those that one may ask for, point into its steers.
+    ``steers``, those of every request, and ``on_request``, those that one may ask for, point into its steers. Scores
+    that clients are told are rounded to a multiple of ``quantise``; 0: to four digits.
     """
 
     name: str
@@ -80,11 +81,18 @@ class CompiledPolicy:
     checks: tuple[int, ...]
     steers: tuple[int, ...] = ()
     on_request: tuple[int, ...] = ()
+    quantise: float = 0.0
 
     @property
     def conversations(self) -> tuple[CompiledRule, ...]:
         """The rules over conversations."""
         return tuple(rule for rule in self.rules if rule.conversation is not None)
+
+    @property
+    def told(self) -> tuple[int, ...]:
+        """The checks that a client is told of: what is read for conversations only is none of them."""
+        hidden = {rule.conversation.check for rule in self.rules if rule.conversation is not None}
+        return tuple(check for check in self.checks if check not in hidden)
 
     @property
     def blocks_requests(self) -> bool:

@@ -40,6 +40,14 @@ class Policy(Strict):
         "Default: 1 where a rule may block a stream",
     )
     expose: Expose = Field(default=Expose.ACTIONS, description="what a client is told")
+    quantise: float = Field(
+        default=0.5,
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="scores that clients are told are rounded to a multiple of this, in the detector's own units; 0: "
+        "told to four digits, which is enough to climb to a threshold from below",
+    )
     text: str = Field(default=DEFAULT_TEXT, min_length=1, max_length=4096, description="what a blocked reply says")
     rules: tuple[Rule, ...] = Field(min_length=1)
 

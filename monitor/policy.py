@@ -181,6 +181,7 @@ def _compile_policy(parts: _Parts, where: Place, policy: Policy) -> CompiledPoli
         checks=tuple(sorted(kept)),
         steers=always,
         on_request=asked,
+        quantise=policy.quantise,
     )
 
 
