@@ -174,6 +174,15 @@ SESSION_STORE_ERRORS = Metric(
     "Times that the database of sessions could not be used: read, when a request came; update, when one ended.",
     ("operation",),
 )
+EXPLANATIONS = Metric(
+    "telltale_explanations_total",
+    MetricType.COUNTER,
+    "Flagged requests by whether it was told which latents were active: explained, dropped (queue full) or failed.",
+    ("outcome",),
+)
+EXPLANATIONS_WAITING = Metric(
+    "telltale_explanations_waiting", MetricType.GAUGE, "Flagged requests that wait to be explained."
+)
 
 CATALOGUE: tuple[Metric, ...] = (
     REQUESTS,
@@ -206,4 +215,6 @@ CATALOGUE: tuple[Metric, ...] = (
     SESSION_RULES_FIRED,
     SESSIONS_FORGOTTEN,
     SESSION_STORE_ERRORS,
+    EXPLANATIONS,
+    EXPLANATIONS_WAITING,
 )

@@ -6,9 +6,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from monitor.access import Access
 from monitor.audit.settings import AuditSettings
 from monitor.duration import Duration, seconds_of
 from monitor.entries import DetectorEntry, SteerEntry
+from monitor.explain import ExplainSettings
 from monitor.rule import Rule
 from monitor.sessions.settings import SessionSettings
 from monitor.strict import Name, Strict
@@ -118,12 +120,25 @@ class Config(Strict):
     tenants: tuple[Tenant, ...] = Field(
         default=(), description="who holds which API key, and which policy that gives; without a known key: no answer"
     )
+    access: Access = Field(default_factory=Access, description="who gets an answer, and how much a request may be")
     audit: AuditSettings | None = Field(default=None, description="where events are written; left out: nowhere")
     sessions: SessionSettings = Field(
         default_factory=SessionSettings, description="what is remembered of conversations"
     )
+    explain: ExplainSettings | None = Field(
+        default=None, description="which latents were active where a rule fired; left out: nothing is explained"
+    )
     canary: CanarySettings = Field(default_factory=CanarySettings)
     reserve: Reserve = Field(default_factory=Reserve)
+
+    @model_validator(mode="after")
+    def _explanations_go_somewhere(self) -> Self:
+        if self.explain is not None and self.audit is None:
+            raise ValueError(
+                "'explain' needs 'audit': explanations are events of the audit trail. Add 'audit: {}', or leave "
+                "'explain' out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _distinct_policies(self) -> Self:
@@ -142,6 +157,11 @@ class Config(Strict):
         ):
             if doubles := sorted({value for value in values if values.count(value) > 1}):
                 raise ValueError(f"two tenants are {what} {doubles[0]!r}; nobody could tell them apart")
+        return self
+
+    @model_validator(mode="after")
+    def _one_meaning_for_each_key(self) -> Self:
+        self.access.require_sound(self.tenants)
         return self
 
     @model_validator(mode="after")

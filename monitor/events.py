@@ -129,6 +129,42 @@ class ConversationFired(_Event):
     until: AwareDatetime | None = Field(description="it stands; null: until the session ends")
 
 
+class LatentSeen(_Strict):
+    """A latent at a token."""
+
+    latent: Count
+    activity: float = Field(description="its code")
+    part: float | None = Field(description="of the detector's score; null: the detector is no direction at this tap")
+
+
+class TokenExplained(_Strict):
+    """A token that was read when a rule fired."""
+
+    position: Count
+    score: float | None = Field(description="of the detector")
+    active: Count = Field(description="latents that were active, told or not")
+    rest: float | None = Field(
+        description="of the score, what no latent gives: constants, and what is not reconstructed"
+    )
+    latents: tuple[LatentSeen, ...] = Field(description="the largest first")
+
+
+class Explanation(_Event):
+    """Which latents of a sparse autoencoder were active where a rule fired. Read anew once the request had ended."""
+
+    kind: Literal["explanation"] = "explanation"
+    plan: str
+    decision: UUID = Field(description="the event of the request that is explained")
+    rule: str
+    detector: str
+    stage: Stage
+    sae: str
+    sae_digest: str = Field(description="SHA-256 of its tensors: a latent's number means nothing without it")
+    tap: str
+    steered: bool = Field(description="the request was written to; this is what was read without")
+    tokens: tuple[TokenExplained, ...] = Field(description="those with the highest scores, by position")
+
+
 class GapSeen(_Event):
     """An engine step left positions unscored that should have been scored."""
 
@@ -199,7 +235,9 @@ class Pruned(_Event):
     chains: tuple[PrunedChain, ...] = Field(description="all that do not begin with their first record any more")
 
 
-Event = Decision | ConversationFired | GapSeen | CanaryFailed | Started | Stopped | Dropped | Erased | Pruned
+Event = (
+    Decision | Explanation | ConversationFired | GapSeen | CanaryFailed | Started | Stopped | Dropped | Erased | Pruned
+)
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 
@@ -211,6 +249,7 @@ class Content(_Strict):
     tenant: str | None = None
     prompt: Said | None = Field(default=None, description="as the model read it, template and all")
     reply: Said | None = Field(default=None, description="as the model wrote it, before any refusal took its place")
+    tokens: tuple[Said, ...] | None = Field(default=None, description="of an explanation, in its order")
     withheld: str | None = Field(default=None, description="why texts that should stand here do not")
 
 

@@ -219,8 +219,9 @@ def _digest(
     # What a kind computes behind the directions stands in its other tensors and its parameters.
     judged = [_judged(check) for check in checks]
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
-    # Where events are written and sessions are remembered decides nothing.
-    content = json.dumps([config.model_dump(mode="json", exclude={"audit", "sessions"}), judged, made], sort_keys=True)
+    # Where events are written and sessions are remembered, and who is let in, decides nothing.
+    decides = config.model_dump(mode="json", exclude={"access", "audit", "sessions"})
+    content = json.dumps([decides, judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
 
 

@@ -12,6 +12,7 @@ import serving
 from serving.commands.audit import audit_app, tail
 from serving.commands.detector import detector_app
 from serving.commands.gate import gate_app
+from serving.commands.key import key_app
 from serving.commands.sae_cli import sae_app
 from serving.commands.sae_features_cli import sae_features_app
 from serving.commands.sae_train_cli import sae_train_app
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.add_typer(steer_app, name="steer")
 app.add_typer(detector_app, name="detector")
 app.add_typer(gate_app, name="gate")
+app.add_typer(key_app, name="key")
 sae_app.add_typer(sae_train_app)
 sae_app.add_typer(sae_features_app)
 app.add_typer(sae_app, name="sae")

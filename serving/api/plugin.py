@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,21 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.datastructures import State
 
+from monitor.explain_metrics import ExplainMetrics
 from monitor.exporter import Exporter
+from serving.api.access import Gate, put_before
 from serving.api.auditing import Audit, open_audit
+from serving.api.binding import is_local, require_keys
 from serving.api.callers import Callers
+from serving.api.keys import ring_of, sender_digests
 from serving.api.middleware import MonitorMiddleware
+from serving.api.open_routes import refuse_open_routes
+from serving.api.protocol import use_bounded_protocol
 from serving.api.sessions import Sessions, open_sessions
+from serving.deployment import Deployment
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
+from serving.engine.explanations import Explanations
 from serving.engine.lifeline import Lifeline
 from serving.engine.proof import prove
 from serving.engine.template import require_template
@@ -39,12 +46,16 @@ class TelltaleEndpoints:
         self._engine: Any = None
         self._canaries: Canaries | None = None
         self._callers = Callers()
+        self._gate = Gate()
         self._audit: Audit | None = None
         self._sessions: Sessions | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._explaining: asyncio.Task[None] | None = None
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our route and the middleware."""
+        use_bounded_protocol()
+        put_before(app, self._gate)
         check = engine_plugin.install().asked_steers
         app.add_middleware(
             MonitorMiddleware,
@@ -81,10 +92,9 @@ class TelltaleEndpoints:
         Raises:
             probes.errors.TelltaleError: it is not.
         """
+        refuse_open_routes(args)
         frontend = engine_plugin.install()
-        # As vLLM reads them: the command line comes before the environment.
-        keys = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]
-        self._callers.accept(frontend.deployment.plan.tenants, [key for key in keys if key])
+        self._know_keys(frontend.deployment, args)
         template = getattr(args, "chat_template", None)
         require_template(
             frontend.deployment,
@@ -106,6 +116,16 @@ class TelltaleEndpoints:
         if self._audit is not None:
             frontend.enter_into(self._audit.ledger)
             atexit.register(frontend.abandon)  # before the trail is closed: what was registered last is called first
+            if frontend.deployment.explainer is not None:
+                self._explain(
+                    Explanations(
+                        engine_client,
+                        frontend,
+                        self._audit.ledger.explained,
+                        ExplainMetrics(prometheus_client.REGISTRY),
+                    ),
+                    self._audit,
+                )
         self._sessions = open_sessions(
             frontend.deployment.plan,
             frontend.deployment.file.config.sessions,
@@ -125,6 +145,19 @@ class TelltaleEndpoints:
             asyncio.create_task(canaries.watch(exporter), name="telltale-canaries"),
             asyncio.create_task(lifeline.watch(), name="telltale-lifeline"),
         )
+
+    def _know_keys(self, deployment: Deployment, args: Namespace) -> None:
+        config = deployment.file.config
+        ring = ring_of(config, sender_digests(getattr(args, "api_key", None) or ()))
+        host, uds = getattr(args, "host", None), getattr(args, "uds", None)
+        require_keys(config.access, ring, host=host, uds=uds)
+        self._callers.accept(deployment.plan.tenants, ring.digests)
+        self._gate.accept(config.access, ring, local=is_local(host, uds))
+
+    def _explain(self, explanations: Explanations, audit: Audit) -> None:
+        """Explain what is flagged from now on. Where that ends, serving goes on: it decides nothing."""
+        audit.ledger.tell_flags(explanations.offer)
+        self._explaining = asyncio.create_task(explanations.watch(), name="telltale-explanations")
 
 
 def endpoint_plugin() -> TelltaleEndpoints:

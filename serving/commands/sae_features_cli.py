@@ -10,7 +10,7 @@ import typer
 __all__ = ["sae_features_app"]
 
 sae_features_app = typer.Typer(no_args_is_help=True)
-_Sae = Annotated[Path, typer.Argument(help="The .safetensors file of a SAE.", show_default=False)]
+_Sae = Annotated[Path, typer.Argument(help="The .safetensors file of a SAE, or builtin:PACK/NAME.", show_default=False)]
 _Model = Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")]
 _Seed = Annotated[int, typer.Option(min=0, help="Of every draw.")]
 

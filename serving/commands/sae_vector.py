@@ -52,11 +52,11 @@ def vector(sae: Path, options: VectorOptions) -> None:
         probes.errors.TelltaleError: the SAE, the pairs or the model are not usable.
     """
     from probes.fit.steer.vector import Subject
+    from probes.packs.saes import open_sae
     from probes.sae.feature_vector import Filters, vector_from_features
-    from probes.sae.file import load_sae
 
     safety = _safety(options.more_is)
-    file = load_sae(sae)
+    file = open_sae(sae)
     folder, model_id = model_of(options.model)
     subject = Subject(
         folder,
@@ -85,13 +85,13 @@ def edits(sae: Path, options: EditsOptions) -> None:
     Raises:
         probes.errors.TelltaleError: the SAE, the pairs or the model are not usable.
     """
+    from probes.packs.saes import open_sae
     from probes.sae.edits import edits_of_pairs
-    from probes.sae.file import load_sae
 
     safety = _safety(options.more_is)
     folder, model_id = model_of(options.model)
     found = edits_of_pairs(
-        load_sae(sae),
+        open_sae(sae),
         folder,
         options.pairs,
         model_id=model_id,

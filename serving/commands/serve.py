@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from monitor.access import KeyScope
 from monitor.yaml_file import read_policy_file
+from probes.statedir import user_state_dir
+from serving.api.admin_key import FILE, ensure_admin_key
+from serving.api.binding import require_keys
+from serving.api.keys import VLLM_VARIABLE, ring_of, sender_digests, take_key_away
+from serving.api.open_routes import OPENING, refuse_open_routes
 from serving.arguments import ArgumentError, is_given, parse_serve, value_of, vllm_arguments
 from serving.builtin import DEFAULT_MODEL, is_builtin
 from serving.commands.model import embedded_folder, embedded_policy, say
@@ -28,6 +35,17 @@ def serve(model: str | None, policy: Path | None, flags: Sequence[str]) -> None:
         policy = embedded_policy(model or DEFAULT_MODEL)
     file = read_policy_file(policy)
     arguments = parse_serve(model, flags, policy_model=file.config.model)
+    # Here it fails before anything is loaded; the server looks again, at what its configuration file says too.
+    given = {item.replace("_", "-") for item in flags}
+    refuse_open_routes(Namespace(**{flag[2:].replace("-", "_"): flag in given for flag in OPENING}))
+    if is_given("--api-key", flags):
+        raise ArgumentError(
+            "--api-key: whoever has an account on this machine could read the key among its processes. Put it into the "
+            f"environment variable {VLLM_VARIABLE}, or its digest into the policy file (telltale key new)."
+        )
+    take_key_away()
+    ring = ring_of(file.config, sender_digests())
+    require_keys(file.config.access, ring, host=arguments.host, uds=value_of("--uds", flags))
     require_free_port(arguments.host, arguments.port)
     if file.config.audit is not None:
         require_trail(file.config.audit.resolved(policy.absolute().parent))
@@ -40,5 +58,17 @@ def serve(model: str | None, policy: Path | None, flags: Sequence[str]) -> None:
         deploy(policy, model_dir=local, model_id=arguments.model, dtype=str(dtype))
     else:
         check_policy(policy)
+    if not ring.has(KeyScope.ADMIN):
+        _ensure_admin_key()
     say(f"serving {arguments.model} with {policy}; /ready answers 200 once monitoring is proved")
     run_server(vllm_arguments(arguments, folder))
+
+
+def _ensure_admin_key() -> None:
+    folder = user_state_dir()
+    made = ensure_admin_key(folder)
+    if made is not None:
+        say(
+            f"administrator's key, shown this once and kept as a digest in {folder / FILE}: {made}\n"
+            "It opens /telltale/, /docs and /metrics. Remove that file to have another one made."
+        )

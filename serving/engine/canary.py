@@ -23,7 +23,8 @@ from serving.engine.frontend import Frontend
 
 log = structlog.get_logger(__name__)
 
-_LOWEST_PRIORITY = 2**31 - 1
+_FIRST = -(2**31)
+"""Where requests have priorities, canaries come first: clients that send many must not be able to silence them."""
 
 
 class Canaries:
@@ -43,7 +44,7 @@ class Canaries:
         self._engine = engine
         self._frontend = frontend
         self._settings = config.canary
-        self._priority = _LOWEST_PRIORITY if engine.vllm_config.scheduler_config.policy == "priority" else 0
+        self._priority = _FIRST if engine.vllm_config.scheduler_config.policy == "priority" else 0
         self.prompts = canary_prompts(
             plan.cards, plan.bank.index, vocab=int(engine.vllm_config.model_config.get_vocab_size())
         )

@@ -21,6 +21,7 @@ from serving.deployment import Deployment
 from serving.engine.carrier import take_reports
 from serving.engine.ledger import Ending, Ledger
 from serving.engine.records import Record, Records
+from serving.engine.salts import salt_of
 from serving.engine.steer_request import SteerRequestError, asked_steers
 from serving.engine.trust import EXTRA_KEY, TrustedData, seal
 from serving.engine.turns import Turns
@@ -56,6 +57,8 @@ class Frontend:
         self._origins: WeakValueDictionary[str, Origin] = WeakValueDictionary()
         self._canaries: set[str] = set()
         self._turns = Turns()
+        self._rereads: dict[str, tuple[int, ...]] = {}
+        self._reread_ids: dict[str, str] = {}
 
     def configure(self, deployment: Deployment) -> None:
         """The engine that this process serves; vLLM configures it more than once, later calls change nothing."""
@@ -110,6 +113,24 @@ class Frontend:
         """It has ended."""
         self._canaries.discard(request_id)
 
+    def begin_reread(self, request_id: str, positions: Sequence[int]) -> None:
+        """The request that our own process is about to send under this id reads a flagged one again.
+
+        Args:
+            request_id: as it is sent.
+            positions: whose whole rows are wanted.
+        """
+        self._rereads[request_id] = tuple(positions)
+
+    def reread_id(self, request_id: str) -> str:
+        """What the engine calls it, once it was sent."""
+        return self._reread_ids[request_id]
+
+    def end_reread(self, request_id: str) -> None:
+        """It has ended."""
+        self._rereads.pop(request_id, None)
+        self._reread_ids.pop(request_id, None)
+
     def sign(self, request: EngineCoreRequest) -> None:
         """Put our data into a request whose engine id has just been assigned.
 
@@ -132,12 +153,15 @@ class Frontend:
             steers = self.asked_steers(extra)
         except SteerRequestError as error:
             raise VLLMValidationError(str(error), parameter="vllm_xargs") from error
+        if request.external_req_id in self._rereads:
+            self._reread_ids[request.external_req_id] = request.request_id
         origin = current_origin()
         if self._ledger is not None:
             self._origins[request.request_id] = origin
         sitting = origin.sitting
         if sitting is not None:
             self._turns.begin(request.request_id, params.n, sitting)
+        request.cache_salt = salt_of(origin.caller.tenant, request.cache_salt)
         prompt = origin.prompt_of(request.prompt_token_ids or ())
         extra[EXTRA_KEY] = seal(
             TrustedData(
@@ -145,6 +169,7 @@ class Frontend:
                 fmt=origin.fmt,
                 prompt=prompt,
                 canary=request.external_req_id in self._canaries,
+                reread=self._rereads.get(request.external_req_id),
                 steers=steers,
                 subjects=Subjects(origin.caller.tenant, origin.caller.session, request.request_id),
                 imposed=sitting.imposed if sitting is not None else (),
@@ -173,8 +198,8 @@ class Frontend:
         Raises:
             UnmonitoredError: there are tokens of this request, the engine has not reported on it.
         """
-        if state.external_req_id in self._canaries:
-            return output  # judged in the engine, which says so when it is asked
+        if state.external_req_id in self._canaries or state.external_req_id in self._rereads:
+            return output  # the engine says what came of it when it is asked
         tokens = state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0
         record = self._records.get(state.request_id) if self._records is not None else None
         if record is None and output.finish_reason == ABORTED and not tokens:

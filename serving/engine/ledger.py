@@ -18,6 +18,7 @@ from monitor.events import (
     ConversationFired,
     CoverageRecord,
     Decision,
+    Explanation,
     GapSeen,
     SteerRecord,
     Verdict,
@@ -26,6 +27,7 @@ from monitor.policy import Plan
 from monitor.types import ON_GAP, ON_SESSION_FAILURE, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, PromptEvent, Skip
 from monitor.verdicts import AnyCheck
 from probes.card import Format, Stage
+from serving.engine.flagged import Flagged, flagged_by
 from serving.engine.records import Record
 
 TokenIds = Sequence[int]
@@ -67,7 +69,12 @@ class Ledger:
         self._writer = writer
         self._texts = texts
         self._decode = decode
+        self._flags: Callable[[Flagged], None] | None = None
         self._artifacts = [artifacts_of(plan, policy) for policy in plan.policies]
+
+    def tell_flags(self, take: Callable[[Flagged], None]) -> None:
+        """From now on, say which requests a rule has fired on."""
+        self._flags = take
 
     def ended(self, record: Record, ending: Ending) -> Ticket | None:
         """A request has ended.
@@ -77,6 +84,11 @@ class Ledger:
         record.entered = True
         event = self._decision(record, ending)
         about = Content(request_id=ending.request_id, client_request_id=ending.client_request_id, tenant=ending.tenant)
+        if self._flags is not None and event.rules:
+            names = (rule.name for rule in event.rules)
+            flagged = flagged_by(self._plan, record, about, event.id, names)
+            if flagged is not None:
+                self._flags(flagged)
         if not self._texts.keeps(flagged=event.action is not Action.ALLOW or bool(event.rules)):
             return self._writer.submit(event, lambda: about)
         return self._writer.submit(event, lambda: self._with_texts(about, ending))
@@ -92,6 +104,22 @@ class Ledger:
         """
         about = Content(request_id=request_id, tenant=tenant)
         return self._writer.submit(event, lambda: about)
+
+    def explained(self, event: Explanation, flagged: Flagged, tokens: TokenIds) -> None:
+        """A flagged request was explained.
+
+        Args:
+            event: what was found.
+            flagged: of which request.
+            tokens: one for each that is told; kept where single tokens may be.
+        """
+
+        def about() -> Content:
+            if not self._texts.keeps_pieces:
+                return flagged.about
+            return flagged.about.model_copy(update={"tokens": tuple(self._decode([token]) for token in tokens)})
+
+        self._writer.submit(event, about)
 
     def gaps(self, gaps: Mapping[str, int]) -> None:
         """A step has left positions unscored, by reason."""

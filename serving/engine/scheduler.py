@@ -27,6 +27,7 @@ from serving.engine.holdback import BLOCKED, HoldBack
 from serving.engine.prefix import PrefixReadouts, whole_group
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
 from serving.engine.reporting import Reporting
+from serving.engine.rereads import Rereads
 from serving.engine.runtime import load_deployment
 from serving.engine.steerbook import SteerBook
 from serving.engine.trust import EXTRA_KEY, rollout_key, unseal
@@ -54,6 +55,8 @@ class MonitoredScheduler(Scheduler):
             deployment.plan, deployment.file.config.canary, vocab=self.vllm_config.model_config.get_vocab_size()
         )
         self._reporting = Reporting(self._monitor)
+        explain = deployment.file.config.explain
+        self._rereads = Rereads(keep=explain.queue if explain is not None else 0, width=plan.bank.width)
         # Scored positions of requests before their cached prefixes were replayed, until their step is judged.
         self._before_replay: dict[str, int] = {}
         ahead = bool(self.vllm_config.scheduler_config.async_scheduling)
@@ -71,8 +74,9 @@ class MonitoredScheduler(Scheduler):
         """What the API process asks between two steps.
 
         Args:
-            op: ``handshake`` (version and digest of what runs here) or ``canary`` (how its canaries do).
-            body: of the operation; empty for these two.
+            op: ``handshake`` (version and digest of what runs here), ``canary`` (how its canaries do), ``flagged`` or
+                ``reread`` (tokens of a flagged request, and what came of computing one again).
+            body: of the operation: ``request_id`` for the last two, else empty.
         Raises:
             ValueError: another operation.
         """
@@ -81,15 +85,24 @@ class MonitoredScheduler(Scheduler):
                 return {"version": serving.__version__, "digest": self._digest}
             case "canary":
                 return self._heartbeat.status()
+            case "flagged":
+                return self._rereads.take_flagged(body["request_id"])
+            case "reread":
+                return self._rereads.take_result(body["request_id"])
             case _:
-                raise ValueError(f"telltale_control knows 'handshake' and 'canary', not {op!r} with {sorted(body)}")
+                raise ValueError(
+                    f"telltale_control knows handshake, canary, flagged and reread, not {op!r} with {sorted(body)}"
+                )
 
     def add_request(self, request: Request) -> None:
         """Admit a request to the monitor. Nothing gets past this method, whatever front end it came from."""
         extra = request.sampling_params.extra_args if request.sampling_params is not None else None
         trusted = unseal((extra or {}).get(EXTRA_KEY), request.request_id)
-        if trusted is not None and trusted.canary:
-            self._heartbeat.admit(request.request_id, request.prompt_token_ids or ())
+        if trusted is not None and (trusted.canary or trusted.reread is not None):
+            if trusted.canary:
+                self._heartbeat.admit(request.request_id, request.prompt_token_ids or ())
+            else:
+                self._rereads.admit(request.request_id, request.num_prompt_tokens, trusted.reread or ())
             request.skip_reading_prefix_cache = True
             super().add_request(request)
             return
@@ -120,6 +133,7 @@ class MonitoredScheduler(Scheduler):
         """Remember where the rows of the step will belong."""
         step: SchedulerOutput = super().schedule(*args, **kwargs)
         self._heartbeat.scheduled(step.num_scheduled_tokens)
+        self._rereads.scheduled(step)
         if self._prefix is not None:
             self._prefix.scheduled(step, self.requests)
         if not self._steerbook.is_empty:
@@ -193,6 +207,8 @@ class MonitoredScheduler(Scheduler):
         if self._prefix is not None:
             self._prefix.forget(request_id)
         self._heartbeat.finish(request_id, aborted=cut_off)
+        self._rereads.ended(request, ended)
+        self._rereads.finish(request_id)
         self._steerbook.forget(request_id)
         self._reporting.end(request, ended)
         if request.status is RequestStatus.FINISHED_ABORTED:
@@ -204,6 +220,7 @@ class MonitoredScheduler(Scheduler):
         found = getattr(output, ATTRIBUTE, None)
         readouts = found if isinstance(found, WorkerReadouts) else None
         distrusted = self._heartbeat.take(readouts) is not None
+        self._rereads.take(readouts)
         step_ids = list(scheduler_output.num_scheduled_tokens)
         before = self._monitor.scored_of(step_ids) if distrusted else {}
         if self._before_replay:

@@ -144,7 +144,7 @@ def install_taps(model: nn.Module, bank: Bank, *, num_layers: int, max_rows: int
         layer = stack.layers.get(matrix.tap.layer)
         if layer is None:
             continue
-        module, pick = _place(layer, matrix.tap.site, stack.known)
+        module, pick = place_of(layer, matrix.tap.site, stack.known)
         _tap(module, pick, matrix, max_rows=max_rows, device=device)
         tapped[matrix.tap] = module
     return TapSet(bank, tapped, stack, device)
@@ -167,7 +167,12 @@ def rows_of(value: torch.Tensor) -> torch.Tensor:
     return value if value.dim() <= 2 else value.flatten(0, -2)  # noqa: PLR2004
 
 
-def _place(layer: nn.Module, site: Site, known: LayerClass) -> tuple[nn.Module, Pick]:
+def place_of(layer: nn.Module, site: Site, known: LayerClass) -> tuple[nn.Module, Pick]:
+    """The module of a layer that a site is read at, and where in its output.
+
+    Raises:
+        LayerError: it is not where its class has it.
+    """
     if site is Site.RESID_POST:
         return layer, known.convention.stream
     name = known.attention if site is Site.ATTN_OUT else known.mlp
@@ -202,14 +207,7 @@ def _tap(module: nn.Module, pick: Pick, matrix: TapMatrix, *, max_rows: int, dev
 
 
 def _tapped_class(module: nn.Module, pick: Pick) -> type[nn.Module]:
-    cls = type(module)
-    inner: Callable[..., Any] = cls.forward
-    # vLLM binds rewritten forwards to single modules of transformers; such a forward would hide the tap's.
-    bound = vars(module).pop("forward", None)
-    if bound is not None:
-        if not inspect.ismethod(bound) or bound.__self__ is not module:
-            raise LayerError(f"{cls.__name__} has a forward of another object, which cannot be tapped.")
-        inner = bound.__func__
+    cls, inner = type(module), own_forward(module)
 
     @functools.wraps(inner)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -227,3 +225,20 @@ def _tapped_class(module: nn.Module, pick: Pick) -> type[nn.Module]:
         return output
 
     return type(f"Tapped{cls.__name__}", (cls,), {"forward": forward, "__module__": cls.__module__})
+
+
+def own_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward of a module that ours is put around: its class's, or one that was bound to this module alone.
+
+    Raises:
+        LayerError: the module has the forward of another object.
+    """
+    cls = type(module)
+    inner: Callable[..., Any] = cls.forward
+    # vLLM binds rewritten forwards to single modules of transformers; such a forward would hide the tap's.
+    bound = vars(module).pop("forward", None)
+    if bound is not None:
+        if not inspect.ismethod(bound) or bound.__self__ is not module:
+            raise LayerError(f"{cls.__name__} has a forward of another object, which cannot be tapped.")
+        inner = bound.__func__
+    return inner

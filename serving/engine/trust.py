@@ -36,6 +36,7 @@ class TrustedData:
         fmt: how its text reached the model.
         prompt: who wrote which of its prompt's tokens, and where the reply begins.
         canary: it is one of our own canaries, which is scored and judged apart from users' requests.
+        reread: it is a flagged request of before, computed by us once more: positions whose whole rows are wanted.
         steers: that it asked for and may have: by their names, the share of their strength.
         subjects: whom it belongs to.
         imposed: names of the rules over conversations that stand against its session.
@@ -45,6 +46,7 @@ class TrustedData:
     fmt: Format
     prompt: PromptMap
     canary: bool = False
+    reread: tuple[int, ...] | None = None
     steers: Mapping[str, float] = field(default_factory=dict)
     subjects: Subjects = field(default_factory=Subjects)
     imposed: tuple[str, ...] = ()
@@ -84,6 +86,7 @@ def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] =
         "runs": [[run.role.value, run.length] for run in prompt.runs] if prompt.runs is not None else None,
         "stream_from": prompt.stream_from,
         "canary": data.canary,
+        "reread": list(data.reread) if data.reread is not None else None,
         "steers": dict(data.steers),
         "events": [event.value for event in prompt.events],
         "subjects": asdict(data.subjects),
@@ -122,6 +125,7 @@ def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = o
         fmt=Format(body["format"]),
         prompt=prompt,
         canary=bool(body["canary"]),
+        reread=tuple(body["reread"]) if body["reread"] is not None else None,
         steers=body["steers"],
         subjects=Subjects(**body["subjects"]),
         imposed=tuple(body["imposed"]),
