@@ -174,6 +174,12 @@ SESSION_STORE_ERRORS = Metric(
     "Times that the database of sessions could not be used: read, when a request came; update, when one ended.",
     ("operation",),
 )
+PROBING = Metric(
+    "telltale_probing_total",
+    MetricType.COUNTER,
+    "Times that a tenant's requests lay near a threshold more often than benign ones would.",
+    ("detector", "policy"),
+)
 EXPLANATIONS = Metric(
     "telltale_explanations_total",
     MetricType.COUNTER,
@@ -215,6 +221,7 @@ CATALOGUE: tuple[Metric, ...] = (
     SESSION_RULES_FIRED,
     SESSIONS_FORGOTTEN,
     SESSION_STORE_ERRORS,
+    PROBING,
     EXPLANATIONS,
     EXPLANATIONS_WAITING,
 )

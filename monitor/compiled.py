@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from monitor.condition import Condition, verdicts_of
+from monitor.probing import ProbingSettings
 from monitor.rollout import Share, Subjects
 from monitor.rule import Scope
 from monitor.session import Conversation
@@ -68,7 +69,8 @@ class CompiledPolicy:
     """A policy whose rules point into the plan's checks.
 
     ``steers``, those of every request, and ``on_request``, those that one may ask for, point into its steers. Scores
-    that clients are told are rounded to a multiple of ``quantise``; 0: to four digits.
+    that clients are told are rounded to a multiple of ``quantise``; 0: to four digits. ``probing``: whether its tenants
+    are watched for it.
     """
 
     name: str
@@ -82,6 +84,7 @@ class CompiledPolicy:
     steers: tuple[int, ...] = ()
     on_request: tuple[int, ...] = ()
     quantise: float = 0.0
+    probing: ProbingSettings | None = None
 
     @property
     def conversations(self) -> tuple[CompiledRule, ...]:

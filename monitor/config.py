@@ -11,6 +11,7 @@ from monitor.audit.settings import AuditSettings
 from monitor.duration import Duration, seconds_of
 from monitor.entries import DetectorEntry, SteerEntry
 from monitor.explain import ExplainSettings
+from monitor.probing import ProbingSettings
 from monitor.rule import Rule
 from monitor.sessions.settings import SessionSettings
 from monitor.strict import Name, Strict
@@ -49,6 +50,9 @@ class Policy(Strict):
         allow_inf_nan=False,
         description="scores that clients are told are rounded to a multiple of this, in the detector's own units; 0: "
         "told to four digits, which is enough to climb to a threshold from below",
+    )
+    probing: ProbingSettings | None = Field(
+        default=None, description="whether to tell of tenants whose requests lie near a threshold too often"
     )
     text: str = Field(default=DEFAULT_TEXT, min_length=1, max_length=4096, description="what a blocked reply says")
     rules: tuple[Rule, ...] = Field(min_length=1)

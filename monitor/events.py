@@ -129,6 +129,19 @@ class ConversationFired(_Event):
     until: AwareDatetime | None = Field(description="it stands; null: until the session ends")
 
 
+class ProbingSuspected(_Event):
+    """A tenant's requests lie near a threshold more often than benign ones would. Nothing is done about it."""
+
+    kind: Literal["probing"] = "probing"
+    plan: str
+    policy: str
+    detector: str
+    stage: Stage
+    requests: Annotated[int, Field(ge=1, description="of the tenant, since there was no sign of it")]
+    near: Annotated[int, Field(ge=1, description="of these, those that lay near the threshold")]
+    benign: float = Field(description="at most such a share of benign requests lies there")
+
+
 class LatentSeen(_Strict):
     """A latent at a token."""
 
@@ -236,7 +249,17 @@ class Pruned(_Event):
 
 
 Event = (
-    Decision | Explanation | ConversationFired | GapSeen | CanaryFailed | Started | Stopped | Dropped | Erased | Pruned
+    Decision
+    | Explanation
+    | ConversationFired
+    | ProbingSuspected
+    | GapSeen
+    | CanaryFailed
+    | Started
+    | Stopped
+    | Dropped
+    | Erased
+    | Pruned
 )
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 

@@ -182,6 +182,7 @@ def _compile_policy(parts: _Parts, where: Place, policy: Policy) -> CompiledPoli
         steers=always,
         on_request=asked,
         quantise=policy.quantise,
+        probing=policy.probing,
     )
 
 

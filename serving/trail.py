@@ -23,6 +23,7 @@ from monitor.events import (
     Dropped,
     Explanation,
     GapSeen,
+    ProbingSuspected,
     Started,
     Stopped,
 )
@@ -133,6 +134,8 @@ def show_event(stored: Stored) -> str:
             said = "  ".join(parts)
         case ConversationFired():
             said = f"{event.action.value} ({event.mode.value}) by {event.rule}  policy {event.policy}"
+        case ProbingSuspected():
+            said = f"{event.detector}: {event.near} of {event.requests} near its threshold  policy {event.policy}"
         case Explanation():
             said = _explained(event, content)
         case GapSeen():

@@ -46,6 +46,22 @@ CONVERSATIONS = Board(
             ),
         ),
         Row(
+            "Tenants",
+            (
+                Panel(
+                    "Requests near a threshold, too often",
+                    (
+                        Series(
+                            f"sum by (detector, policy) (increase({catalogue.PROBING.name}{_JOB}[$__rate_interval]))",
+                            "{{detector}} ({{policy}})",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Somebody may be looking for a prompt that just passes. The event says which tenant.",
+                ),
+            ),
+        ),
+        Row(
             "Memory",
             (
                 Panel(

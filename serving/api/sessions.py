@@ -29,6 +29,7 @@ from monitor.sessions.metrics import Operation, SessionMetrics
 from monitor.sessions.settings import SessionSettings
 from monitor.sessions.store import SessionKey, SessionStore, SessionStoreError
 from monitor.types import ON_SESSION_FAILURE
+from serving.api.probing import ProbingWatch
 from serving.engine.ledger import Ledger
 from serving.origin import Caller
 from serving.sitting import Reading, Sitting
@@ -49,6 +50,7 @@ class Sessions:
         store: of sessions.
         metrics: what Prometheus is told.
         ledger: where events are entered; None if they are not.
+        probing: watches the requests of tenants too; None if no policy asks for it.
         clock: Unix seconds.
         patience: seconds that a remote store may take.
     """
@@ -60,6 +62,7 @@ class Sessions:
         metrics: SessionMetrics,
         *,
         ledger: Ledger | None = None,
+        probing: ProbingWatch | None = None,
         clock: Callable[[], float] = time.time,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
@@ -67,6 +70,7 @@ class Sessions:
         self._store = store
         self._metrics = metrics
         self._ledger = ledger
+        self._probing = probing
         self._clock = clock
         self._patience = patience
         self._policies = {policy.name: policy for policy in plan.policies}
@@ -77,11 +81,11 @@ class Sessions:
 
         Args:
             caller: who sent it.
-        Returns: its part in its session; None if its policy has no rule over conversations.
+        Returns: its part in its session; None if its policy has no rule over conversations, and watches nobody.
         """
         policy = self._policies.get(caller.policy or "", self._plan.policies[0])
         rules = policy.conversations
-        if not rules:
+        if not rules and policy.probing is None:
             return None
         wanted = {rule.conversation.by for rule in rules if rule.conversation is not None}
         keys = {by: key for by in sorted(wanted) if (key := _key(caller, by)) is not None}
@@ -105,6 +109,8 @@ class Sessions:
 
     async def _commit(self, sitting: Sitting, reading: Reading) -> None:
         """Enter a request that has ended."""
+        if self._probing is not None:
+            self._probing.see(sitting, reading)
         policy = self._plan.policies[reading.policy]
         for by, key in sitting.keys.items():
             readings = [
@@ -147,7 +153,7 @@ class Sessions:
                 requests=fired.requests,
                 until=datetime.fromtimestamp(fired.until, UTC) if math.isfinite(fired.until) else None,
             )
-            ticket = self._ledger.conversation_fired(event, reading.request_id, sitting.tenant or None)
+            ticket = self._ledger.noticed(event, reading.request_id, sitting.tenant or None)
             if ticket is not None:
                 sitting.tickets.append(ticket)
 
@@ -201,7 +207,7 @@ def open_sessions(
     ledger: Ledger | None = None,
     processes: int = 1,
 ) -> Sessions | None:
-    """The sessions of this process; None if no policy has a rule over conversations.
+    """The sessions of this process; None if no policy has a rule over conversations, and none watches for probing.
 
     Args:
         plan: what runs.
@@ -212,12 +218,14 @@ def open_sessions(
     Raises:
         SessionStoreError: the store cannot be opened, or the processes would not see each other's sessions.
     """
-    if not any(policy.conversations for policy in plan.policies):
+    watches = any(policy.probing is not None for policy in plan.policies)
+    remembers = any(policy.conversations for policy in plan.policies)
+    if not watches and not remembers:
         return None
     metrics = SessionMetrics(plan, registry)
     store: SessionStore
     if settings.url is None:
-        if processes > 1:
+        if processes > 1 and remembers:
             raise SessionStoreError(
                 f"{processes} API processes (--api-server-count) would each remember a part of every conversation. "
                 "Name a database that they share, sessions: {url: postgresql://..., on_failure: block}, or run one."
@@ -227,7 +235,8 @@ def open_sessions(
         from monitor.sessions.postgresql import PostgresqlStore
 
         store = PostgresqlStore.open(settings, metrics.forgotten)
-    sessions = Sessions(plan, store, metrics, ledger=ledger)
+    probing = ProbingWatch(plan, registry, ledger) if watches else None
+    sessions = Sessions(plan, store, metrics, ledger=ledger, probing=probing)
     atexit.register(sessions.close)
     return sessions
 

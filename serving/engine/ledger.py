@@ -20,6 +20,7 @@ from monitor.events import (
     Decision,
     Explanation,
     GapSeen,
+    ProbingSuspected,
     SteerRecord,
     Verdict,
 )
@@ -93,12 +94,14 @@ class Ledger:
             return self._writer.submit(event, lambda: about)
         return self._writer.submit(event, lambda: self._with_texts(about, ending))
 
-    def conversation_fired(self, event: ConversationFired, request_id: str, tenant: str | None) -> Ticket | None:
-        """A rule over conversations has fired.
+    def noticed(
+        self, event: ConversationFired | ProbingSuspected, request_id: str, tenant: str | None
+    ) -> Ticket | None:
+        """Something showed over several requests.
 
         Args:
-            event: that says so.
-            request_id: of the request that made it fire.
+            event: that says what.
+            request_id: of the last one of them.
             tenant: whose; None where nobody tells.
         Returns: the ticket that its response has to wait for, if any.
         """

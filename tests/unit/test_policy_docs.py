@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from monitor.access import Access, ApiKey
 from monitor.config import CanarySettings, Config, DetectorEntry, Policy, Reserve, SteerEntry
+from monitor.probing import ProbingSettings
 from monitor.rule import Do, Rollout, Rule
 from monitor.sessions.settings import SessionSettings
 from monitor.tenants import Tenant
@@ -33,7 +34,7 @@ policies:
 """
 MODELS = (
     *(Config, CanarySettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant, Access, ApiKey),
-    *(Above, Limit, Weighed, SessionSettings, *CONDITION_MODELS),
+    *(Above, Limit, Weighed, SessionSettings, ProbingSettings, *CONDITION_MODELS),
 )
 
 
