@@ -94,7 +94,7 @@ def test_a_session_hears_of_a_request_once_the_engine_has_said_its_last_word(tmp
             {"0_chatcmpl-x": (0, [0, 0.5]), "1_chatcmpl-x": (0, [0, 0.5])},
             {"0_chatcmpl-x": (2, [1.5]), "1_chatcmpl-x": (2, [0.25])},
         ):
-            deliver(frontend, engine.step(step))  # type: ignore[arg-type]
+            deliver(frontend, engine.step(step))
         deliver(frontend, engine.step({"other": (0, [0])}, ends={"0_chatcmpl-x": (3, 1), "1_chatcmpl-x": (3, 1)}))
         await asyncio.sleep(0)
         assert not taken.readings
