@@ -126,6 +126,12 @@ CANARY_FAILURES = Metric(
 POLICY_INFO = Metric(
     "telltale_policy_info", MetricType.GAUGE, "1 for the plan that runs, by the digest of policy and bank.", ("digest",)
 )
+POLICY_RELOADS = Metric(
+    "telltale_policy_reloads_total",
+    MetricType.COUNTER,
+    "Times that a running server was given a policy, by what came of it: only applied has changed anything.",
+    ("outcome",),
+)
 AUDIT_EVENTS = Metric(
     "telltale_audit_events_total", MetricType.COUNTER, "Events that were stored in the audit trail.", ("kind",)
 )
@@ -210,6 +216,7 @@ CATALOGUE: tuple[Metric, ...] = (
     CANARY_SECONDS,
     CANARY_FAILURES,
     POLICY_INFO,
+    POLICY_RELOADS,
     AUDIT_EVENTS,
     AUDIT_SECONDS,
     AUDIT_QUEUE,

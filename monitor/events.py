@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 from monitor.canary import CanaryFailure
-from monitor.types import Action, Gap, Mode, PromptEvent, Role, Skip
+from monitor.types import Action, Gap, Mode, PromptEvent, ReloadOutcome, ReloadSource, Role, Skip
 from probes.card import Format, Stage
 
 Count = Annotated[int, Field(ge=0)]
@@ -195,6 +195,17 @@ class CanaryFailed(_Event):
     detail: str
 
 
+class PolicyReloaded(_Event):
+    """Another policy was to be put in force while the server ran."""
+
+    kind: Literal["policy"] = "policy"
+    plan: str | None = Field(description="digest of the new one; null: it never became a plan")
+    before: str = Field(description="digest of the one that ran until then, and still runs unless it was applied")
+    source: ReloadSource
+    outcome: ReloadOutcome
+    setting: str | None = Field(default=None, description="what is fixed at the start, where a restart is needed")
+
+
 class Started(_Event):
     """A writer has begun its chain."""
 
@@ -255,6 +266,7 @@ Event = (
     | ProbingSuspected
     | GapSeen
     | CanaryFailed
+    | PolicyReloaded
     | Started
     | Stopped
     | Dropped

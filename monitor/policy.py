@@ -26,6 +26,7 @@ from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.artifact import Artifact
 from probes.bank import Bank
 from probes.card import Card, Format, Stage
+from probes.columns import Room
 from probes.detectors import load_detector
 from probes.steering.steer import Steerable
 
@@ -89,6 +90,7 @@ def compile_plan(
     *,
     d_model: int,
     num_layers: int,
+    room: Room | None = None,
 ) -> Plan:
     """Join a policy file and its artifacts.
 
@@ -98,15 +100,17 @@ def compile_plan(
         steer_artifacts: of the steers, by the steer's name.
         d_model: width of the served model's residual stream.
         num_layers: its decoder layers.
+        room: of the engine that runs already; None before it starts.
     Raises:
         PolicyError: a rule names an unknown detector or steer, or asks for a threshold that the card cannot give.
         probes.bank.BankError: the directions do not fit the model or the reserved room.
+        probes.columns.NoRoomError: they do not fit into the engine that runs.
     """
     config = file.config
     detectors = [load_detector(artifact, name=name) for name, artifact in artifacts.items()]
     cards = {name: artifact.card for name, artifact in artifacts.items()}
     steering = compile_steers(file, steer_artifacts, d_model=d_model, num_layers=num_layers)
-    bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions)
+    bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions, room=room)
     verdicts = Verdicts(file, cards, bank)
     parts = _Parts(file, verdicts, steering)
     policies: list[CompiledPolicy] = []

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from monitor.policy import Plan
 from monitor.rollout import Subject
 from monitor.sessions.store import SessionKey
 from probes.card import Format
@@ -18,12 +19,14 @@ class Reading:
 
     Attributes:
         request_id: the engine's own.
+        plan: that it was judged by.
         policy: position of its policy in the plan.
         fmt: how its text reached the model.
         statistics: in the order of the plan's checks; of several choices the largest.
     """
 
     request_id: str
+    plan: Plan
     policy: int
     fmt: Format
     statistics: Sequence[float]

@@ -21,25 +21,26 @@ class SessionMetrics:
     """The metrics of one process's sessions.
 
     Args:
-        plan: its rules are the label values.
         registry: where the metrics are registered.
     """
 
-    def __init__(self, plan: Plan, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         self._fired = _counter(catalogue.SESSION_RULES_FIRED, registry)
         self._requests = _counter(catalogue.SESSION_REQUESTS, registry)
         self._errors = _counter(catalogue.SESSION_STORE_ERRORS, registry)
         self._forgotten = _counter(catalogue.SESSIONS_FORGOTTEN, registry)
         held = catalogue.SESSIONS
         self._sessions = Gauge(held.name, held.help, registry=registry, multiprocess_mode="livesum")
-        for policy in plan.policies:
-            for rule in policy.rules:
-                if rule.conversation is not None:
-                    self._fired.labels(rule.name, rule.action.value, rule.mode.value, policy.name)
         for operation in Operation:
             self._errors.labels(operation.value)
         for named in ("yes", "no"):
             self._requests.labels(named)
+
+    def begin(self, plan: Plan) -> None:
+        """Its rules are label values from now on."""
+        for policy in plan.policies:
+            for rule in policy.conversations:
+                self._fired.labels(rule.name, rule.action.value, rule.mode.value, policy.name)
 
     def fired(self, rule: str, action: str, mode: str, policy: str) -> None:
         """A rule has fired on a session."""

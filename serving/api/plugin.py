@@ -20,17 +20,22 @@ from serving.api.access import Gate, put_before
 from serving.api.auditing import Audit, open_audit
 from serving.api.binding import is_local, require_keys
 from serving.api.callers import Callers
+from serving.api.control import control_routes
+from serving.api.keyring import KeyRing
 from serving.api.keys import ring_of, sender_digests
 from serving.api.middleware import MonitorMiddleware
 from serving.api.open_routes import refuse_open_routes
 from serving.api.protocol import use_bounded_protocol
-from serving.api.sessions import Sessions, open_sessions
+from serving.api.sessions import Sessions, needs_sessions, open_sessions, require_shared
+from serving.api.triggers import Triggers
 from serving.deployment import Deployment
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
 from serving.engine.explanations import Explanations
+from serving.engine.frontend import Frontend
 from serving.engine.lifeline import Lifeline
 from serving.engine.proof import prove
+from serving.engine.reloader import Listeners, Reloader
 from serving.engine.template import require_template
 
 log = structlog.get_logger(__name__)
@@ -49,6 +54,7 @@ class TelltaleEndpoints:
         self._gate = Gate()
         self._audit: Audit | None = None
         self._sessions: Sessions | None = None
+        self._reloader: Reloader | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._explaining: asyncio.Task[None] | None = None
 
@@ -65,6 +71,8 @@ class TelltaleEndpoints:
             audit=lambda: self._audit,
             sessions=lambda: self._sessions,
         )
+
+        app.include_router(control_routes(lambda: self._reloader))
 
         @app.get("/ready", include_in_schema=True, tags=["telltale"])
         async def ready() -> JSONResponse:
@@ -94,13 +102,21 @@ class TelltaleEndpoints:
         """
         refuse_open_routes(args)
         frontend = engine_plugin.install()
-        self._know_keys(frontend.deployment, args)
         template = getattr(args, "chat_template", None)
-        require_template(
-            frontend.deployment,
-            template=Path(template).read_text() if template and Path(template).is_file() else template,
-            from_requests=bool(getattr(args, "trust_request_chat_template", False)),
-        )
+        text = Path(template).read_text() if template and Path(template).is_file() else template
+
+        def check(deployment: Deployment) -> None:
+            from_requests = bool(getattr(args, "trust_request_chat_template", False))
+            require_template(deployment, template=text, from_requests=from_requests)
+
+            self._ring_of(deployment, args)
+            self._remember(deployment, frontend, args)
+
+        def adopt(deployment: Deployment) -> None:
+            self._know_keys(deployment, args)
+
+        check(frontend.deployment)
+        adopt(frontend.deployment)
         canaries = Canaries(engine_client, frontend)
         proof = await prove(engine_client, frontend, canaries)
         log.info("monitored", **proof.summary())
@@ -126,13 +142,6 @@ class TelltaleEndpoints:
                     ),
                     self._audit,
                 )
-        self._sessions = open_sessions(
-            frontend.deployment.plan,
-            frontend.deployment.file.config.sessions,
-            prometheus_client.REGISTRY,
-            ledger=self._audit.ledger if self._audit is not None else None,
-            processes=getattr(args, "api_server_count", None) or 1,
-        )
         exporter.canary_passed(canaries.seconds)
 
         def engine_ended() -> None:
@@ -141,18 +150,37 @@ class TelltaleEndpoints:
 
         lifeline = Lifeline(engine_client, lambda: state.server, ended=engine_ended)
         self._engine, self._canaries = engine_client, canaries
+        self._reloader = Reloader(engine_client, frontend, canaries, Listeners(check, adopt))
+        Triggers(self._reloader, frontend.deployment.file.path).listen()
         self._tasks = (
             asyncio.create_task(canaries.watch(exporter), name="telltale-canaries"),
             asyncio.create_task(lifeline.watch(), name="telltale-lifeline"),
         )
 
-    def _know_keys(self, deployment: Deployment, args: Namespace) -> None:
+    @staticmethod
+    def _ring_of(deployment: Deployment, args: Namespace) -> KeyRing:
         config = deployment.file.config
         ring = ring_of(config, sender_digests(getattr(args, "api_key", None) or ()))
-        host, uds = getattr(args, "host", None), getattr(args, "uds", None)
-        require_keys(config.access, ring, host=host, uds=uds)
+        require_keys(config.access, ring, host=getattr(args, "host", None), uds=getattr(args, "uds", None))
+        return ring
+
+    def _know_keys(self, deployment: Deployment, args: Namespace) -> None:
+        ring = self._ring_of(deployment, args)
+        local = is_local(getattr(args, "host", None), getattr(args, "uds", None))
         self._callers.accept(deployment.plan.tenants, ring.digests)
-        self._gate.accept(config.access, ring, local=is_local(host, uds))
+        self._gate.accept(deployment.file.config.access, ring, local=local)
+
+    def _remember(self, deployment: Deployment, frontend: Frontend, args: Namespace) -> None:
+        """Open the sessions once a policy needs them, before it is in force: what cannot be opened refuses it."""
+        settings = deployment.file.config.sessions
+        require_shared(deployment.plan, settings, processes=getattr(args, "api_server_count", None) or 1)
+        if self._sessions is None and needs_sessions(deployment.plan):
+            self._sessions = open_sessions(
+                lambda: frontend.deployment.plan,
+                settings,
+                prometheus_client.REGISTRY,
+                ledger=lambda: self._audit.ledger if self._audit is not None else None,
+            )
 
     def _explain(self, explanations: Explanations, audit: Audit) -> None:
         """Explain what is flagged from now on. Where that ends, serving goes on: it decides nothing."""

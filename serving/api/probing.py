@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter
 
 from monitor import catalogue
@@ -17,17 +19,22 @@ class ProbingWatch:
     """What one API process sees of it; several processes each see their own part of a tenant's requests.
 
     Args:
-        plan: what runs.
+        plan: gives what runs. With another one, all are watched anew.
         registry: for metrics.
-        ledger: where events are entered; None if they are not.
+        ledger: gives where events are entered; None if they are not.
     """
 
-    def __init__(self, plan: Plan, registry: CollectorRegistry, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self, plan: Callable[[], Plan], registry: CollectorRegistry, ledger: Callable[[], Ledger | None] = lambda: None
+    ) -> None:
         self._plan = plan
         self._ledger = ledger
-        self._probing = Probing(plan)
         metric = catalogue.PROBING
         self._found = Counter(metric.name, metric.help, metric.labels, registry=registry)
+        self._begin(plan())
+
+    def _begin(self, plan: Plan) -> None:
+        self._digest, self._probing = plan.digest, Probing(plan)
         for number, policy in enumerate(plan.policies):
             for fmt in Format:
                 for band in self._probing.bands(number, fmt):
@@ -35,14 +42,20 @@ class ProbingWatch:
 
     def see(self, sitting: Sitting, reading: Reading) -> None:
         """A request has ended."""
-        policy = self._plan.policies[reading.policy]
+        plan = self._plan()
+        if plan.digest != self._digest:
+            self._begin(plan)
+        if reading.plan.digest != self._digest:
+            return  # the last requests under an older plan
+        policy = plan.policies[reading.policy]
         for found in self._probing.see(sitting.tenant, reading.policy, reading.fmt, reading.statistics):
-            check = self._plan.checks[found.band.check]
+            check = plan.checks[found.band.check]
             self._found.labels(check.detector, policy.name).inc()
-            if self._ledger is None:
+            ledger = self._ledger()
+            if ledger is None:
                 continue
             event = ProbingSuspected(
-                plan=self._plan.digest,
+                plan=plan.digest,
                 policy=policy.name,
                 detector=check.detector,
                 stage=check.stage,
@@ -50,6 +63,6 @@ class ProbingWatch:
                 near=found.near,
                 benign=found.band.benign,
             )
-            ticket = self._ledger.noticed(event, reading.request_id, sitting.tenant or None)
+            ticket = ledger.noticed(event, reading.request_id, sitting.tenant or None)
             if ticket is not None:
                 sitting.tickets.append(ticket)

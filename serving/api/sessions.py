@@ -46,22 +46,22 @@ class Sessions:
     """The sessions of one API process.
 
     Args:
-        plan: what runs.
+        plan: gives what runs.
         store: of sessions.
         metrics: what Prometheus is told.
-        ledger: where events are entered; None if they are not.
-        probing: watches the requests of tenants too; None if no policy asks for it.
+        ledger: gives where events are entered; None if they are not.
+        probing: watches the requests of tenants too; None if it does not.
         clock: Unix seconds.
         patience: seconds that a remote store may take.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Callable[[], Plan],
         store: SessionStore,
         metrics: SessionMetrics,
         *,
-        ledger: Ledger | None = None,
+        ledger: Callable[[], Ledger | None] = lambda: None,
         probing: ProbingWatch | None = None,
         clock: Callable[[], float] = time.time,
         patience: float = PATIENCE_SECONDS,
@@ -73,7 +73,8 @@ class Sessions:
         self._probing = probing
         self._clock = clock
         self._patience = patience
-        self._policies = {policy.name: policy for policy in plan.policies}
+        self._known = ""
+        self._policies: dict[str, CompiledPolicy] = {}
         self._pool = ThreadPoolExecutor(_THREADS, "telltale-sessions") if store.is_remote else None
 
     async def begin(self, caller: Caller) -> Sitting | None:
@@ -83,7 +84,7 @@ class Sessions:
             caller: who sent it.
         Returns: its part in its session; None if its policy has no rule over conversations, and watches nobody.
         """
-        policy = self._policies.get(caller.policy or "", self._plan.policies[0])
+        policy = self._policy_of(caller)
         rules = policy.conversations
         if not rules and policy.probing is None:
             return None
@@ -101,6 +102,14 @@ class Sessions:
             imposed = tuple(rule.name for rule in rules if _stands(rule, found, now))
         return Sitting(caller.tenant, keys, imposed, self._commit)
 
+    def _policy_of(self, caller: Caller) -> CompiledPolicy:
+        plan = self._plan()
+        if self._known != plan.digest:
+            self._policies = {policy.name: policy for policy in plan.policies}
+            self._metrics.begin(plan)
+            self._known = plan.digest
+        return self._policies.get(caller.policy or "", plan.policies[0])
+
     def close(self) -> None:
         """Let go of the store."""
         if self._pool is not None:
@@ -111,7 +120,7 @@ class Sessions:
         """Enter a request that has ended."""
         if self._probing is not None:
             self._probing.see(sitting, reading)
-        policy = self._plan.policies[reading.policy]
+        policy = reading.plan.policies[reading.policy]
         for by, key in sitting.keys.items():
             readings = [
                 (rule.conversation, reading.statistics[rule.conversation.check])
@@ -138,22 +147,23 @@ class Sessions:
             if conversation is None or conversation.key != fired.key:
                 continue
             self._metrics.fired(rule.name, rule.action.value, rule.mode.value, policy.name)
-            if self._ledger is None:
+            ledger = self._ledger()
+            if ledger is None:
                 continue
             event = ConversationFired(
-                plan=self._plan.digest,
+                plan=reading.plan.digest,
                 policy=policy.name,
                 rule=rule.name,
                 action=rule.action,
                 mode=rule.mode,
-                detector=self._plan.checks[conversation.check].detector,
+                detector=reading.plan.checks[conversation.check].detector,
                 accumulator=str(conversation.accumulator),
                 value=fired.value,
                 threshold=conversation.threshold,
                 requests=fired.requests,
                 until=datetime.fromtimestamp(fired.until, UTC) if math.isfinite(fired.until) else None,
             )
-            ticket = self._ledger.noticed(event, reading.request_id, sitting.tenant or None)
+            ticket = ledger.noticed(event, reading.request_id, sitting.tenant or None)
             if ticket is not None:
                 sitting.tickets.append(ticket)
 
@@ -199,46 +209,52 @@ def held(sitting: Sitting, send: Send) -> Send:
     return pass_on
 
 
+def needs_sessions(plan: Plan) -> bool:
+    """Whether a policy has a rule over conversations, or watches for probing."""
+    return any(policy.conversations or policy.probing is not None for policy in plan.policies)
+
+
 def open_sessions(
-    plan: Plan,
+    plan: Callable[[], Plan],
     settings: SessionSettings,
     registry: CollectorRegistry,
     *,
-    ledger: Ledger | None = None,
-    processes: int = 1,
-) -> Sessions | None:
-    """The sessions of this process; None if no policy has a rule over conversations, and none watches for probing.
+    ledger: Callable[[], Ledger | None] = lambda: None,
+) -> Sessions:
+    """The sessions of this process.
 
     Args:
-        plan: what runs.
+        plan: gives what runs.
         settings: of the policy file.
         registry: for metrics.
-        ledger: where events are entered; None if they are not.
-        processes: API processes of this server.
+        ledger: gives where events are entered; None if they are not.
     Raises:
-        SessionStoreError: the store cannot be opened, or the processes would not see each other's sessions.
+        SessionStoreError: the store cannot be opened.
     """
-    watches = any(policy.probing is not None for policy in plan.policies)
-    remembers = any(policy.conversations for policy in plan.policies)
-    if not watches and not remembers:
-        return None
-    metrics = SessionMetrics(plan, registry)
+    metrics = SessionMetrics(registry)
     store: SessionStore
     if settings.url is None:
-        if processes > 1 and remembers:
-            raise SessionStoreError(
-                f"{processes} API processes (--api-server-count) would each remember a part of every conversation. "
-                "Name a database that they share, sessions: {url: postgresql://..., on_failure: block}, or run one."
-            )
         store = MemoryStore(settings, metrics.forgotten)
     else:
         from monitor.sessions.postgresql import PostgresqlStore
 
         store = PostgresqlStore.open(settings, metrics.forgotten)
-    probing = ProbingWatch(plan, registry, ledger) if watches else None
-    sessions = Sessions(plan, store, metrics, ledger=ledger, probing=probing)
+    sessions = Sessions(plan, store, metrics, ledger=ledger, probing=ProbingWatch(plan, registry, ledger))
     atexit.register(sessions.close)
     return sessions
+
+
+def require_shared(plan: Plan, settings: SessionSettings, *, processes: int) -> None:
+    """Refuse several API processes that would not see each other's sessions.
+
+    Raises:
+        SessionStoreError: they would not.
+    """
+    if settings.url is None and processes > 1 and any(policy.conversations for policy in plan.policies):
+        raise SessionStoreError(
+            f"{processes} API processes (--api-server-count) would each remember a part of every conversation. "
+            "Name a database that they share, sessions: {url: postgresql://..., on_failure: block}, or run one."
+        )
 
 
 def _key(caller: Caller, by: Subject) -> SessionKey | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from probes.bank import Bank, TapMatrix
+from probes.columns import direction_digest
 from probes.taps import Site, Tap
 from serving.engine import ops
 from serving.engine.layers import LayerClass, LayerError, Stack, decoder_stack
@@ -111,9 +113,30 @@ class TapSet:
         for tap, module in self._modules.items():
             weight: torch.Tensor = module.telltale_weight  # type: ignore[assignment]
             bias: torch.Tensor = module.telltale_bias  # type: ignore[assignment]
-            matrix = TapMatrix(tap, weight.cpu().numpy(), bias.cpu().numpy(), weight.shape[1])
+            matrix = TapMatrix(tap, weight.cpu().numpy(), bias.cpu().numpy(), np.arange(weight.shape[1]))
             digests[str(tap)] = matrix.digest()
         return digests
+
+    @torch.inference_mode()
+    def write(self, tap: Tap, columns: Sequence[int], weight: torch.Tensor, bias: torch.Tensor) -> list[str] | None:
+        """Put directions into columns that nothing reads yet, between two steps.
+
+        Args:
+            tap: where.
+            columns: (k,) counted from the tap's first.
+            weight: (d_model, k) float32.
+            bias: (k,) float32.
+        Returns: the digests of what stands there now, read back from the device; None if the tap is on another worker.
+        """
+        module = self._modules.get(tap)
+        if module is None:
+            return None
+        held: tuple[torch.Tensor, torch.Tensor] = module.telltale_weight, module.telltale_bias  # type: ignore[assignment]
+        places = torch.tensor(columns, dtype=torch.int64, device=held[0].device)
+        held[0].index_copy_(1, places, weight.to(held[0].device))
+        held[1].index_copy_(0, places, bias.to(held[1].device))
+        found, offsets = held[0].index_select(1, places).cpu().numpy(), held[1].index_select(0, places).cpu().numpy()
+        return [direction_digest(tap, found[:, number], offsets[number]) for number in range(len(columns))]
 
     def fired(self) -> dict[str, int]:
         """How often each tap of this worker has run, by its name."""

@@ -40,6 +40,7 @@ class TrustedData:
         steers: that it asked for and may have: by their names, the share of their strength.
         subjects: whom it belongs to.
         imposed: names of the rules over conversations that stand against its session.
+        plan: digest of the plan that it was signed under: a request keeps it, whatever is loaded meanwhile.
     """
 
     policy: str | None
@@ -50,6 +51,7 @@ class TrustedData:
     steers: Mapping[str, float] = field(default_factory=dict)
     subjects: Subjects = field(default_factory=Subjects)
     imposed: tuple[str, ...] = ()
+    plan: str | None = None
 
 
 def ensure_key(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -91,6 +93,7 @@ def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] =
         "events": [event.value for event in prompt.events],
         "subjects": asdict(data.subjects),
         "imposed": data.imposed,
+        "plan": data.plan,
     }
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return {"body": body, "mac": _mac(body, request_id, environment)}
@@ -129,6 +132,7 @@ def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = o
         steers=body["steers"],
         subjects=Subjects(**body["subjects"]),
         imposed=tuple(body["imposed"]),
+        plan=body["plan"],
     )
 
 

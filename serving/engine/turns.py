@@ -29,7 +29,8 @@ class _Turn:
             return None
         # Many choices are one request: asking for many must not count more often, and the worst of them counts.
         largest = np.max([np.nan_to_num(record.statistics, nan=-np.inf) for record in records], axis=0)
-        return Reading(request_id, records[0].policy, records[0].fmt, largest.tolist())
+        first = records[0]
+        return Reading(request_id, first.plan, first.policy, first.fmt, largest.tolist())
 
 
 class Turns:

@@ -135,13 +135,12 @@ def test_a_database_that_goes_and_comes_back(tmp_path: Path) -> None:
         head = f"sessions: {{url: '{cluster.url}', on_failure: block}}\n"
         made = plan(tmp_path, head=head)
         registry = CollectorRegistry()
-        sessions = open_sessions(made, settings_of(cluster), registry, processes=4)
-        assert sessions is not None
+        sessions = open_sessions(lambda: made, settings_of(cluster), registry)
 
         async def request(statistic: float) -> tuple[str, ...]:
             sitting = await sessions.begin(Caller("t", "s"))
             assert sitting is not None
-            sitting.take(Reading("r", 0, Format.CHAT, [statistic] * len(made.checks)))
+            sitting.take(Reading("r", made, 0, Format.CHAT, [statistic] * len(made.checks)))
             await sitting.settled()
             return sitting.imposed
 
@@ -163,8 +162,9 @@ def test_a_database_that_goes_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_not_there_is_refused_at_the_start(tmp_path: Path) -> None:
+    made = plan(tmp_path)
     settings = SessionSettings(url="postgresql://telltale:a-secret@127.0.0.1:9/none", on_failure=Action.FLAG)
     with pytest.raises(SessionStoreError) as caught:
-        open_sessions(plan(tmp_path), settings, CollectorRegistry())
+        open_sessions(lambda: made, settings, CollectorRegistry())
     assert "See that it can be reached" in str(caught.value)
     assert "a-secret" not in str(caught.value)

@@ -15,7 +15,7 @@ from monitor.policy import Plan
 from monitor.probing import Probing, band_of
 from monitor.sessions.settings import SessionSettings
 from probes.card import Format
-from serving.api.sessions import open_sessions
+from serving.api.sessions import needs_sessions, open_sessions
 from serving.origin import Caller
 from serving.sitting import Reading
 from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, rule, unit_artifact
@@ -89,7 +89,8 @@ def test_only_policies_that_ask_for_it_are_watched(tmp_path: Path) -> None:
     card = make_card(calibrations=[CALIBRATION])
     made = plan_of(tmp_path, policy_text(rule("p")), {"harm": unit_artifact(card)})
     assert Probing(made).bands(0, Format.CHAT) == ()
-    assert open_sessions(made, SessionSettings(), CollectorRegistry()) is None
+    assert not needs_sessions(made)
+    assert needs_sessions(plan(tmp_path))
     # A format that nothing was calibrated for, and what no rule judges in a prompt.
     assert Probing(plan(tmp_path)).bands(0, Format.RAW) == ()
     stream = rule("s", stage="stream", when="aggregate: {kind: max}, above: {value: 2.3}")
@@ -99,15 +100,14 @@ def test_only_policies_that_ask_for_it_are_watched(tmp_path: Path) -> None:
 def test_it_is_an_event_and_a_count_and_nothing_else(tmp_path: Path) -> None:
     trail = Trail(tmp_path, rules=rule("p", when="aggregate: {kind: max}, above: {value: 2.3}"))
     registry, made = CollectorRegistry(), plan(tmp_path, every=1000)
-    sessions = open_sessions(made, SessionSettings(), registry, ledger=trail.ledger, processes=2)
-    assert sessions is not None
+    sessions = open_sessions(lambda: made, SessionSettings(), registry, ledger=lambda: trail.ledger)
 
     async def probe() -> None:
         for number in range(40):
             sitting = await sessions.begin(Caller("acme"))
             assert sitting is not None
             assert sitting.imposed == ()
-            sitting.take(Reading(f"r{number}", 0, Format.CHAT, [2.2]))
+            sitting.take(Reading(f"r{number}", made, 0, Format.CHAT, [2.2]))
             await sitting.settled()
 
     asyncio.run(probe())

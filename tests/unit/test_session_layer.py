@@ -24,11 +24,11 @@ from monitor.sessions.memory import MemoryStore
 from monitor.sessions.metrics import SessionMetrics
 from monitor.sessions.settings import SessionSettings
 from monitor.sessions.store import Change, SessionKey, SessionStore, SessionStoreError
-from monitor.types import ON_SESSION_FAILURE
+from monitor.types import ON_SESSION_FAILURE, Action
 from probes.card import Format
 from serving.api.callers import Callers
 from serving.api.middleware import MonitorMiddleware
-from serving.api.sessions import Sessions, open_sessions
+from serving.api.sessions import Sessions, needs_sessions, open_sessions, require_shared
 from serving.engine.records import Record
 from serving.engine.turns import Turns
 from serving.origin import Caller, current_origin
@@ -92,13 +92,12 @@ class Far(MemoryStore):
 
 async def reply(request: Request) -> Response:
     """As the engine's side does: a request ends with a statistic, then its reply is sent."""
-    asked = await request.json()
+    asked, made = await request.json(), request.app.state.plan
     sitting = current_origin().sitting
     imposed = sitting.imposed if sitting is not None else None
     if sitting is not None and "statistic" in asked:
-        sitting.take(
-            Reading("r", 0, Format(asked.get("format", "chat")), [asked["statistic"]] * asked.get("checks", 2))
-        )
+        statistics = [asked["statistic"]] * len(made.checks)
+        sitting.take(Reading("r", made, 0, Format(asked.get("format", "chat")), statistics))
     if not asked.get("stream"):
         return JSONResponse({"imposed": imposed})
 
@@ -108,8 +107,9 @@ async def reply(request: Request) -> Response:
     return StreamingResponse(parts())
 
 
-def client_of(sessions: Sessions | None) -> TestClient:
+def client_of(sessions: Sessions | None, made: Plan) -> TestClient:
     app = Starlette(routes=[Route("/v1/chat/completions", reply, methods=["POST"])])
+    app.state.plan = made
     return TestClient(MonitorMiddleware(app, callers=Callers(), sessions=lambda: sessions))
 
 
@@ -123,13 +123,13 @@ def sessions_of(
 ) -> tuple[Sessions, Clock, CollectorRegistry]:
     made, clock, registry = plan(folder), Clock(), registry or CollectorRegistry()
     store = store or MemoryStore(SessionSettings())
-    return Sessions(made, store, SessionMetrics(made, registry), clock=clock, **settings), clock, registry
+    return Sessions(lambda: made, store, SessionMetrics(registry), clock=clock, **settings), clock, registry
 
 
 @pytest.mark.parametrize("kind", [MemoryStore, Far])
 def test_the_next_request_finds_what_the_one_before_left(tmp_path: Path, kind: Callable[..., SessionStore]) -> None:
     sessions, clock, registry = sessions_of(tmp_path, kind(SessionSettings()))
-    with client_of(sessions) as client:
+    with client_of(sessions, plan(tmp_path)) as client:
         assert ask(client, statistic=3.0) == []
         assert ask(client, "another", statistic=1.0) == []
         assert ask(client, statistic=3.0) == []
@@ -151,7 +151,7 @@ def test_the_next_request_finds_what_the_one_before_left(tmp_path: Path, kind: C
 
 def test_a_stream_ends_when_its_session_knows_of_it(tmp_path: Path) -> None:
     sessions, *_ = sessions_of(tmp_path, Far(SessionSettings()))
-    with client_of(sessions) as client:
+    with client_of(sessions, plan(tmp_path)) as client:
         for _ in range(5):
             headers = {"x-telltale-session": "s"}
             said = client.post("/v1/chat/completions", json={"statistic": 9.0, "stream": True}, headers=headers).text
@@ -160,15 +160,17 @@ def test_a_stream_ends_when_its_session_knows_of_it(tmp_path: Path) -> None:
 
 def test_a_format_that_the_card_does_not_list_adds_nothing(tmp_path: Path) -> None:
     sessions, *_ = sessions_of(tmp_path)
-    with client_of(sessions) as client:
+    with client_of(sessions, plan(tmp_path)) as client:
         ask(client, statistic=99.0, format="raw")
         assert ask(client) == []
 
 
 def test_without_such_a_rule_nothing_is_remembered(tmp_path: Path) -> None:
     made = plan(tmp_path, ANOTHER)
-    assert open_sessions(made, SessionSettings(), CollectorRegistry()) is None
-    with client_of(None) as client:
+    assert not needs_sessions(made)
+    unneeded = open_sessions(lambda: made, SessionSettings(), CollectorRegistry())
+    assert asyncio.run(unneeded.begin(Caller("t", "s"))) is None
+    with client_of(None, made) as client:
         assert ask(client, statistic=99.0) is None
     # Another policy of the same file may have one.
     sessions, *_ = sessions_of(tmp_path)
@@ -178,7 +180,7 @@ def test_without_such_a_rule_nothing_is_remembered(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seconds", [0.0, 2.0])
 def test_a_store_that_fails_or_hangs_is_said_and_counted(tmp_path: Path, seconds: float) -> None:
     sessions, _, registry = sessions_of(tmp_path, Broken(seconds), patience=0.2)
-    with client_of(sessions) as client:
+    with client_of(sessions, plan(tmp_path)) as client:
         began = time.monotonic()
         assert ask(client, statistic=9.0) == [ON_SESSION_FAILURE]
         assert time.monotonic() - began < 3
@@ -189,12 +191,13 @@ def test_a_store_that_fails_or_hangs_is_said_and_counted(tmp_path: Path, seconds
 
 def test_concurrent_requests_of_a_session_lose_nothing(tmp_path: Path) -> None:
     sessions, *_ = sessions_of(tmp_path)
+    made = plan(tmp_path)
 
     async def all_at_once() -> tuple[str, ...]:
         caller = Caller("t", "s")
         sittings = [sitting for _ in range(20) if (sitting := await sessions.begin(caller)) is not None]
         for number, sitting in enumerate(sittings):
-            sitting.take(Reading(f"r{number}", 0, Format.CHAT, [0.3, 0.3]))
+            sitting.take(Reading(f"r{number}", made, 0, Format.CHAT, [0.3, 0.3]))
         assert [sitting.imposed for sitting in sittings] == [()] * 20
         for sitting in sittings:
             await sitting.settled()
@@ -208,10 +211,12 @@ def test_concurrent_requests_of_a_session_lose_nothing(tmp_path: Path) -> None:
 def test_a_client_that_leaves_takes_nothing_back(tmp_path: Path) -> None:
     sessions, *_ = sessions_of(tmp_path, Far(SessionSettings()))
 
+    made = plan(tmp_path)
+
     async def leaves() -> tuple[str, ...]:
         sitting = await sessions.begin(Caller("t", "s"))
         assert sitting is not None
-        sitting.take(Reading("r", 0, Format.CHAT, [9.0, 9.0]))
+        sitting.take(Reading("r", made, 0, Format.CHAT, [9.0, 9.0]))
         waiting = asyncio.ensure_future(sitting.settled())
         await asyncio.sleep(0.01)
         waiting.cancel()
@@ -224,21 +229,52 @@ def test_a_client_that_leaves_takes_nothing_back(tmp_path: Path) -> None:
 
 
 def test_several_processes_need_a_store_that_they_share(tmp_path: Path) -> None:
+    made, alone = plan(tmp_path), SessionSettings()
     with pytest.raises(SessionStoreError, match="would each remember a part of every conversation"):
-        open_sessions(plan(tmp_path), SessionSettings(), CollectorRegistry(), processes=2)
+        require_shared(made, alone, processes=2)
+    require_shared(made, alone, processes=1)
+    require_shared(plan(tmp_path, ANOTHER), alone, processes=2)
+    require_shared(made, SessionSettings(url="postgresql://h/d", on_failure=Action.BLOCK), processes=2)
+
+
+def test_what_was_remembered_goes_on_under_another_policy(tmp_path: Path) -> None:
+    """A reload: another threshold acts on what the sessions were like before; requests end under the plan they had."""
+    running = [plan(tmp_path, ANOTHER)]
+    sessions = Sessions(lambda: running[0], MemoryStore(SessionSettings()), SessionMetrics(CollectorRegistry()))
+
+    async def request(statistic: float, under: Plan | None = None) -> tuple[str, ...] | None:
+        sitting = await sessions.begin(Caller("t", "s"))
+        if sitting is None:
+            return None
+        made = under or running[0]
+        sitting.take(Reading("r", made, 0, Format.CHAT, [statistic] * len(made.checks)))
+        await sitting.settled()
+        return sitting.imposed
+
+    async def story() -> list[tuple[str, ...] | None]:
+        said = [await request(9.0)]
+        high = plan(tmp_path, over("stop", when=WHEN.replace("5", "50")))
+        running[0] = high
+        said += [await request(4.0), await request(4.0)]
+        running[0] = plan(tmp_path, over("stop"))
+        said += [await request(0.0, under=high), await request(0.0), await request(0.0)]
+        running[0] = plan(tmp_path, ANOTHER)
+        return [*said, await request(0.0)]
+
+    assert asyncio.run(story()) == [None, (), (), (), (), ("stop",), None]
 
 
 def test_what_fires_is_an_event_that_its_response_waits_for(tmp_path: Path) -> None:
     trail = Trail(tmp_path, rules=RULES.replace("of: prompt", "of: prompt, aggregate: {kind: max}"))
     registry = CollectorRegistry()
     sessions = Sessions(
-        trail.plan, MemoryStore(SessionSettings()), SessionMetrics(trail.plan, registry), ledger=trail.ledger
+        lambda: trail.plan, MemoryStore(SessionSettings()), SessionMetrics(registry), ledger=lambda: trail.ledger
     )
 
     async def fire() -> Sitting:
         sitting = await sessions.begin(Caller("acme", "s"))
         assert sitting is not None
-        sitting.take(Reading("the-request", 0, Format.CHAT, [7.5] * len(trail.plan.checks)))
+        sitting.take(Reading("the-request", trail.plan, 0, Format.CHAT, [7.5] * len(trail.plan.checks)))
         await sitting.settled()
         return sitting
 
