@@ -232,6 +232,7 @@ def open_sessions(
         SessionStoreError: the store cannot be opened.
     """
     metrics = SessionMetrics(registry)
+    metrics.begin(plan())
     store: SessionStore
     if settings.url is None:
         store = MemoryStore(settings, metrics.forgotten)
