@@ -14,13 +14,14 @@ from monitor.sessions.store import Change, SessionKey, SessionStore
 class _Room:
     """The sessions of one tenant, those whose last request is the longest ago first; those that are held apart.
 
-    ``shared`` is the one for which nobody had room; it is not counted.
+    ``shared`` is the one for which nobody had room; it is not counted. Before ``wakes`` nothing that is held is let go.
     """
 
     def __init__(self) -> None:
         self.shared: Session | None = None
         self.free: OrderedDict[str, Session] = OrderedDict()
         self.held: OrderedDict[str, Session] = OrderedDict()
+        self.wakes = math.inf
 
     def __len__(self) -> int:
         return len(self.free) + len(self.held)
@@ -32,9 +33,13 @@ class _Room:
         self.free.pop(name, None)
         self.held.pop(name, None)
 
-    def put(self, name: str, session: Session, now: float) -> None:
+    def put(self, name: str, session: Session, now: float, idle: float) -> None:
         self.drop(name)
-        (self.held if session.held > now else self.free)[name] = session
+        if session.held > now:
+            self.held[name] = session
+            self.wakes = min(self.wakes, session.held, session.ends(idle))
+        else:
+            self.free[name] = session
 
 
 class MemoryStore(SessionStore):
@@ -81,7 +86,7 @@ class MemoryStore(SessionStore):
         # What it was part of while there was no room for it goes on with it.
         after = change(own or shared)
         self._count -= len(room)
-        room.put(key.session, after, now)
+        room.put(key.session, after, now, self._idle)
         self._count += len(room)
         return after
 
@@ -108,12 +113,11 @@ class MemoryStore(SessionStore):
         before = len(room)
         while room.free and next(iter(room.free.values())).ends(self._idle) <= now:
             room.free.popitem(last=False)
-        if not room.free:
-            for name, session in list(room.held.items()):
-                if session.ends(self._idle) <= now:
-                    room.drop(name)
-                elif session.held <= now:
-                    room.put(name, session, now)
+        if not room.free and now >= room.wakes:
+            held, room.held, room.wakes = room.held, OrderedDict(), math.inf
+            for name, session in held.items():
+                if session.ends(self._idle) > now:
+                    room.put(name, session, now, self._idle)
         self._count -= before - len(room)
 
     def _sweep_all(self, now: float) -> None:
