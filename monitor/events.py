@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 from monitor.canary import CanaryFailure
+from monitor.outcome import Outcome
 from monitor.types import Action, Gap, Mode, PromptEvent, ReloadOutcome, ReloadSource, Role, Skip
 from probes.card import Format, Stage
 
@@ -142,6 +143,17 @@ class ProbingSuspected(_Event):
     benign: float = Field(description="at most such a share of benign requests lies there")
 
 
+class Handled(_Event):
+    """A rule that withholds was carried out behind the engine: what came of it."""
+
+    kind: Literal["handled"] = "handled"
+    plan: str
+    policy: str
+    rule: str
+    action: Action
+    outcome: Outcome
+
+
 class LatentSeen(_Strict):
     """A latent at a token."""
 
@@ -262,6 +274,7 @@ class Pruned(_Event):
 Event = (
     Decision
     | Explanation
+    | Handled
     | ConversationFired
     | ProbingSuspected
     | GapSeen

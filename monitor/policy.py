@@ -8,12 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from pydantic.main import IncEx
+
+from monitor.attempt import DEFERRED, Holds
 from monitor.card_segments import card_segments
 from monitor.check import Check
 from monitor.compiled import CompiledPolicy, CompiledRule
-from monitor.condition import Verdict
+from monitor.condition import Condition, Verdict, verdicts_of
 from monitor.config import Config, Policy
+from monitor.duration import seconds_of
+from monitor.flag_alert import FlagAlert, flag_alerts
 from monitor.gates import SteerGate, gate_of_rule
+from monitor.handling import DEFAULT_TIMEOUT, Handling
 from monitor.rollout import Share
 from monitor.rule import Rule, Scope
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
@@ -25,7 +31,7 @@ from monitor.weighed import WeighedCheck
 from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.artifact import Artifact
 from probes.bank import Bank
-from probes.card import Card, Format, Stage
+from probes.card import Calibration, Card, Format, Stage
 from probes.columns import Room
 from probes.detectors import load_detector
 from probes.steering.steer import Steerable
@@ -45,6 +51,7 @@ class Plan:
         tenants: by the SHA-256 of their API keys.
         strictest: position of the policy of requests that nobody vouches for.
         on_session_failure: what is done about a request while nobody can tell what its session has been like.
+        alerts: whom flagged requests wake; decides nothing.
     """
 
     bank: Bank
@@ -56,6 +63,7 @@ class Plan:
     tenants: Mapping[str, CompiledTenant] = field(default_factory=lambda: MappingProxyType({}))
     strictest: int = 0
     on_session_failure: Action = Action.ALLOW
+    alerts: tuple[FlagAlert, ...] = ()
 
     @property
     def is_rolled_out(self) -> bool:
@@ -71,16 +79,25 @@ class Plan:
             statistic: finite.
         Returns: None where the card has no Platt scaling for this stage, format and aggregate, over the same text.
         """
-        check = self.checks[position]
-        if isinstance(check, WeighedCheck):
-            return None
-        card = self.cards[check.detector]
-        if check.segments != card_segments(card):
-            return None
-        wanted = (check.stage, fmt, check.aggregate)
-        found = (item.platt for item in card.calibrations if (item.stage, item.format, item.aggregate) == wanted)
+        found = (item.platt for item in self.calibrations(position) if item.format is fmt)
         platt = next(found, None)
         return None if platt is None else platt.probability(statistic)
+
+    def calibrations(self, position: int) -> tuple[Calibration, ...]:
+        """What a card has calibrated of the very statistic of a check, per format; nothing of a weighted sum.
+
+        Args:
+            position: of the check.
+        """
+        check = self.checks[position]
+        if isinstance(check, WeighedCheck):
+            return ()
+        card = self.cards[check.detector]
+        if check.segments != card_segments(card):
+            return ()
+        return tuple(
+            item for item in card.calibrations if (item.stage, item.aggregate) == (check.stage, check.aggregate)
+        )
 
 
 def compile_plan(
@@ -126,6 +143,8 @@ def compile_plan(
         policies.append(compiled)
     if len(policies) > 1:
         policies.append(strictest(policies))
+    kept = [verdicts.checks[number] for policy in policies for number in policy.checks]
+    alerts = flag_alerts(file, artifacts, [check for check in kept if isinstance(check, Check)])
     return Plan(
         bank=bank,
         checks=tuple(verdicts.checks),
@@ -136,6 +155,7 @@ def compile_plan(
         tenants=compile_tenants(config.tenants),
         strictest=len(policies) - 1,
         on_session_failure=Action(config.sessions.on_failure or Action.ALLOW),
+        alerts=alerts,
     )
 
 
@@ -160,6 +180,8 @@ def _compile_policy(parts: _Parts, where: Place, policy: Policy) -> CompiledPoli
     )
     kept = {number for rule in rules for number in verdicts.read_by(rule.condition)}
     kept |= {rule.conversation.check for rule in rules if rule.conversation is not None}
+    probes = (rule.handling.probe for rule in rules if rule.handling is not None)
+    kept |= {number for probe in probes if probe is not None for number in verdicts.read_by(probe)}
     read = {name for number in kept for name in verdicts.detectors_of(number)}
     kept |= {
         number
@@ -195,6 +217,9 @@ def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> Co
     condition = verdicts.condition(where, rule)
     steer, opened = steer_of_rule(file, where, rule, steering), None
     conversation = verdicts.conversation(where, policy.name, rule)
+    handling = _handling(rule, verdicts.second(where, rule), steer)
+    if rule.do.action is not Action.STEER:
+        steer = None
     if steer is not None and conversation is None:
         check = verdicts.checks[condition.number] if isinstance(condition, Verdict) else None
         alone = check if isinstance(check, Check) else None
@@ -214,7 +239,27 @@ def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> Co
         scope=rule.do.scope or Scope.CHOICE,
         target_fpr=verdicts.target_rates(rule, condition),
         conversation=conversation,
+        handling=handling,
+        holds=_holds(rule, condition, verdicts),
     )
+
+
+def _handling(rule: Rule, probe: Condition | None, steer: int | None) -> Handling | None:
+    if rule.do.action not in DEFERRED:
+        return None
+    timeout = seconds_of(rule.do.timeout or DEFAULT_TIMEOUT)
+    return Handling(rule.do, timeout, rule.do.budget, probe, steer)
+
+
+def _holds(rule: Rule, condition: Condition, verdicts: Verdicts) -> Holds:
+    """How long replies are withheld because of a rule."""
+    read = [(verdicts.checks[number].stage, negated) for number, negated in verdicts_of(condition)]
+    if rule.mode is not Mode.ENFORCE:
+        return Holds.NOTHING
+    if rule.do.action in DEFERRED:
+        return Holds.PROMPT if all(stage is Stage.PROMPT for stage, _ in read) else Holds.REPLY
+    late = any(stage is Stage.RESPONSE or (negated and stage is Stage.STREAM) for stage, negated in read)
+    return Holds.REPLY if late and rule.do.action is Action.BLOCK else Holds.NOTHING
 
 
 def _digest(
@@ -224,9 +269,14 @@ def _digest(
     # What a kind computes behind the directions stands in its other tensors and its parameters.
     judged = [_judged(check) for check in checks]
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
-    # Where events are written and sessions are remembered, and who is let in, decides nothing.
-    decides = config.model_dump(mode="json", exclude={"access", "audit", "sessions"})
-    content = json.dumps([decides, judged, made], sort_keys=True)
+    # Where events are written and sessions are remembered, whom they wake, and who is let in, decides nothing.
+    alert: IncEx = {"__all__": {"alert"}}
+    untold: IncEx = {
+        **dict.fromkeys(("access", "audit", "sessions"), True),
+        "detectors": alert,
+        "policies": {"__all__": {"rules": alert}},
+    }
+    content = json.dumps([config.model_dump(mode="json", exclude=untold), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from monitor.attempt import Attempt
 from monitor.rollout import Subjects
 from monitor.segments import PromptMap, Run
 from monitor.types import PromptEvent, Role
@@ -41,6 +42,9 @@ class TrustedData:
         subjects: whom it belongs to.
         imposed: names of the rules over conversations that stand against its session.
         plan: digest of the plan that it was signed under: a request keeps it, whatever is loaded meanwhile.
+        attempt: which one at an answer it is, and whether somebody withholds the reply.
+        refusal: rule and text of a block that is decided already.
+        judge: it is our own question about a text, which nobody else sees.
     """
 
     policy: str | None
@@ -52,6 +56,9 @@ class TrustedData:
     subjects: Subjects = field(default_factory=Subjects)
     imposed: tuple[str, ...] = ()
     plan: str | None = None
+    attempt: Attempt = Attempt.UNHELD
+    refusal: tuple[str, str] | None = None
+    judge: bool = False
 
 
 def ensure_key(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -94,6 +101,9 @@ def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] =
         "subjects": asdict(data.subjects),
         "imposed": data.imposed,
         "plan": data.plan,
+        "attempt": data.attempt.value,
+        "refusal": data.refusal,
+        "judge": data.judge,
     }
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return {"body": body, "mac": _mac(body, request_id, environment)}
@@ -133,6 +143,9 @@ def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = o
         subjects=Subjects(**body["subjects"]),
         imposed=tuple(body["imposed"]),
         plan=body["plan"],
+        attempt=Attempt(body["attempt"]),
+        refusal=(body["refusal"][0], body["refusal"][1]) if body["refusal"] is not None else None,
+        judge=bool(body["judge"]),
     )
 
 
