@@ -154,8 +154,7 @@ class Monitor:
             self._choices.setdefault(subjects.request, Choices(subjects.request)).join(request)
         if self._judge.is_uncalibrated(request):
             self._judge.act(request, ON_UNCALIBRATED, compiled.on_uncalibrated, Mode.ENFORCE, compiled.text)
-        if refusal is None:
-            self._judge.impose(request, imposed)
+        self._judge.impose(request, imposed if refusal is None else ())
         return request
 
     def get(self, request_id: str) -> Request | None:

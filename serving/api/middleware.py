@@ -98,7 +98,7 @@ class MonitorMiddleware:
         sessions = self._sessions() if scope["method"] == "POST" else None
         sitting = await sessions.begin(caller) if sessions is not None else None
         tickets = sitting.tickets if sitting is not None else []
-        origin = Origin(_format_of(path, body), caller, sitting, tickets)
+        origin = Origin(_format_of(path, body), caller, sitting, tickets=tickets)
         if audit is not None:
             send = HeldResponse(audit, origin, send, patience=self._patience)
         if sitting is not None:
