@@ -113,6 +113,17 @@ class Decision(_Event):
     finish_reason: str | None = Field(default=None, description="as the client was told")
 
 
+class Handled(_Event):
+    """A rule that withholds was carried out behind the engine: what came of it."""
+
+    kind: Literal["handled"] = "handled"
+    plan: str
+    policy: str
+    rule: str
+    action: Action
+    outcome: Outcome
+
+
 class ConversationFired(_Event):
     """A request has ended with which a rule over conversations fired; it stands against the session from now on."""
 
@@ -141,17 +152,6 @@ class ProbingSuspected(_Event):
     requests: Annotated[int, Field(ge=1, description="of the tenant, since there was no sign of it")]
     near: Annotated[int, Field(ge=1, description="of these, those that lay near the threshold")]
     benign: float = Field(description="at most such a share of benign requests lies there")
-
-
-class Handled(_Event):
-    """A rule that withholds was carried out behind the engine: what came of it."""
-
-    kind: Literal["handled"] = "handled"
-    plan: str
-    policy: str
-    rule: str
-    action: Action
-    outcome: Outcome
 
 
 class LatentSeen(_Strict):
@@ -274,8 +274,8 @@ class Pruned(_Event):
 Event = (
     Decision
     | Explanation
-    | Handled
     | ConversationFired
+    | Handled
     | ProbingSuspected
     | GapSeen
     | CanaryFailed

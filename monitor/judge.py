@@ -154,6 +154,12 @@ class Judge:
         if self._is_new(request, rule, action, mode) and mode is Mode.ENFORCE:
             request.raise_to(action, rule, text)
 
+    def refuse(self, request: Request, rule: str, text: str) -> None:
+        """What is decided already: nothing more is, and nothing is counted twice."""
+        request.counted = False
+        request.decided.update(RESERVED_RULES, (known.name for known in self._policy_of(request).rules))
+        request.raise_to(Action.BLOCK, rule, text)
+
     def impose(self, request: Request, names: Collection[str]) -> None:
         """Let act on a new request what stands against its session, in the order of the file.
 
@@ -167,12 +173,6 @@ class Judge:
                 self._apply(request, rule)
         if ON_SESSION_FAILURE in names:
             self.act(request, ON_SESSION_FAILURE, self.plan.on_session_failure, Mode.ENFORCE, policy.text)
-
-    def refuse(self, request: Request, rule: str, text: str) -> None:
-        """What is decided already: nothing more is, and nothing is counted twice."""
-        request.counted = False
-        request.decided.update(RESERVED_RULES, (known.name for known in self._policy_of(request).rules))
-        request.raise_to(Action.BLOCK, rule, text)
 
     def take_tally(self) -> Tally:
         """Counts since the call before."""

@@ -106,9 +106,9 @@ class Monitor:
         fmt: Format,
         prompt: PromptMap | None = None,
         subjects: Subjects | None = None,
-        imposed: Collection[str] = (),
         attempt: Attempt = Attempt.UNHELD,
         refusal: tuple[str, str] | None = None,
+        imposed: Collection[str] = (),
     ) -> Request:
         """Begin a request.
 
@@ -120,9 +120,9 @@ class Monitor:
             prompt: what the front end says of its prompt. None if nobody who may say so said anything: it is counted,
                 every rule reads everything, and streams are read from the first position on.
             subjects: whom it belongs to. None if nobody who may say so said anything: every rule is enforced.
-            imposed: names of the rules over conversations that stand against its session.
             attempt: which one at an answer it is, and whether somebody withholds the reply.
             refusal: rule and text of a block that is decided already.
+            imposed: names of the rules over conversations that stand against its session.
         """
         if request_id in self._live:
             raise ValueError(f"request {request_id!r} is live already; the engine's ids are unique")
@@ -154,7 +154,7 @@ class Monitor:
             self._choices.setdefault(subjects.request, Choices(subjects.request)).join(request)
         if self._judge.is_uncalibrated(request):
             self._judge.act(request, ON_UNCALIBRATED, compiled.on_uncalibrated, Mode.ENFORCE, compiled.text)
-        self._judge.impose(request, imposed if refusal is None else ())
+        self._judge.impose(request, imposed)
         return request
 
     def get(self, request_id: str) -> Request | None:

@@ -50,8 +50,8 @@ class Plan:
         steering: what may be written.
         tenants: by the SHA-256 of their API keys.
         strictest: position of the policy of requests that nobody vouches for.
-        on_session_failure: what is done about a request while nobody can tell what its session has been like.
         alerts: whom flagged requests wake; decides nothing.
+        on_session_failure: what is done about a request while nobody can tell what its session has been like.
     """
 
     bank: Bank
@@ -62,8 +62,8 @@ class Plan:
     steering: SteerPlan
     tenants: Mapping[str, CompiledTenant] = field(default_factory=lambda: MappingProxyType({}))
     strictest: int = 0
-    on_session_failure: Action = Action.ALLOW
     alerts: tuple[FlagAlert, ...] = ()
+    on_session_failure: Action = Action.ALLOW
 
     @property
     def is_rolled_out(self) -> bool:
@@ -154,8 +154,8 @@ def compile_plan(
         steering=replace(steering, gates=tuple(parts.gates)),
         tenants=compile_tenants(config.tenants),
         strictest=len(policies) - 1,
-        on_session_failure=Action(config.sessions.on_failure or Action.ALLOW),
         alerts=alerts,
+        on_session_failure=Action(config.sessions.on_failure or Action.ALLOW),
     )
 
 
@@ -179,9 +179,9 @@ def _compile_policy(parts: _Parts, where: Place, policy: Policy) -> CompiledPoli
         for key, names in (("steers", policy.steers), ("on_request", policy.on_request))
     )
     kept = {number for rule in rules for number in verdicts.read_by(rule.condition)}
-    kept |= {rule.conversation.check for rule in rules if rule.conversation is not None}
     probes = (rule.handling.probe for rule in rules if rule.handling is not None)
     kept |= {number for probe in probes if probe is not None for number in verdicts.read_by(probe)}
+    kept |= {rule.conversation.check for rule in rules if rule.conversation is not None}
     read = {name for number in kept for name in verdicts.detectors_of(number)}
     kept |= {
         number
@@ -216,10 +216,10 @@ def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> Co
     file, verdicts, steering, gates = parts.file, parts.verdicts, parts.steering, parts.gates
     condition = verdicts.condition(where, rule)
     steer, opened = steer_of_rule(file, where, rule, steering), None
-    conversation = verdicts.conversation(where, policy.name, rule)
     handling = _handling(rule, verdicts.second(where, rule), steer)
     if rule.do.action is not Action.STEER:
         steer = None
+    conversation = verdicts.conversation(where, policy.name, rule)
     if steer is not None and conversation is None:
         check = verdicts.checks[condition.number] if isinstance(condition, Verdict) else None
         alone = check if isinstance(check, Check) else None
@@ -238,9 +238,9 @@ def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> Co
         share=Share(rule.rollout.percent, rule.rollout.by) if rule.rollout is not None else None,
         scope=rule.do.scope or Scope.CHOICE,
         target_fpr=verdicts.target_rates(rule, condition),
-        conversation=conversation,
         handling=handling,
         holds=_holds(rule, condition, verdicts),
+        conversation=conversation,
     )
 
 
@@ -272,7 +272,9 @@ def _digest(
     # Where events are written and sessions are remembered, whom they wake, and who is let in, decides nothing.
     alert: IncEx = {"__all__": {"alert"}}
     untold: IncEx = {
-        **dict.fromkeys(("access", "audit", "sessions"), True),
+        "access": True,
+        "audit": True,
+        "sessions": True,
         "detectors": alert,
         "policies": {"__all__": {"rules": alert}},
     }

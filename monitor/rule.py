@@ -96,11 +96,6 @@ class Do(Strict):
         "the rule fire (the default), or request, all of them",
     )
 
-    until: Until | None = Field(
-        default=None,
-        description="how long a rule over a conversation stands against the session's next requests: end, as long as "
-        "the session lasts (the default), or a time, 30m",
-    )
     system: str | None = Field(
         default=None, min_length=1, max_length=16384, description="system prompt under which the model answers again"
     )
@@ -116,6 +111,11 @@ class Do(Strict):
     timeout: Duration | None = Field(default=None, description="how long to wait for somebody else: 100ms to 5m")
     budget: int | None = Field(
         default=None, ge=1, le=100_000, description="how often a minute, in each API process; more has failed"
+    )
+    until: Until | None = Field(
+        default=None,
+        description="how long a rule over a conversation stands against the session's next requests: end, as long as "
+        "the session lasts (the default), or a time, 30m",
     )
 
     @model_validator(mode="after")
@@ -194,7 +194,7 @@ class Rule(Strict):
         if self.do.until is not None:
             raise ValueError("'until' says how long a rule over a conversation stands; 'stage: conversation' has one")
         if self.do.action is Action.STEER and self.do.gate is None:
-            raise ValueError("'action: steer' also needs 'gate', latched or token")
+            raise ValueError("'action: steer' also needs 'steer', the name of one, and 'gate', latched or token")
         return self
 
     def _of_conversation(self) -> Self:

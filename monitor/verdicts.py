@@ -81,6 +81,15 @@ class Verdicts:
             raise self._by_the_unusual(where, rule, odd[0])
         return found
 
+    def second(self, where: Place, rule: Rule) -> Condition | None:
+        """The second condition of a rule that escalates to detectors; None of others.
+
+        Raises:
+            PolicyError: as for ``condition``.
+        """
+        probe = rule.do.to.probe if rule.do.to is not None else None
+        return None if probe is None else self._compile(where, rule, probe, ("do", "to", "probe"))
+
     def conversation(self, where: Place, policy: str, rule: Rule) -> Conversation | None:
         """What a rule watches over the requests of a session; None if it is no such rule.
 
@@ -127,15 +136,6 @@ class Verdicts:
             "what is unusual and not what is harmful. No request is stopped by it alone. Let the rule flag, or ask "
             "for 'all' of it and a detector of another kind.",
         )
-
-    def second(self, where: Place, rule: Rule) -> Condition | None:
-        """The second condition of a rule that escalates to detectors; None of others.
-
-        Raises:
-            PolicyError: as for ``condition``.
-        """
-        probe = rule.do.to.probe if rule.do.to is not None else None
-        return None if probe is None else self._compile(where, rule, probe, ("do", "to", "probe"))
 
     def watched(self, name: str) -> list[int]:
         """What is kept of a detector that no rule reads: its calibrated statistics, so that they can be watched."""

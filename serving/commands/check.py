@@ -119,6 +119,19 @@ def _gets(tenant: CompiledTenant) -> str:
     return ", ".join(gets)
 
 
+def _access(config: Config) -> Iterator[str]:
+    """Who gets an answer."""
+    access = config.access
+    for key in access.keys:
+        yield f"key {key.name}: {', '.join(key.scopes)}"
+    keyed = config.tenants or any(KeyScope.INFER in key.scopes for key in access.keys)
+    said = access.inference or (Door.KEYED if keyed else None)
+    inference = said.value if said is not None else "open on the loopback address, keyed by VLLM_API_KEY elsewhere"
+    metrics = access.metrics.value if access.metrics is not None else "open on the loopback address, keyed elsewhere"
+    limit = f"{access.requests_per_minute} requests a minute" if access.requests_per_minute else "no limit of requests"
+    yield f"access: inference {inference}; metrics {metrics}; {limit}; bodies up to {access.body_bytes} bytes"
+
+
 def _over_requests(conversation: Conversation, plan: Plan) -> tuple[str, str, str]:
     """What a rule over conversations reads, its statistic and its threshold."""
     read = plan.checks[conversation.check]
@@ -136,19 +149,6 @@ def _sessions(settings: SessionSettings) -> str:
         f"sessions: in a database, {settings.per_tenant} of a tenant, each until {settings.idle} after its last "
         f"request; while it cannot be reached: {settings.on_failure}"
     )
-
-
-def _access(config: Config) -> Iterator[str]:
-    """Who gets an answer."""
-    access = config.access
-    for key in access.keys:
-        yield f"key {key.name}: {', '.join(key.scopes)}"
-    keyed = config.tenants or any(KeyScope.INFER in key.scopes for key in access.keys)
-    said = access.inference or (Door.KEYED if keyed else None)
-    inference = said.value if said is not None else "open on the loopback address, keyed by VLLM_API_KEY elsewhere"
-    metrics = access.metrics.value if access.metrics is not None else "open on the loopback address, keyed elsewhere"
-    limit = f"{access.requests_per_minute} requests a minute" if access.requests_per_minute else "no limit of requests"
-    yield f"access: inference {inference}; metrics {metrics}; {limit}; bodies up to {access.body_bytes} bytes"
 
 
 def _audit(settings: AuditSettings | None) -> str:

@@ -210,9 +210,9 @@ class Frontend:
         if self._ledger is not None or hold is not None:
             self._origins[request.request_id] = origin
         subject = hold.sign(request.request_id, params.n) if hold is not None else request.request_id
-        # Our own requests belong to no session, also where a user's made them necessary.
-        own = (self._canaries, self._rereads, self.questions)
-        sitting = None if any(request.external_req_id in names for names in own) else origin.sitting
+        # A judge's question is our own, although a user's request is what it is about.
+        sitting = origin.sitting if request.external_req_id not in self.questions else None
+        # A second attempt, and what only says a refusal, are no further requests of the session.
         if sitting is not None and (hold is None or (hold.attempt is Attempt.FIRST and hold.refusal is None)):
             self._turns.begin(request.request_id, params.n, sitting)
         request.cache_salt = salt_of(origin.caller.tenant, request.cache_salt)
@@ -275,8 +275,6 @@ class Frontend:
         if output.finish_reason is None:
             return output
         record.close(state.prompt_len + tokens)
-        if output.finish_reason != ABORTED:  # of those the engine has not said the last word
-            self._turns.ended(state.request_id, record)
         origin = self._origin_of(state)
         hold = origin.hold if origin is not None else None
         record.withheld = hold is not None and hold.is_open
@@ -285,6 +283,8 @@ class Frontend:
             hold.replies[state.request_id] = Reply(
                 state.request_id, record, state.prompt_token_ids or (), list(written)
             )
+        if output.finish_reason != ABORTED:  # of those the engine has not said the last word
+            self._turns.ended(state.request_id, record)
         text = record.blocked_text
         if text is not None:
             output.finish_reason, output.stop_reason = CONTENT_FILTER, None

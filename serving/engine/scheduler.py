@@ -116,9 +116,9 @@ class MonitoredScheduler(Scheduler):
             fmt=trusted.fmt if trusted is not None else Format.RAW,
             prompt=trusted.prompt if trusted is not None else None,
             subjects=trusted.subjects if trusted is not None else None,
-            imposed=trusted.imposed if trusted is not None else (),
             attempt=trusted.attempt if trusted is not None else Attempt.UNHELD,
             refusal=trusted.refusal if trusted is not None else None,
+            imposed=trusted.imposed if trusted is not None else (),
         )
         self._monitor.keep(admitted)
         depth = monitor.policy_of(admitted).hold_back

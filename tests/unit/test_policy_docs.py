@@ -37,8 +37,8 @@ policies:
 """
 MODELS = (
     *(Config, CanarySettings, ExplainSettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant),
-    *(Access, AlertEntry, ApiKey),
-    *(Above, Limit, Weighed, SessionSettings, ProbingSettings, *CONDITION_MODELS, Destination),
+    *(Access, AlertEntry, ApiKey, SessionSettings, ProbingSettings),
+    *(Above, Limit, Weighed, *CONDITION_MODELS, Destination),
 )
 
 
