@@ -210,7 +210,8 @@ class Frontend:
         if self._ledger is not None or hold is not None:
             self._origins[request.request_id] = origin
         subject = hold.sign(request.request_id, params.n) if hold is not None else request.request_id
-        sitting = origin.sitting
+        # A judge's question is our own, although a user's request is what it is about.
+        sitting = origin.sitting if request.external_req_id not in self.questions else None
         # A second attempt, and what only says a refusal, are no further requests of the session.
         if sitting is not None and (hold is None or (hold.attempt is Attempt.FIRST and hold.refusal is None)):
             self._turns.begin(request.request_id, params.n, sitting)
