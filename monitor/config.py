@@ -6,9 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from monitor.audit.settings import AuditSettings
+from monitor.audit.settings import AuditSettings, TextKept
 from monitor.entries import DetectorEntry, SteerEntry
 from monitor.rule import Rule
+from monitor.sinks.settings import SinkEntry, require_distinct
 from monitor.strict import Name, Strict
 from monitor.tenants import Tenant
 from monitor.types import STRICTEST, Action, Expose
@@ -119,6 +120,7 @@ class Config(Strict):
         default=(), description="who holds which API key, and which policy that gives; without a known key: no answer"
     )
     audit: AuditSettings | None = Field(default=None, description="where events are written; left out: nowhere")
+    sinks: tuple[SinkEntry, ...] = Field(default=(), description="webhooks that events are sent to")
     canary: CanarySettings = Field(default_factory=CanarySettings)
     reserve: Reserve = Field(default_factory=Reserve)
 
@@ -139,6 +141,17 @@ class Config(Strict):
         ):
             if doubles := sorted({value for value in values if values.count(value) > 1}):
                 raise ValueError(f"two tenants are {what} {doubles[0]!r}; nobody could tell them apart")
+        return self
+
+    @model_validator(mode="after")
+    def _fitting_sinks(self) -> Self:
+        require_distinct(self.sinks)
+        texts = self.audit is not None and self.audit.text is not TextKept.NONE
+        if not texts and (wrong := [sink.name for sink in self.sinks if sink.text]):
+            raise ValueError(
+                f"the sink {wrong[0]!r} is to get texts as the audit trail keeps them, and it keeps none. Say which: "
+                "audit: {text: flagged}"
+            )
         return self
 
     @model_validator(mode="after")

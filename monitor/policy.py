@@ -16,6 +16,7 @@ from monitor.config import Config, Policy
 from monitor.gates import SteerGate, gate_of_rule
 from monitor.rollout import Share
 from monitor.rule import Rule, Scope
+from monitor.sinks.names import require_known_names
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
 from monitor.strictest import strictest
 from monitor.tenants import CompiledTenant, compile_tenants, variants
@@ -103,6 +104,7 @@ def compile_plan(
     config = file.config
     detectors = [load_detector(artifact, name=name) for name, artifact in artifacts.items()]
     cards = {name: artifact.card for name, artifact in artifacts.items()}
+    require_known_names(file, cards)
     steering = compile_steers(file, steer_artifacts, d_model=d_model, num_layers=num_layers)
     bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions)
     verdicts = Verdicts(file, cards, bank)
@@ -212,8 +214,8 @@ def _digest(
     # What a kind computes behind the directions stands in its other tensors and its parameters.
     judged = [_judged(check) for check in checks]
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
-    # Where events are written decides nothing.
-    content = json.dumps([config.model_dump(mode="json", exclude={"audit"}), judged, made], sort_keys=True)
+    # Where events go decides nothing.
+    content = json.dumps([config.model_dump(mode="json", exclude={"audit", "sinks"}), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
 
 

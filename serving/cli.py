@@ -15,7 +15,9 @@ from serving.commands.gate import gate_app
 from serving.commands.sae_cli import sae_app
 from serving.commands.sae_features_cli import sae_features_app
 from serving.commands.sae_train_cli import sae_train_app
+from serving.commands.sinks import sinks_app
 from serving.commands.steer_cli import steer_app
+from serving.log_format import LogFormat
 from serving.packages import shadowed_packages
 
 EXIT_FAILED = 1
@@ -37,11 +39,20 @@ sae_app.add_typer(sae_features_app)
 app.add_typer(sae_app, name="sae")
 app.add_typer(audit_app, name="audit")
 app.command()(tail)
+app.add_typer(sinks_app, name="sinks")
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def serve(context: typer.Context, policy: _PolicyOption = None) -> None:
+def serve(
+    context: typer.Context,
+    policy: _PolicyOption = None,
+    *,
+    log_format: Annotated[
+        LogFormat | None, typer.Option("--log-format", help="text or json; text, or what TELLTALE_LOG_FORMAT says.")
+    ] = None,
+    tracing: Annotated[bool, typer.Option("--tracing", help="Send OpenTelemetry traces (OTEL_* variables).")] = False,
+) -> None:
     """Serve MODEL behind the OpenAI API, monitored: telltale serve [MODEL] [--policy FILE] [any vLLM flag].
 
     Without MODEL, the embedded SmolLM2-135M-Instruct is served on the CPU with its own pack and policy.
@@ -50,7 +61,7 @@ def serve(context: typer.Context, policy: _PolicyOption = None) -> None:
 
     extra = list(context.args)
     model = extra.pop(0) if extra and not extra[0].startswith("-") else None
-    run(model, policy, extra)
+    run(model, policy, extra, log_format=log_format, tracing=tracing)
 
 
 @app.command()

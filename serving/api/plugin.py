@@ -19,6 +19,9 @@ from monitor.exporter import Exporter
 from serving.api.auditing import Audit, open_audit
 from serving.api.callers import Callers
 from serving.api.middleware import MonitorMiddleware
+from serving.api.outlets import open_ledger
+from serving.api.request_ids import RequestIds
+from serving.api.tracing import Tracing, is_tracing_on, open_provider
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
 from serving.engine.lifeline import Lifeline
@@ -44,6 +47,9 @@ class TelltaleEndpoints:
     def attach_router(self, app: FastAPI) -> None:
         """Add our route and the middleware."""
         check = engine_plugin.install().asked_steers
+        if is_tracing_on():
+            # What is added later stands further outside.
+            app.add_middleware(Tracing, provider=open_provider(), root_path=app.root_path or "")
         app.add_middleware(
             MonitorMiddleware,
             root_path=app.root_path or "",
@@ -51,6 +57,7 @@ class TelltaleEndpoints:
             callers=self._callers,
             audit=lambda: self._audit,
         )
+        app.add_middleware(RequestIds)
 
         @app.get("/ready", include_in_schema=True, tags=["telltale"])
         async def ready() -> JSONResponse:
@@ -99,10 +106,18 @@ class TelltaleEndpoints:
         # From here on: the proof's own request is no user's.
         exporter = Exporter(frontend.deployment.plan, prometheus_client.REGISTRY)
         frontend.export_to(exporter)
-        self._audit = open_audit(frontend.deployment, engine_client.get_tokenizer(), prometheus_client.REGISTRY)
-        if self._audit is not None:
-            frontend.enter_into(self._audit.ledger)
-            atexit.register(frontend.abandon)  # before the trail is closed: what was registered last is called first
+        self._audit = open_audit(frontend.deployment, prometheus_client.REGISTRY)
+        ledger = open_ledger(
+            frontend.deployment,
+            engine_client.get_tokenizer(),
+            prometheus_client.REGISTRY,
+            audit=self._audit,
+            traced=is_tracing_on(),
+        )
+        if ledger is not None:
+            frontend.enter_into(ledger)
+            # Before the trail and the sinks are closed: what was registered last is called first.
+            atexit.register(frontend.abandon)
         exporter.canary_passed(canaries.seconds)
 
         def engine_ended() -> None:

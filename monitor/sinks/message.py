@@ -1,0 +1,110 @@
+"""What is sent of an event: our JSON, or a text for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+from monitor.events import CanaryFailed, Content, Decision, Event, GapSeen
+from monitor.sinks.settings import SinkKind
+
+_SLACK_CHARACTERS = 3000
+"""Slack cuts longer texts by itself, somewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What goes over the wire.
+
+    Attributes:
+        id: of the event, the same for every attempt: by it a receiver knows what it has had already.
+        body: JSON.
+    """
+
+    id: str
+    body: bytes
+
+
+def message_of(kind: SinkKind, event: Event, content: Content | None, *, text: bool) -> Message:
+    """What a sink of this kind gets of an event.
+
+    Args:
+        kind: of the sink.
+        event: what happened.
+        content: whose request it was, and what the audit trail would keep of its texts.
+        text: whether those texts may leave.
+    """
+    if content is not None and not text:
+        content = content.model_copy(update={"prompt": None, "reply": None, "withheld": None})
+    body = _slack(event, content) if kind is SinkKind.SLACK else _webhook(event, content, text=text)
+    return _encoded(event.id, body)
+
+
+def trial_message(kind: SinkKind, sink: str) -> Message:
+    """What tells a receiver that it can be reached, and its people that nothing has happened."""
+    number, now = uuid4(), datetime.now(UTC)
+    body: dict[str, object] = {"type": "telltale.test", "timestamp": now.isoformat(), "data": {"sink": sink}}
+    if kind is SinkKind.SLACK:
+        body = {"text": f"Telltale: a test of the sink {sink}. Nothing has happened."}
+    return _encoded(number, body)
+
+
+def _encoded(number: UUID, body: Mapping[str, object]) -> Message:
+    return Message(str(number), json.dumps(body, separators=(",", ":"), ensure_ascii=True).encode())
+
+
+def _webhook(event: Event, content: Content | None, *, text: bool) -> dict[str, object]:
+    request = None
+    if content is not None:
+        hidden = set() if text else {"prompt", "reply", "withheld"}
+        request = content.model_dump(mode="json", exclude=hidden)
+    return {
+        "type": f"telltale.{event.kind}",
+        "timestamp": event.time.isoformat(),
+        "data": {"event": event.model_dump(mode="json"), "request": request},
+    }
+
+
+def _slack(event: Event, content: Content | None) -> dict[str, object]:
+    lines = _lines(event)
+    if content is not None:
+        about = [f"request {content.client_request_id or content.request_id}"]
+        about += [f"tenant {content.tenant}"] if content.tenant is not None else []
+        lines.append(", ".join(about))
+        lines += [f"{name}: {said}" for name, said in (("prompt", content.prompt), ("reply", content.reply)) if said]
+    lines.append(f"event {event.id}, {event.time:%Y-%m-%d %H:%M:%S} UTC")
+    return {"text": _escaped("\n".join(lines))[:_SLACK_CHARACTERS]}
+
+
+def _lines(event: Event) -> list[str]:
+    match event:
+        case Decision():
+            return _decision(event)
+        case GapSeen():
+            gaps = ", ".join(f"{reason.value} {count}" for reason, count in event.gaps.items())
+            return [f"Telltale: positions were not scored: {gaps}"]
+        case CanaryFailed():
+            return [f"Telltale: the canary fails: {event.reason.value}", event.detail]
+        case _:
+            return [f"Telltale: {event.kind}"]
+
+
+def _decision(event: Decision) -> list[str]:
+    by = f" by {event.rule}" if event.rule is not None else ""
+    lines = [f"Telltale: {event.action.value}{by} (policy {event.policy}, {event.format.value})"]
+    lines += _said("rules", [f"{rule.name} {rule.action.value}, {rule.mode.value}" for rule in event.rules])
+    fired = (verdict for verdict in event.verdicts if verdict.fired)
+    lines += _said("fired", [f"{verdict.detector} at {verdict.stage.value}" for verdict in fired])
+    return lines
+
+
+def _said(what: str, parts: Sequence[str]) -> list[str]:
+    return [f"{what}: {'; '.join(parts)}"] if parts else []
+
+
+def _escaped(text: str) -> str:
+    """Slack's three: else a client could call a channel together by what it calls its request."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
