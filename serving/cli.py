@@ -12,6 +12,7 @@ import serving
 from serving.commands.audit import audit_app, tail
 from serving.commands.detector import detector_app
 from serving.commands.gate import gate_app
+from serving.commands.policy_cli import policy_app
 from serving.commands.sae_cli import sae_app
 from serving.commands.sae_features_cli import sae_features_app
 from serving.commands.sae_train_cli import sae_train_app
@@ -39,6 +40,7 @@ sae_app.add_typer(sae_features_app)
 app.add_typer(sae_app, name="sae")
 app.add_typer(audit_app, name="audit")
 app.command()(tail)
+app.add_typer(policy_app, name="policy")
 app.add_typer(sinks_app, name="sinks")
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 

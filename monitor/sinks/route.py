@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from monitor.events import CanaryFailed, Decision, Event, GapSeen
+from monitor.events import Decision, Event
 from monitor.sinks.settings import SinkEntry, SinkEvent
 from monitor.types import Mode
 
@@ -40,10 +40,8 @@ class Route:
         match event:
             case Decision():
                 return self._is_bound(event) or (SinkEvent.DECISION in self._entry.events and self._chosen(event))
-            case GapSeen() | CanaryFailed():
-                return event.kind in self._kinds
             case _:
-                return False
+                return event.kind in self._kinds
 
     def _is_bound(self, event: Decision) -> bool:
         return any(rule.name in self._bound.rules for rule in event.rules) or any(

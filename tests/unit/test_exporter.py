@@ -17,6 +17,8 @@ from monitor.exporter import Exporter
 from monitor.monitor import Monitor
 from monitor.policy import Plan
 from monitor.report import make_report, take_tally
+from monitor.sinks.delivery import Failure
+from monitor.sinks.metrics import SinkMetrics
 from monitor.types import RESERVED_RULES, Action, Gap, Mode, PromptEvent, Skip
 from probes.card import Format, Stage
 from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, rule, unit_artifact
@@ -40,6 +42,9 @@ def plan(tmp_path: Path) -> Plan:
     return plan_of(tmp_path, policy_text(RULES, names=["harm", "watched"]), artifacts)
 
 
+SINKS = ("oncall", "siem")
+
+
 class Run:
     """A scripted run into a registry."""
 
@@ -47,6 +52,7 @@ class Run:
         self.registry = CollectorRegistry()
         self.exporter = Exporter(plan, self.registry)
         AuditMetrics(self.registry)
+        SinkMetrics(self.registry, SINKS).delivered("oncall", 0.5)
         self.monitor, self.script = Monitor(plan), Script(plan)
 
     def request(self, name: str, prompt: list[float], reply: list[float], *, broken: bool = False) -> None:
@@ -162,7 +168,8 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
         "stage": {stage.value for stage in Stage},
         "aggregate": {str(check.aggregate) for check in plan.checks},
         "format": {fmt.value for fmt in Format},
-        "reason": {reason.value for reason in (*Gap, *Skip, *CanaryFailure)},
+        "reason": {reason.value for reason in (*Gap, *Skip, *CanaryFailure, *Failure)},
+        "sink": set(SINKS),
         "event": {event.value for event in PromptEvent},
         "segments": {",".join(check.segments or ()) for check in plan.checks},
         "digest": {plan.digest[:16]},
