@@ -18,6 +18,7 @@ from serving.commands.sae_features_cli import sae_features_app
 from serving.commands.sae_train_cli import sae_train_app
 from serving.commands.sinks import sinks_app
 from serving.commands.steer_cli import steer_app
+from serving.commands.top_cli import top
 from serving.log_format import LogFormat
 from serving.packages import shadowed_packages
 
@@ -40,6 +41,7 @@ sae_app.add_typer(sae_features_app)
 app.add_typer(sae_app, name="sae")
 app.add_typer(audit_app, name="audit")
 app.command()(tail)
+app.command()(top)
 app.add_typer(policy_app, name="policy")
 app.add_typer(sinks_app, name="sinks")
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
