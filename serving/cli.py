@@ -316,8 +316,17 @@ def bench(
     starts: Annotated[int, typer.Option(min=1, help="How often both servers are started for them.")] = 4,
     out: Annotated[Path, typer.Option("--out", help="Where the report goes.")] = Path("docs/benchmarks"),
     steered: Annotated[bool, typer.Option("--steered", help="Steer every request too, after two layers.")] = False,
+    *,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Measure audit trail, webhook and scrapes instead, against none of them.")
+    ] = False,
 ) -> None:
     """Measure what monitoring costs: two servers, one plain, in alternating rounds."""
+    if audit:
+        from serving.commands.bench_outlets import bench_outlets
+
+        bench_outlets(rounds=rounds, out=out)
+        return
     from serving.commands.bench import bench as run
 
     run(rounds=rounds, starts=starts, out=out, steered=steered)
