@@ -127,6 +127,12 @@ CANARY_FAILURES = Metric(
 POLICY_INFO = Metric(
     "telltale_policy_info", MetricType.GAUGE, "1 for the plan that runs, by the digest of policy and bank.", ("digest",)
 )
+POLICY_RELOADS = Metric(
+    "telltale_policy_reloads_total",
+    MetricType.COUNTER,
+    "Times that a running server was given a policy, by what came of it: only applied has changed anything.",
+    ("outcome",),
+)
 AUDIT_EVENTS = Metric(
     "telltale_audit_events_total", MetricType.COUNTER, "Events that were stored in the audit trail.", ("kind",)
 )
@@ -178,6 +184,15 @@ SINK_SECONDS = Metric(
     ("sink",),
     SINK_BUCKETS,
 )
+EXPLANATIONS = Metric(
+    "telltale_explanations_total",
+    MetricType.COUNTER,
+    "Flagged requests by whether it was told which latents were active: explained, dropped (queue full) or failed.",
+    ("outcome",),
+)
+EXPLANATIONS_WAITING = Metric(
+    "telltale_explanations_waiting", MetricType.GAUGE, "Flagged requests that wait to be explained."
+)
 
 CATALOGUE: tuple[Metric, ...] = (
     REQUESTS,
@@ -199,6 +214,7 @@ CATALOGUE: tuple[Metric, ...] = (
     CANARY_SECONDS,
     CANARY_FAILURES,
     POLICY_INFO,
+    POLICY_RELOADS,
     AUDIT_EVENTS,
     AUDIT_SECONDS,
     AUDIT_QUEUE,
@@ -211,4 +227,6 @@ CATALOGUE: tuple[Metric, ...] = (
     SINK_DROPPED,
     SINK_QUEUE,
     SINK_SECONDS,
+    EXPLANATIONS,
+    EXPLANATIONS_WAITING,
 )

@@ -6,8 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from monitor.access import Access
 from monitor.audit.settings import AuditSettings, TextKept
 from monitor.entries import DetectorEntry, SteerEntry
+from monitor.explain import ExplainSettings
 from monitor.rule import Rule
 from monitor.sinks.settings import SinkEntry, require_distinct
 from monitor.strict import Name, Strict
@@ -119,10 +121,23 @@ class Config(Strict):
     tenants: tuple[Tenant, ...] = Field(
         default=(), description="who holds which API key, and which policy that gives; without a known key: no answer"
     )
+    access: Access = Field(default_factory=Access, description="who gets an answer, and how much a request may be")
     audit: AuditSettings | None = Field(default=None, description="where events are written; left out: nowhere")
     sinks: tuple[SinkEntry, ...] = Field(default=(), description="webhooks that events are sent to")
+    explain: ExplainSettings | None = Field(
+        default=None, description="which latents were active where a rule fired; left out: nothing is explained"
+    )
     canary: CanarySettings = Field(default_factory=CanarySettings)
     reserve: Reserve = Field(default_factory=Reserve)
+
+    @model_validator(mode="after")
+    def _explanations_go_somewhere(self) -> Self:
+        if self.explain is not None and self.audit is None:
+            raise ValueError(
+                "'explain' needs 'audit': explanations are events of the audit trail. Add 'audit: {}', or leave "
+                "'explain' out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _distinct_policies(self) -> Self:
@@ -152,6 +167,11 @@ class Config(Strict):
                 f"the sink {wrong[0]!r} is to get texts as the audit trail keeps them, and it keeps none. Say which: "
                 "audit: {text: flagged}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_meaning_for_each_key(self) -> Self:
+        self.access.require_sound(self.tenants)
         return self
 
     @model_validator(mode="after")

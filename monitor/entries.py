@@ -32,7 +32,9 @@ class DetectorEntry(Strict):
         default=None, description="what to call it here; an artifact's own name if left out, latents need one"
     )
     sae: str | None = Field(
-        default=None, description="path of a sparse autoencoder (telltale sae import); relative to the policy file"
+        default=None,
+        description="path of a sparse autoencoder (telltale sae import), relative to the policy file; or one that "
+        "ships, builtin:PACK/NAME",
     )
     kind: Literal["sae_latent"] | None = Field(default=None, description="of what is read of a 'sae'")
     latents: tuple[Latent, ...] | None = Field(default=None, min_length=1, description="which latents of the 'sae'")
@@ -116,7 +118,9 @@ class SteerEntry(BaseModel):
     artifact: str | None = Field(
         default=None, description="path of a direction, a .safetensors file with a card; relative to the policy file"
     )
-    sae: str | None = Field(default=None, description="path of a sparse autoencoder, in the place of a direction")
+    sae: str | None = Field(
+        default=None, description="a sparse autoencoder, in the place of a direction: path, or builtin:PACK/NAME"
+    )
     latent: Latent | None = Field(default=None, description="which latent of the 'sae'")
     more_is: Safety | None = Field(
         default=None, description="what more of the latent does to the model's safety; a direction's card says it"

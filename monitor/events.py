@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 from monitor.canary import CanaryFailure
-from monitor.types import Action, Gap, Mode, PromptEvent, Role, Skip
+from monitor.types import Action, Gap, Mode, PromptEvent, ReloadOutcome, ReloadSource, Role, Skip
 from probes.card import Format, Stage
 
 Count = Annotated[int, Field(ge=0)]
@@ -112,6 +112,42 @@ class Decision(_Event):
     finish_reason: str | None = Field(default=None, description="as the client was told")
 
 
+class LatentSeen(_Strict):
+    """A latent at a token."""
+
+    latent: Count
+    activity: float = Field(description="its code")
+    part: float | None = Field(description="of the detector's score; null: the detector is no direction at this tap")
+
+
+class TokenExplained(_Strict):
+    """A token that was read when a rule fired."""
+
+    position: Count
+    score: float | None = Field(description="of the detector")
+    active: Count = Field(description="latents that were active, told or not")
+    rest: float | None = Field(
+        description="of the score, what no latent gives: constants, and what is not reconstructed"
+    )
+    latents: tuple[LatentSeen, ...] = Field(description="the largest first")
+
+
+class Explanation(_Event):
+    """Which latents of a sparse autoencoder were active where a rule fired. Read anew once the request had ended."""
+
+    kind: Literal["explanation"] = "explanation"
+    plan: str
+    decision: UUID = Field(description="the event of the request that is explained")
+    rule: str
+    detector: str
+    stage: Stage
+    sae: str
+    sae_digest: str = Field(description="SHA-256 of its tensors: a latent's number means nothing without it")
+    tap: str
+    steered: bool = Field(description="the request was written to; this is what was read without")
+    tokens: tuple[TokenExplained, ...] = Field(description="those with the highest scores, by position")
+
+
 class GapSeen(_Event):
     """An engine step left positions unscored that should have been scored."""
 
@@ -127,6 +163,17 @@ class CanaryFailed(_Event):
     plan: str
     reason: CanaryFailure
     detail: str
+
+
+class PolicyReloaded(_Event):
+    """Another policy was to be put in force while the server ran."""
+
+    kind: Literal["policy"] = "policy"
+    plan: str | None = Field(description="digest of the new one; null: it never became a plan")
+    before: str = Field(description="digest of the one that ran until then, and still runs unless it was applied")
+    source: ReloadSource
+    outcome: ReloadOutcome
+    setting: str | None = Field(default=None, description="what is fixed at the start, where a restart is needed")
 
 
 class Started(_Event):
@@ -182,7 +229,7 @@ class Pruned(_Event):
     chains: tuple[PrunedChain, ...] = Field(description="all that do not begin with their first record any more")
 
 
-Event = Decision | GapSeen | CanaryFailed | Started | Stopped | Dropped | Erased | Pruned
+Event = Decision | Explanation | GapSeen | CanaryFailed | PolicyReloaded | Started | Stopped | Dropped | Erased | Pruned
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 
@@ -194,6 +241,7 @@ class Content(_Strict):
     tenant: str | None = None
     prompt: Said | None = Field(default=None, description="as the model read it, template and all")
     reply: Said | None = Field(default=None, description="as the model wrote it, before any refusal took its place")
+    tokens: tuple[Said, ...] | None = Field(default=None, description="of an explanation, in its order")
     withheld: str | None = Field(default=None, description="why texts that should stand here do not")
 
 

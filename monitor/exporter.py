@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -12,7 +13,7 @@ from monitor.catalogue import Metric
 from monitor.compiled import CompiledPolicy
 from monitor.policy import Plan
 from monitor.report import EndedReport, StepReport
-from monitor.types import Action, ActionCode, Gap, Mode, PromptEvent, Skip
+from monitor.types import Action, ActionCode, Gap, Mode, PromptEvent, ReloadOutcome, Skip
 
 
 class Exporter:
@@ -24,13 +25,12 @@ class Exporter:
     """
 
     def __init__(self, plan: Plan, registry: CollectorRegistry) -> None:
-        self._plan = plan
+        self._plans = {plan.digest: plan}
         self._requests = _counter(catalogue.REQUESTS, registry)
         self._actions = _counter(catalogue.ACTIONS, registry)
         self._scores = _histogram(catalogue.DETECTOR_SCORE, registry)
-        self._score_by_check: dict[int, Histogram] = {}
+        self._score_by_check: dict[tuple[str, int], Histogram] = {}
         self._fired = _counter(catalogue.DETECTOR_FIRED, registry)
-        self._fired_by_check: dict[int, Counter] = {}
         self._scored = _counter(catalogue.TOKENS_SCORED, registry)
         self._skipped = _counter(catalogue.TOKENS_SKIPPED, registry)
         self._gaps = _counter(catalogue.GAPS, registry)
@@ -43,16 +43,10 @@ class Exporter:
         self._canary_success = _gauge(catalogue.CANARY_LAST_SUCCESS, registry)
         self._canary_seconds = _gauge(catalogue.CANARY_SECONDS, registry)
         self._canary_failures = _counter(catalogue.CANARY_FAILURES, registry)
-        threshold = _gauge(catalogue.DETECTOR_THRESHOLD, registry)
-        target = _gauge(catalogue.RULE_TARGET_FPR, registry)
-        for policy in plan.policies:
-            owners = {number: rule.name for rule in policy.rules for number in rule.verdicts}
-            for position in policy.checks:
-                check, owner = plan.checks[position], owners.get(position, "")
-                self._fired_by_check[position] = self._fired.labels(*self._labels_of(position))
-                for fmt, value in check.thresholds.items():
-                    threshold.labels(owner, check.detector, check.stage.value, fmt.value, policy.name).set(value)
-        _gauge(catalogue.POLICY_INFO, registry).labels(plan.digest[:16]).set(1)
+        self._threshold = _gauge(catalogue.DETECTOR_THRESHOLD, registry)
+        self._target = _gauge(catalogue.RULE_TARGET_FPR, registry)
+        self._info = _gauge(catalogue.POLICY_INFO, registry)
+        self._reloads = _counter(catalogue.POLICY_RELOADS, registry)
         # A series that starts at zero makes the first gap or block a visible increase.
         for gap in Gap:
             self._gaps.labels(gap.value)
@@ -62,13 +56,41 @@ class Exporter:
             self._events.labels(event.value)
         for failure in CanaryFailure:
             self._canary_failures.labels(failure.value)
+        for outcome in ReloadOutcome:
+            self._reloads.labels(outcome.value)
         for steer in plan.steering.steers:
             self._steered.labels(steer.name)
+        self._show(plan)
+
+    def hold(self, plans: Mapping[str, Plan]) -> None:
+        """Which plans reports may speak of from now on, by their digests."""
+        self._plans = dict(plans)
+        self._score_by_check = {key: found for key, found in self._score_by_check.items() if key[0] in plans}
+
+    def adopt(self, plan: Plan) -> None:
+        """Another plan is in force. What was counted goes on; thresholds are those of the new one alone."""
+        for gauge in (self._threshold, self._target, self._info):
+            gauge.clear()
+        self._show(plan)
+
+    def reloaded(self, outcome: ReloadOutcome) -> None:
+        """The server was given a policy."""
+        self._reloads.labels(outcome.value).inc()
+
+    def _show(self, plan: Plan) -> None:
+        self._info.labels(plan.digest[:16]).set(1)
         for policy in plan.policies:
+            owners = {number: rule.name for rule in policy.rules for number in rule.verdicts}
+            for position in policy.checks:
+                check, owner = plan.checks[position], owners.get(position, "")
+                self._fired.labels(*_labels_of(plan, position))
+                for fmt, value in check.thresholds.items():
+                    labels = owner, check.detector, check.stage.value, fmt.value, policy.name
+                    self._threshold.labels(*labels).set(value)
             self._begin(policy)
             for rule in policy.rules:
                 for fmt, rate in rule.target_fpr.items():
-                    target.labels(rule.name, fmt.value, policy.name).set(rate)
+                    self._target.labels(rule.name, fmt.value, policy.name).set(rate)
 
     def _begin(self, policy: CompiledPolicy) -> None:
         for action in Action:
@@ -97,7 +119,7 @@ class Exporter:
     def record(self, report: StepReport) -> None:
         """Count one report."""
         for ended in report.ended:
-            self._record_ended(ended)
+            self._record_ended(ended, self._plans[report.plan])
         tally = report.tally
         if tally is None:
             return
@@ -116,26 +138,28 @@ class Exporter:
         for seconds in tally.observe_seconds:
             self._observe.observe(seconds)
 
-    def _record_ended(self, ended: EndedReport) -> None:
+    def _record_ended(self, ended: EndedReport, plan: Plan) -> None:
         action = ActionCode(ended.decided.action).action if ended.decided is not None else Action.ALLOW
-        policy = self._plan.policies[ended.policy]
+        policy = plan.policies[ended.policy]
         self._requests.labels(action.value, policy.name).inc()
         for position in policy.checks:
             statistic = ended.statistics[position]
             if math.isfinite(statistic):
-                self._score_of(position).observe(statistic)
+                self._score_of(plan, position).observe(statistic)
             if ended.fired[position]:
-                self._fired_by_check[position].inc()
+                self._fired.labels(*_labels_of(plan, position)).inc()
 
-    def _score_of(self, position: int) -> Histogram:
+    def _score_of(self, plan: Plan, position: int) -> Histogram:
         """The histogram of a check, which is there once the first request was judged by it."""
-        if position not in self._score_by_check:
-            self._score_by_check[position] = self._scores.labels(*self._labels_of(position))
-        return self._score_by_check[position]
+        key = plan.digest, position
+        if key not in self._score_by_check:
+            self._score_by_check[key] = self._scores.labels(*_labels_of(plan, position))
+        return self._score_by_check[key]
 
-    def _labels_of(self, position: int) -> tuple[str, str, str, str]:
-        check = self._plan.checks[position]
-        return check.detector, check.stage.value, check.statistic, ",".join(check.segments or ())
+
+def _labels_of(plan: Plan, position: int) -> tuple[str, str, str, str]:
+    check = plan.checks[position]
+    return check.detector, check.stage.value, check.statistic, ",".join(check.segments or ())
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:

@@ -132,6 +132,7 @@ class Monitor:
             roles=prompt.codes(num_prompt) if prompt is not None and self._by_role else None,
             events=prompt.events if prompt is not None else (),
             outside=compiled.outside(self._rollout_key, subjects) if subjects is not None else frozenset(),
+            plan=self.plan.digest,
         )
         self.tally.unsigned += prompt is None
         self.tally.events.update(request.events)

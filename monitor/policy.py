@@ -27,6 +27,7 @@ from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.artifact import Artifact
 from probes.bank import Bank
 from probes.card import Card, Format, Stage
+from probes.columns import Room
 from probes.detectors import load_detector
 from probes.steering.steer import Steerable
 
@@ -88,6 +89,7 @@ def compile_plan(
     *,
     d_model: int,
     num_layers: int,
+    room: Room | None = None,
 ) -> Plan:
     """Join a policy file and its artifacts.
 
@@ -97,16 +99,18 @@ def compile_plan(
         steer_artifacts: of the steers, by the steer's name.
         d_model: width of the served model's residual stream.
         num_layers: its decoder layers.
+        room: of the engine that runs already; None before it starts.
     Raises:
         PolicyError: a rule names an unknown detector or steer, or asks for a threshold that the card cannot give.
         probes.bank.BankError: the directions do not fit the model or the reserved room.
+        probes.columns.NoRoomError: they do not fit into the engine that runs.
     """
     config = file.config
     detectors = [load_detector(artifact, name=name) for name, artifact in artifacts.items()]
     cards = {name: artifact.card for name, artifact in artifacts.items()}
     require_known_names(file, cards)
     steering = compile_steers(file, steer_artifacts, d_model=d_model, num_layers=num_layers)
-    bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions)
+    bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions, room=room)
     verdicts = Verdicts(file, cards, bank)
     parts = _Parts(file, verdicts, steering)
     policies: list[CompiledPolicy] = []
@@ -214,8 +218,9 @@ def _digest(
     # What a kind computes behind the directions stands in its other tensors and its parameters.
     judged = [_judged(check) for check in checks]
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
-    # Where events go decides nothing.
-    content = json.dumps([config.model_dump(mode="json", exclude={"audit", "sinks"}), judged, made], sort_keys=True)
+    # Where events go, and who is let in, decides nothing.
+    elsewhere = {"access", "audit", "sinks"}
+    content = json.dumps([config.model_dump(mode="json", exclude=elsewhere), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
 
 

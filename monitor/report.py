@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from monitor.generations import Generations
 from monitor.monitor import Ended, Monitor
 from monitor.request import Request
 from monitor.types import ActionCode, Gap
@@ -90,6 +91,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
         ended: requests that have ended since the report before.
         tally: counts for metrics; None in all but one report of a step.
         trails: only of requests on which something fired.
+        plan: digest of the plan that these requests are under; positions of checks and policies are its.
     """
 
     request_ids: list[str]
@@ -106,6 +108,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ended: list[EndedReport]
     tally: TallyReport | None
     trails: dict[str, Trail] = {}
+    plan: str = ""
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -127,9 +130,22 @@ def decode_report(data: npt.NDArray[np.uint8]) -> StepReport:
 
 
 def make_report(
-    monitor: Monitor, requests: Sequence[Request], ended: Sequence[Ended], tally: TallyReport | None
+    monitor: Monitor,
+    requests: Sequence[Request],
+    ended: Sequence[Ended],
+    tally: TallyReport | None,
+    *,
+    plan: str | None = None,
 ) -> StepReport:
-    """The report of a step for the API process that these requests belong to."""
+    """The report of a step for the API process that these requests belong to.
+
+    Args:
+        monitor: of the plan that they are all under.
+        requests: live ones.
+        ended: those that have ended since the report before.
+        tally: counts for metrics.
+        plan: digest of the one that they are under; the monitor's if left out.
+    """
     seen = monitor.snapshot(requests)
     remarkable = [request for request in requests if request.gaps or request.events or request.doses]
     return StepReport(
@@ -147,10 +163,11 @@ def make_report(
         ended=[_ended(item) for item in ended],
         tally=tally,
         trails={request.request_id: trail for request in requests if (trail := _trail(request)) is not None},
+        plan=plan or monitor.plan.digest,
     )
 
 
-def take_tally(monitor: Monitor, observe_seconds: list[float]) -> TallyReport:
+def take_tally(monitor: Monitor | Generations, observe_seconds: list[float]) -> TallyReport:
     """The monitor's counts since the call before; they start anew."""
     tally = monitor.take_tally()
     return TallyReport(

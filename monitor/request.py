@@ -83,6 +83,7 @@ class Request:
         steers: positions of the steers that rules have switched on; those behind gates are the engine's to find.
         doses: what steers did to it, by their positions.
         choices: it and the others that were asked for with it; None where they have nothing to do with each other.
+        plan: digest of the plan that it is under.
     """
 
     request_id: str
@@ -103,6 +104,7 @@ class Request:
     steers: set[int] = field(default_factory=set)
     doses: dict[int, Dose] = field(default_factory=dict)
     choices: Choices | None = None
+    plan: str = ""
 
     def raise_to(self, action: Action, rule: str, text: str) -> None:
         """Take over an action if it is more severe than the present one."""

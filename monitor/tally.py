@@ -29,3 +29,13 @@ class Tally:
     events: Counter[PromptEvent] = field(default_factory=Counter)
     unsigned: int = 0
     steered: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Tally) -> None:
+        """Add what another one has counted."""
+        self.scored += other.scored
+        self.unsigned += other.unsigned
+        self.skipped.update(other.skipped)
+        self.gaps.update(other.gaps)
+        self.acted.update(other.acted)
+        self.events.update(other.events)
+        self.steered.update(other.steered)

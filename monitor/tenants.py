@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from monitor.access import KeyDigest, PerMinute
 from monitor.rule import Rule
 from monitor.strict import Name, Strict
 from monitor.when import Above, When
@@ -18,14 +19,12 @@ if TYPE_CHECKING:
     from monitor.config import Policy
     from monitor.yaml_file import Place, PolicyFile
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
 
 class Tenant(Strict):
     """Whoever holds an API key."""
 
     name: Name
-    key_sha256: Digest = Field(description="SHA-256 of the API key, 64 hexadecimal digits in lower case")
+    key_sha256: KeyDigest = Field(description="SHA-256 of the API key, 64 hexadecimal digits in lower case")
     policy: Name = Field(description="the policy of its requests, unless by_model or by_header say another")
     by_model: dict[str, Name] | None = Field(
         default=None,
@@ -39,6 +38,10 @@ class Tenant(Strict):
     )
     above: dict[Name, Above] = Field(
         default_factory=dict, description="by a rule's name, the threshold in the place of its own"
+    )
+
+    requests_per_minute: PerMinute | None = Field(
+        default=None, description="in the place of the limit that all keys have (access)"
     )
 
     @model_validator(mode="after")

@@ -99,6 +99,33 @@ class PromptEvent(StrEnum):
     """The tokens of a chat could not be told apart, so that every rule reads all of them."""
 
 
+class ReloadSource(StrEnum):
+    """What made a server read another policy."""
+
+    START = "start"
+    API = "api"
+    SIGNAL = "signal"
+    """``SIGHUP``."""
+    FILE = "file"
+    """The policy file has changed, and is watched."""
+    ROLLBACK = "rollback"
+
+
+class ReloadOutcome(StrEnum):
+    """What came of it. Unless it was applied, nothing has changed."""
+
+    APPLIED = "applied"
+    UNCHANGED = "unchanged"
+    """It says what runs already."""
+    REFUSED = "refused"
+    """The file or an artifact is wrong."""
+    RESTART_NEEDED = "restart_needed"
+    NO_ROOM = "no_room"
+    """Requests under older policies hold the columns that it needs; they will end."""
+    FAILED = "failed"
+    """It could not be put in place, or its canary did not pass."""
+
+
 class ActionCode(IntEnum):
     """Actions as small numbers, for arrays and the wire; ordered by severity."""
 

@@ -24,6 +24,8 @@ from probes.aggregate import Aggregator, aggregator_kinds
 from probes.errors import TelltaleError, did_you_mean
 
 Place = tuple[str | int, ...]
+_MAX_BYTES = 1 << 20
+_MAX_VALUES = 100_000
 _MAX_DEPTH = 32
 _MAX_SHOWN = 60
 
@@ -39,11 +41,13 @@ class PolicyFile:
         path: where it was read from; relative paths in it are relative to its folder.
         config: the validated content.
         tree: the parsed YAML, with positions.
+        text: as it stands there.
     """
 
-    def __init__(self, path: Path, config: Config, tree: CommentedMap) -> None:
+    def __init__(self, path: Path, config: Config, tree: CommentedMap, text: str = "") -> None:
         self.path = path
         self.config = config
+        self.text = text
         self._tree = tree
 
     def error(self, where: Place, message: str) -> PolicyError:
@@ -61,12 +65,33 @@ def read_policy_file(path: Path) -> PolicyFile:
     Raises:
         PolicyError: the file cannot be read, is not YAML, has a duplicate or unknown key, or a value out of bounds.
     """
+    return parse_policy(path, read_policy_text(path))
+
+
+def read_policy_text(path: Path) -> str:
+    """Read, and leave the validation to ``parse_policy``.
+
+    Raises:
+        PolicyError: the file cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise PolicyError(f"{path}: cannot be read ({error.strerror}). Pass the policy file's path.") from error
     except UnicodeDecodeError as error:
         raise PolicyError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+
+
+def parse_policy(path: Path, text: str) -> PolicyFile:
+    """Validate the text of a policy file.
+
+    Args:
+        path: where it stands or, if it came another way, what relative paths in it are relative to and what it is
+            called in messages.
+        text: YAML.
+    Raises:
+        PolicyError: it is not YAML, has a duplicate or unknown key, or a value out of bounds.
+    """
     tree = _parse(path, text)
     try:
         config = Config.model_validate_json(json.dumps(tree, default=str), strict=True)
@@ -78,10 +103,12 @@ def read_policy_file(path: Path) -> PolicyFile:
             (_line_number(tree, _loc(item)), _line(path, tree, _loc(item), _message(item, tree))) for item in items
         ]
         raise PolicyError("\n".join(text for _, text in sorted(lines, key=lambda line: line[0]))) from error
-    return PolicyFile(path, config, tree)
+    return PolicyFile(path, config, tree, text)
 
 
 def _parse(path: Path, text: str) -> CommentedMap:
+    if len(text) > _MAX_BYTES:
+        raise PolicyError(f"{path}: has {len(text):,} characters; at most {_MAX_BYTES:,} are read.")
     yaml = YAML(typ="rt")
     yaml.allow_duplicate_keys = False
     try:
@@ -96,27 +123,39 @@ def _parse(path: Path, text: str) -> CommentedMap:
         raise PolicyError(f"{path}{line}: not YAML: {error.problem}.") from error
     except YAMLError as error:
         raise PolicyError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, AttributeError) as error:
+        # A date that does not exist, a number of thousands of digits; AttributeError is how the library answers a
+        # mapping that is merged into itself.
+        raise PolicyError(f"{path}: holds a value that cannot be read ({str(error).splitlines()[0]}).") from error
+    except RecursionError as error:
+        raise PolicyError(f"{path}: is nested too deeply to be read. Write it flatter.") from error
     if not isinstance(tree, CommentedMap):
         raise PolicyError(f'{path}:1: a policy file is a mapping that begins with version: "1".')
-    _refuse_not_json(path, tree, tree, ())
+    _refuse_not_json(path, tree)
     return tree
 
 
-def _refuse_not_json(path: Path, tree: CommentedMap, node: object, where: Place) -> None:
-    """YAML can say more than JSON: keys that are no text, NaN, a value inside itself."""
-    if isinstance(node, float) and not math.isfinite(node):
-        raise PolicyError(_line(path, tree, where, f"is {node}; it must be a finite number."))
-    if len(where) > _MAX_DEPTH:
-        raise PolicyError(_line(path, tree, where[:1], "is nested too deeply, or contains itself. Write it out."))
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(node, dict):
-        items = node.items()
-    elif isinstance(node, list):
-        items = enumerate(node)
-    for key, child in items:
-        if isinstance(node, dict) and not isinstance(key, str):
-            raise PolicyError(_line(path, tree, where, f"the key {_shown(key)} is not text. Put it in quotes."))
-        _refuse_not_json(path, tree, child, (*where, key))
+def _refuse_not_json(path: Path, tree: CommentedMap) -> None:
+    """YAML can say more than JSON: keys that are no text, NaN, a value inside itself, a line for a million values."""
+    waiting: list[tuple[object, Place]] = [(tree, ())]
+    for _ in range(_MAX_VALUES):
+        if not waiting:
+            return
+        node, where = waiting.pop()
+        if isinstance(node, float) and not math.isfinite(node):
+            raise PolicyError(_line(path, tree, where, f"is {node}; it must be a finite number."))
+        if len(where) > _MAX_DEPTH:
+            raise PolicyError(_line(path, tree, where[:1], "is nested too deeply, or contains itself. Write it out."))
+        items: Iterable[tuple[Any, Any]] = ()
+        if isinstance(node, dict):
+            items = node.items()
+        elif isinstance(node, list):
+            items = enumerate(node)
+        for key, child in items:
+            if isinstance(node, dict) and not isinstance(key, str):
+                raise PolicyError(_line(path, tree, where, f"the key {_shown(key)} is not text. Put it in quotes."))
+            waiting.append((child, (*where, key)))
+    raise PolicyError(f"{path}: holds more than {_MAX_VALUES:,} values once its aliases are written out. Shorten it.")
 
 
 def _line(path: Path, tree: CommentedMap, where: Sequence[str | int], message: str) -> str:

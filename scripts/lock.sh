@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes constraints.txt: one version for every package of the CPU environment with the extras train and dev.
+# Writes constraints.txt: one version for every package of the CPU environment with the extras train, dev and fuzz.
 # It keeps the versions that are there unless they no longer fit; `make lock ARGS=--upgrade` takes the newest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,7 +18,7 @@ certificates="${options[0]#SSL_CERT_FILE=}"
 # uv keeps the versions of an existing output file.
 [[ -f constraints.txt ]] && cp constraints.txt "$scratch/resolved.txt"
 echo "uv" >"$scratch/uv.in"
-"$uv" pip compile --quiet --python-version 3.11 --extra cpu --extra train --extra dev \
+"$uv" pip compile --quiet --python-version 3.11 --extra cpu --extra train --extra dev --extra fuzz \
     --override scripts/overrides.txt --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
     "${options[@]:1}" "$@" --output-file "$scratch/resolved.txt" pyproject.toml "$scratch/uv.in"
 
@@ -28,7 +28,7 @@ if grep -Eq '^(nvidia-|cuda-|cupy)|(://|@ )' "$scratch/resolved.txt"; then
     exit 1
 fi
 {
-    echo "# The versions that Telltale is tested with, on a CPU, extras cpu, train and dev. Written by 'make lock'; do not edit."
+    echo "# The versions that Telltale is tested with, on a CPU, extras cpu, train, dev and fuzz. Written by 'make lock'; do not edit."
     echo "# 'make lock ARGS=--upgrade' takes the newest versions that pyproject.toml allows."
     grep -E '^[a-zA-Z0-9._-]+==' "$scratch/resolved.txt" | sort -f
 } >"$scratch/constraints.txt"

@@ -12,6 +12,7 @@ import serving
 from serving.commands.audit import audit_app, tail
 from serving.commands.detector import detector_app
 from serving.commands.gate import gate_app
+from serving.commands.key import key_app
 from serving.commands.policy_cli import policy_app
 from serving.commands.sae_cli import sae_app
 from serving.commands.sae_features_cli import sae_features_app
@@ -36,13 +37,14 @@ app = typer.Typer(
 app.add_typer(steer_app, name="steer")
 app.add_typer(detector_app, name="detector")
 app.add_typer(gate_app, name="gate")
+app.add_typer(key_app, name="key")
 sae_app.add_typer(sae_train_app)
 sae_app.add_typer(sae_features_app)
 app.add_typer(sae_app, name="sae")
 app.add_typer(audit_app, name="audit")
+app.add_typer(policy_app, name="policy")
 app.command()(tail)
 app.command()(top)
-app.add_typer(policy_app, name="policy")
 app.add_typer(sinks_app, name="sinks")
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 
@@ -56,6 +58,9 @@ def serve(
         LogFormat | None, typer.Option("--log-format", help="text or json; text, or what TELLTALE_LOG_FORMAT says.")
     ] = None,
     tracing: Annotated[bool, typer.Option("--tracing", help="Send OpenTelemetry traces (OTEL_* variables).")] = False,
+    watch_policy: Annotated[
+        bool, typer.Option("--watch-policy", help="Put the policy file in force whenever it changes.")
+    ] = False,
 ) -> None:
     """Serve MODEL behind the OpenAI API, monitored: telltale serve [MODEL] [--policy FILE] [any vLLM flag].
 
@@ -65,7 +70,7 @@ def serve(
 
     extra = list(context.args)
     model = extra.pop(0) if extra and not extra[0].startswith("-") else None
-    run(model, policy, extra, log_format=log_format, tracing=tracing)
+    run(model, policy, extra, watch_policy=watch_policy, log_format=log_format, tracing=tracing)
 
 
 @app.command()
@@ -127,11 +132,14 @@ def train(
     recipes: Annotated[list[Path], typer.Argument(help="Recipes: data, settings, name.", show_default=False)],
     model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the artifacts and their cards.")] = Path("detectors"),
+    encoder: Annotated[
+        str, typer.Option(help="Text-only peer: minilm (a sentence embedding) or input (the model's own embeddings).")
+    ] = "minilm",
 ) -> None:
     """Train, calibrate and evaluate detectors, one from each recipe."""
     from serving.commands.train import train as run
 
-    run(recipes, model, out)
+    run(recipes, model, out, encoder)
 
 
 @app.command("eval")

@@ -18,6 +18,9 @@ from probes.sae.latent_artifact import latent_artifact
 from probes.sae.latent_steer import LatentSteer
 from probes.sae.sae import SaeError
 from probes.steering.artifact import SteerArtifact
+from probes.taps import Tap
+from serving.explainer import Explainer, find_explainer
+from serving.sae_path import sae_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +32,19 @@ class Deployment:
         artifacts: by the name that rules use.
         model: the served model.
         plan: ready to run.
+        explainer: by what flags are explained; None where they are not.
     """
 
     file: PolicyFile
     artifacts: Mapping[str, Artifact]
     model: ModelRef
     plan: Plan
+    explainer: Explainer | None = None
+
+    @property
+    def explained_tap(self) -> Tap | None:
+        """Whose whole rows may be asked for; None where flags are not explained."""
+        return None if self.explainer is None else self.explainer.tap
 
 
 def load_artifacts(file: PolicyFile) -> dict[str, Artifact]:
@@ -66,7 +76,7 @@ def load_artifacts(file: PolicyFile) -> dict[str, Artifact]:
 
 
 def _latents(file: PolicyFile, number: int, entry: DetectorEntry, opened: dict[Path, SaeFile]) -> Artifact:
-    path = file.resolve(entry.sae or "")
+    path = sae_path(file, ("detectors", number, "sae"), entry.sae or "")
     if path not in opened:
         opened[path] = load_sae(path)
     try:
@@ -86,12 +96,14 @@ def load_steers(file: PolicyFile) -> dict[str, SteerArtifact | LatentSteer]:
     """What a policy file's ``steers`` write along, by the steer's name.
 
     Raises:
+        PolicyError: a sparse autoencoder that does not ship is asked for.
         probes.artifact.ArtifactError: a file is missing or damaged.
     """
     found: dict[str, SteerArtifact | LatentSteer] = {}
-    for entry in file.config.steers:
+    for number, entry in enumerate(file.config.steers):
         if entry.sae is not None and entry.latent is not None:
-            found[entry.name] = LatentSteer(load_sae(file.resolve(entry.sae)), entry.latent, entry.more_is)
+            path = sae_path(file, ("steers", number, "sae"), entry.sae)
+            found[entry.name] = LatentSteer(load_sae(path), entry.latent, entry.more_is)
         else:
             found[entry.name] = SteerArtifact.load(file.resolve(entry.artifact or ""))
     return found
@@ -121,7 +133,7 @@ def deploy(policy: Path, *, model_dir: Path, model_id: str, dtype: str, chat_tem
     for steer in steers.values():
         steer.require_model(model)
     plan = compile_plan(file, artifacts, steers, d_model=model.d_model, num_layers=model.num_layers)
-    return Deployment(file, artifacts, model, plan)
+    return Deployment(file, artifacts, model, plan, find_explainer(file, model))
 
 
 def check_policy(policy: Path) -> Plan:
@@ -143,4 +155,5 @@ def check_policy(policy: Path) -> Plan:
                 f"({first.card.model.id!r}, {artifact.card.model.id!r}). One server serves one model."
             )
     model = first.card.model
+    find_explainer(file, model)
     return compile_plan(file, artifacts, steers, d_model=model.d_model, num_layers=model.num_layers)

@@ -15,9 +15,11 @@ from monitor.audit.redaction import KeptTexts
 from monitor.audit.settings import AuditSettings
 from monitor.audit.store import Store, Stored, open_store
 from monitor.audit.writer import newest_heads
-from monitor.events import CanaryFailed, Decision, Dropped, GapSeen, Started, Stopped
+from monitor.events import CanaryFailed, Content, Decision, Dropped, Explanation, GapSeen, Started, Stopped
 from monitor.types import Gap
 from monitor.yaml_file import read_policy_file
+
+_SHOWN_LATENTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ def show_event(stored: Stored) -> str:
             parts += [f"gaps {_counts(event.coverage.gaps)}"] if event.coverage.gaps else []
             parts += [content.client_request_id or content.request_id] if content is not None else ["(erased)"]
             said = "  ".join(parts)
+        case Explanation():
+            said = _explained(event, content)
         case GapSeen():
             said = _counts(event.gaps)
         case CanaryFailed():
@@ -130,6 +134,17 @@ def show_event(stored: Stored) -> str:
         case _:
             pass
     return f"{event.time:%Y-%m-%d %H:%M:%S}  {event.kind:<8}  {said}".rstrip()
+
+
+def _explained(event: Explanation, content: Content | None) -> str:
+    texts = content.tokens if content is not None else None
+    whose = "(erased)" if content is None else content.client_request_id or content.request_id
+    told = []
+    for number, token in enumerate(event.tokens):
+        name = f"{token.position}" if texts is None else f"{token.position} {texts[number]!r}"
+        latents = ", ".join(f"{seen.latent} ({seen.activity:.3g})" for seen in token.latents[:_SHOWN_LATENTS])
+        told.append(f"{name}: {latents or 'no latent'}")
+    return "  ".join([event.rule, event.detector, event.sae, *told, whose])
 
 
 def _counts(gaps: Mapping[Gap, int]) -> str:

@@ -71,6 +71,19 @@ RULES = Board(
             "What runs",
             (
                 Panel(
+                    "Flags explained by latents",
+                    (
+                        Series(
+                            f"sum by (outcome) (increase({catalogue.EXPLANATIONS.name}{_JOB}[$__rate_interval]))",
+                            "{{outcome}}",
+                        ),
+                        Series(f"sum({catalogue.EXPLANATIONS_WAITING.name}{_JOB})", "waiting"),
+                    ),
+                    Unit.NUMBER,
+                    "Where the policy has 'explain'. Dropped: more was flagged than it lets be explained in a minute.",
+                    width=24,
+                ),
+                Panel(
                     "Policies",
                     (Series(f"count by (digest) ({catalogue.POLICY_INFO.name}{_JOB})", "{{digest}}"),),
                     Unit.NUMBER,

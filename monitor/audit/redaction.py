@@ -56,6 +56,11 @@ class KeptTexts:
             return flagged
         return self._kept is not TextKept.NONE
 
+    @property
+    def keeps_pieces(self) -> bool:
+        """Whether single tokens of a flagged request may be kept: not where a hook has to see the text whole."""
+        return self._kept in {TextKept.FLAGGED, TextKept.FULL}
+
     def redacted(self, text: str) -> str:
         """What may be stored of a text that is kept.
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
-from monitor.events import CanaryFailed, Content, Decision, Event, GapSeen
+from monitor.events import CanaryFailed, Content, Decision, Event, GapSeen, PolicyReloaded
 from monitor.sinks.settings import SinkKind
 
+_WHOSE = {"request_id", "client_request_id", "tenant"}
+"""All of a content that may leave without its sink being allowed texts."""
 _SLACK_CHARACTERS = 3000
 """Slack cuts longer texts by itself, somewhere."""
 
@@ -37,9 +39,8 @@ def message_of(kind: SinkKind, event: Event, content: Content | None, *, text: b
         content: whose request it was, and what the audit trail would keep of its texts.
         text: whether those texts may leave.
     """
-    if content is not None and not text:
-        content = content.model_copy(update={"prompt": None, "reply": None, "withheld": None})
-    body = _slack(event, content) if kind is SinkKind.SLACK else _webhook(event, content, text=text)
+    about = content.model_dump(mode="json", include=None if text else _WHOSE) if content is not None else None
+    body = _slack(event, about) if kind is SinkKind.SLACK else _webhook(event, about)
     return _encoded(event.id, body)
 
 
@@ -56,25 +57,21 @@ def _encoded(number: UUID, body: Mapping[str, object]) -> Message:
     return Message(str(number), json.dumps(body, separators=(",", ":"), ensure_ascii=True).encode())
 
 
-def _webhook(event: Event, content: Content | None, *, text: bool) -> dict[str, object]:
-    request = None
-    if content is not None:
-        hidden = set() if text else {"prompt", "reply", "withheld"}
-        request = content.model_dump(mode="json", exclude=hidden)
+def _webhook(event: Event, about: Mapping[str, object] | None) -> dict[str, object]:
     return {
         "type": f"telltale.{event.kind}",
         "timestamp": event.time.isoformat(),
-        "data": {"event": event.model_dump(mode="json"), "request": request},
+        "data": {"event": event.model_dump(mode="json"), "request": about},
     }
 
 
-def _slack(event: Event, content: Content | None) -> dict[str, object]:
+def _slack(event: Event, about: Mapping[str, object] | None) -> dict[str, object]:
     lines = _lines(event)
-    if content is not None:
-        about = [f"request {content.client_request_id or content.request_id}"]
-        about += [f"tenant {content.tenant}"] if content.tenant is not None else []
-        lines.append(", ".join(about))
-        lines += [f"{name}: {said}" for name, said in (("prompt", content.prompt), ("reply", content.reply)) if said]
+    if about is not None:
+        whose = [f"request {about['client_request_id'] or about['request_id']}"]
+        whose += [f"tenant {about['tenant']}"] if about["tenant"] is not None else []
+        lines.append(", ".join(whose))
+        lines += [f"{name}: {about[name]}" for name in ("prompt", "reply") if about.get(name)]
     lines.append(f"event {event.id}, {event.time:%Y-%m-%d %H:%M:%S} UTC")
     return {"text": _escaped("\n".join(lines))[:_SLACK_CHARACTERS]}
 
@@ -88,6 +85,9 @@ def _lines(event: Event) -> list[str]:
             return [f"Telltale: positions were not scored: {gaps}"]
         case CanaryFailed():
             return [f"Telltale: the canary fails: {event.reason.value}", event.detail]
+        case PolicyReloaded():
+            fixed = f": {event.setting} is fixed at the start" if event.setting is not None else ""
+            return [f"Telltale: a policy by {event.source.value}: {event.outcome.value}{fixed}"]
         case _:
             return [f"Telltale: {event.kind}"]
 

@@ -33,6 +33,8 @@ class SinkEvent(StrEnum):
     DECISION = "decision"
     GAP = "gap"
     CANARY = "canary"
+    POLICY = "policy"
+    """Another policy was to be put in force while the server ran."""
 
 
 class SinkEntry(Strict):
@@ -50,7 +52,9 @@ class SinkEntry(Strict):
         "base64",
     )
     events: tuple[SinkEvent, ...] = Field(
-        default=tuple(SinkEvent), min_length=1, description="what is sent: decision, gap, canary; all if left out"
+        default=tuple(SinkEvent),
+        min_length=1,
+        description="what is sent: decision, gap, canary, policy; all if left out",
     )
     min_action: Action = Field(default=Action.FLAG, description="decisions with a less severe action are not sent")
     shadow: bool = Field(default=False, description="whether what rules in shadow would have done counts as well")

@@ -1,8 +1,7 @@
 """Which latents were active where a detector flagged a request. Offline: the request is read again, and encoded whole.
 
-For a detector that reads one direction at the SAE's tap, the latents' parts of its score are told too: the score is
-``w.s + b``, and ``s`` is the reconstruction and an error, so latent i gives ``f_i (w.d_i)``, and what is left over
-stands beside them. These are parts of a sum, not causes.
+For a detector that reads one direction at the SAE's tap, the latents' parts of its score are told too; see
+``probes.sae.active``.
 """
 
 from __future__ import annotations
@@ -27,16 +26,12 @@ from probes.fit.reading.rendered import Rendered
 from probes.fit.reading.scores import score_requests
 from probes.fit.rows.example import Example
 from probes.modelref import read_model_ref
+from probes.sae.active import ActiveRow, active_rows
 from probes.sae.describe.description import Description, DescriptionError
 from probes.sae.describe.reading import read_requests
 from probes.sae.file import SaeFile
-from probes.sae.normalisation import row_scale
-from probes.sae.sae import Sae
 
 __all__ = ["ActiveLatent", "ExplainError", "ExplainedToken", "Explaining", "Explanation", "explain"]
-
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 
 class ExplainError(TelltaleError, ValueError):
@@ -160,25 +155,20 @@ def explain(
     read = rendered.positions(skip_first)
     chosen = _chosen(read, scores, positions, how.tokens)
     found = next(iter(reader.sweep([rendered], [sae.tap], label="request")))[1][sae.tap]
-    rows = found[chosen].astype(np.float64)
-    codes = sae.encode(rows)
-    scale = row_scale(sae.normalisation, (rows**2).sum(axis=1), rows.mean(axis=1), sae.d_model)
-    along = _along(sae, loaded)
     tokenizer: Any = AutoTokenizer.from_pretrained(str(how.model_dir), local_files_only=True)
     told = []
-    for position, row, of_row in zip(chosen, codes, scale, strict=True):
+    for position, row in zip(chosen, active_rows(sae, found[chosen], top=how.top, detector=loaded), strict=True):
         score = scores.get(int(position))
         above = score is not None and threshold is not None and score > threshold
-        parts = None if along is None else row.astype(np.float64) * along * of_row
         told.append(
             ExplainedToken(
                 position=int(position),
                 text=str(tokenizer.decode([rendered.tokens[int(position)]])),
                 score=score,
                 flagged=above or int(position) in positions,
-                active=int((row > 0).sum()),
-                unexplained=None if parts is None or score is None else score - float(parts.sum()),
-                latents=_latents(sae, row, parts, how.top, description),
+                active=row.active,
+                unexplained=None if row.by_latents is None or score is None else score - row.by_latents,
+                latents=_latents(row, description),
             )
         )
     return Explanation(
@@ -232,30 +222,14 @@ def _chosen(
     return np.array(sorted(highest), dtype=np.int64)
 
 
-def _along(sae: Sae, detector: Detector | None) -> Float64 | None:
-    """(width,) what one unit of each latent gives to the score, where that is a direction at the SAE's tap."""
-    if detector is None or not detector.score_is_readout or sae.is_transcoder:
-        return None
-    (directions,) = detector.directions()
-    if directions.tap != sae.tap:
-        return None
-    along: Float64 = sae.decoder.astype(np.float64) @ directions.weight[:, 0]
-    return along
-
-
-def _latents(
-    sae: Sae, row: Float32, parts: Float64 | None, top: int, description: Description | None
-) -> tuple[ActiveLatent, ...]:
-    sizes = row * np.linalg.norm(sae.decoder, axis=1)
-    ranked = np.argsort(-(sizes if parts is None else np.abs(parts)), kind="stable")[:top]
+def _latents(row: ActiveRow, description: Description | None) -> tuple[ActiveLatent, ...]:
     return tuple(
         ActiveLatent(
-            latent=int(latent),
-            activity=float(row[latent]),
-            size=float(sizes[latent]),
-            part=None if parts is None else float(parts[latent]),
-            title=None if description is None else description.latents[latent].title,
+            latent=each.latent,
+            activity=each.activity,
+            size=each.size,
+            part=each.part,
+            title=None if description is None else description.latents[each.latent].title,
         )
-        for latent in ranked
-        if row[latent] > 0
+        for each in row.latents
     )

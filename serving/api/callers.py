@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 
 from monitor.tenants import CompiledTenant
 from probes.errors import TelltaleError, did_you_mean
+from serving.api.paths import is_for_tenants
 from serving.origin import Caller
 
 SESSION_HEADER = "x-telltale-session"
@@ -20,8 +21,6 @@ POLICY_HEADER = "x-telltale-policy"
 """The policy that a trusted proxy asks for."""
 TENANT_HEADER = "x-telltale-tenant"
 """Whom a trusted proxy sends a request for."""
-OPEN_PATHS = frozenset({"/health", "/ready", "/ping", "/version", "/metrics"})
-"""What answers without a key where there are tenants: nothing there reaches the model."""
 
 
 class RefusedCallerError(TelltaleError, ValueError):
@@ -44,8 +43,8 @@ class RefusedCallerError(TelltaleError, ValueError):
 class Callers:
     """Tells who is behind a request.
 
-    Where the policy file has no tenants, an API key counts only if vLLM is told to ask for it: else whoever sends a
-    request could make one up, and be another tenant each time.
+    Where the policy file has no tenants, an API key counts only if the server knows it: else whoever sends a request
+    could make one up, and be another tenant each time.
     """
 
     def __init__(self) -> None:
@@ -56,11 +55,11 @@ class Callers:
         """Before the first request: whom to know.
 
         Args:
-            tenants: by the SHA-256 of their API keys; if there are any, nobody else gets an answer.
-            keys: in clear, that vLLM asks for; only their digests are kept.
+            tenants: by the SHA-256 of their API keys; if there are any, nobody else gets an answer of the model.
+            keys: the SHA-256 of all keys that the server knows.
         """
         self._tenants = tenants
-        self._keys = frozenset(_digest(key) for key in keys)
+        self._keys = frozenset(keys)
 
     @property
     def ask_for_keys(self) -> bool:
@@ -80,7 +79,7 @@ class Callers:
         key = _key(headers)
         named = headers.get(SESSION_HEADER, "")
         session = _digest(named) if named else ""
-        if self._tenants and path not in OPEN_PATHS:
+        if self._tenants and is_for_tenants(path):
             tenant = self._tenant_of(key)
             asked = self._by_header(tenant, headers)
             return Caller(

@@ -18,15 +18,15 @@ from probes.card import Format
 from serving.api.auditing import Audit
 from serving.api.body import read_body
 from serving.api.callers import Callers, RefusedCallerError
+from serving.api.fields import PRIORITY, REFUSED, refused_field
 from serving.api.release import PATIENCE_SECONDS, HeldResponse, has_room, refuse
 from serving.api.routes import CHAT_ROUTES, ROUTE_OF_ANY_BODY, is_under
 from serving.engine.steer_request import STEER_KEY, SteerRequestError
 from serving.origin import NOBODY, Origin, enter_origin, leave_origin
 
 RESERVED = "telltale"
-BEAM_SEARCH = "use_beam_search"
 XARGS = "vllm_xargs"
-_MARKS = (STEER_KEY.encode(), RESERVED.encode(), BEAM_SEARCH.encode(), b"\\u", b"\0")
+_MARKS = (*(word.encode() for word in (STEER_KEY, RESERVED, PRIORITY, *REFUSED)), b"\\u", b"\0")
 _POLICY_VIOLATION = 1008
 """WebSocket's code of a connection that may not be."""
 _EXTRA_HOLDERS = (
@@ -117,12 +117,10 @@ class MonitorMiddleware:
         wrong = self._wrong_steer(content)
         if wrong is not None:
             return XARGS, "steer_refused", wrong
-        if isinstance(content, dict) and content.get(BEAM_SEARCH):
-            message = (
-                "beam search asks the engine for one token at a time, so that no stream rule would see a reply. It is "
-                f"refused on a monitored server; leave {BEAM_SEARCH!r} out."
-            )
-            return BEAM_SEARCH, "not_monitored", message
+        field = refused_field(content)
+        if field is not None:
+            name, message = field
+            return name, "not_monitored", message
         return None
 
     def _wrong_steer(self, content: Any) -> str | None:

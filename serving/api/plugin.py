@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,30 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.datastructures import State
 
+from monitor.explain_metrics import ExplainMetrics
 from monitor.exporter import Exporter
+from serving.api.access import Gate, put_before
 from serving.api.auditing import Audit, open_audit
+from serving.api.binding import is_local, require_keys
 from serving.api.callers import Callers
+from serving.api.control import control_routes
+from serving.api.keyring import KeyRing
+from serving.api.keys import ring_of, sender_digests
 from serving.api.middleware import MonitorMiddleware
+from serving.api.open_routes import refuse_open_routes
 from serving.api.outlets import open_ledger
+from serving.api.protocol import use_bounded_protocol
 from serving.api.request_ids import RequestIds
 from serving.api.tracing import Tracing, is_tracing_on, open_provider
+from serving.api.triggers import Triggers
+from serving.deployment import Deployment
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
+from serving.engine.explanations import Explanations
+from serving.engine.ledger import Ledger
 from serving.engine.lifeline import Lifeline
 from serving.engine.proof import prove
+from serving.engine.reloader import Listeners, Reloader
 from serving.engine.template import require_template
 
 log = structlog.get_logger(__name__)
@@ -41,11 +53,16 @@ class TelltaleEndpoints:
         self._engine: Any = None
         self._canaries: Canaries | None = None
         self._callers = Callers()
+        self._gate = Gate()
         self._audit: Audit | None = None
+        self._reloader: Reloader | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._explaining: asyncio.Task[None] | None = None
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our route and the middleware."""
+        use_bounded_protocol()
+        put_before(app, self._gate)
         check = engine_plugin.install().asked_steers
         if is_tracing_on():
             # What is added later stands further outside.
@@ -58,6 +75,8 @@ class TelltaleEndpoints:
             audit=lambda: self._audit,
         )
         app.add_middleware(RequestIds)
+
+        app.include_router(control_routes(lambda: self._reloader))
 
         @app.get("/ready", include_in_schema=True, tags=["telltale"])
         async def ready() -> JSONResponse:
@@ -85,16 +104,22 @@ class TelltaleEndpoints:
         Raises:
             probes.errors.TelltaleError: it is not.
         """
+        refuse_open_routes(args)
         frontend = engine_plugin.install()
-        # As vLLM reads them: the command line comes before the environment.
-        keys = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]
-        self._callers.accept(frontend.deployment.plan.tenants, [key for key in keys if key])
         template = getattr(args, "chat_template", None)
-        require_template(
-            frontend.deployment,
-            template=Path(template).read_text() if template and Path(template).is_file() else template,
-            from_requests=bool(getattr(args, "trust_request_chat_template", False)),
-        )
+        text = Path(template).read_text() if template and Path(template).is_file() else template
+
+        def check(deployment: Deployment) -> None:
+            from_requests = bool(getattr(args, "trust_request_chat_template", False))
+            require_template(deployment, template=text, from_requests=from_requests)
+
+            self._ring_of(deployment, args)
+
+        def adopt(deployment: Deployment) -> None:
+            self._know_keys(deployment, args)
+
+        check(frontend.deployment)
+        adopt(frontend.deployment)
         canaries = Canaries(engine_client, frontend)
         proof = await prove(engine_client, frontend, canaries)
         log.info("monitored", **proof.summary())
@@ -118,6 +143,9 @@ class TelltaleEndpoints:
             frontend.enter_into(ledger)
             # Before the trail and the sinks are closed: what was registered last is called first.
             atexit.register(frontend.abandon)
+            if frontend.deployment.explainer is not None and self._audit is not None:
+                metrics = ExplainMetrics(prometheus_client.REGISTRY)
+                self._explain(Explanations(engine_client, frontend, ledger.explained, metrics), ledger)
         exporter.canary_passed(canaries.seconds)
 
         def engine_ended() -> None:
@@ -126,10 +154,30 @@ class TelltaleEndpoints:
 
         lifeline = Lifeline(engine_client, lambda: state.server, ended=engine_ended)
         self._engine, self._canaries = engine_client, canaries
+        self._reloader = Reloader(engine_client, frontend, canaries, Listeners(check, adopt))
+        Triggers(self._reloader, frontend.deployment.file.path).listen()
         self._tasks = (
             asyncio.create_task(canaries.watch(exporter), name="telltale-canaries"),
             asyncio.create_task(lifeline.watch(), name="telltale-lifeline"),
         )
+
+    @staticmethod
+    def _ring_of(deployment: Deployment, args: Namespace) -> KeyRing:
+        config = deployment.file.config
+        ring = ring_of(config, sender_digests(getattr(args, "api_key", None) or ()))
+        require_keys(config.access, ring, host=getattr(args, "host", None), uds=getattr(args, "uds", None))
+        return ring
+
+    def _know_keys(self, deployment: Deployment, args: Namespace) -> None:
+        ring = self._ring_of(deployment, args)
+        local = is_local(getattr(args, "host", None), getattr(args, "uds", None))
+        self._callers.accept(deployment.plan.tenants, ring.digests)
+        self._gate.accept(deployment.file.config.access, ring, local=local)
+
+    def _explain(self, explanations: Explanations, ledger: Ledger) -> None:
+        """Explain what is flagged from now on. Where that ends, serving goes on: it decides nothing."""
+        ledger.tell_flags(explanations.offer)
+        self._explaining = asyncio.create_task(explanations.watch(), name="telltale-explanations")
 
 
 def endpoint_plugin() -> TelltaleEndpoints:

@@ -73,7 +73,7 @@ def check(policy: Path) -> None:
             f"without a canary: {', '.join(without)}. That they are read at every token is proved, not that their "
             "scores are right; telltale canary ARTIFACT adds one."
         )
-    console.print(f"ok: {policy} reads {', '.join(str(tap) for tap in plan.bank.taps)}")
+    console.print(f"ok: {policy} reads {', '.join(str(tap) for tap in plan.bank.taps)}; plan {plan.digest[:16]}")
 
 
 def _gets(tenant: CompiledTenant) -> str:

@@ -57,7 +57,9 @@ def import_(
 
 @sae_app.command()
 def detector(
-    sae: Annotated[Path, typer.Argument(help="The .safetensors file of a SAE.", show_default=False)],
+    sae: Annotated[
+        Path, typer.Argument(help="The .safetensors file of a SAE, or builtin:PACK/NAME.", show_default=False)
+    ],
     *,
     latents: Annotated[str, typer.Option(help="Numbers of the latents: 1742,88.", show_default=False)],
     name: Annotated[str, typer.Option(help="What to call it.", show_default=False)],

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 import serving
 from probes.artifact import save_artifact
 from probes.errors import TelltaleError, did_you_mean
+from probes.packs.saes import open_sae
 from probes.sae.combine import Combine
-from probes.sae.file import load_sae
 from probes.sae.latent_artifact import latent_artifact
 from serving.commands.model import say
 
@@ -47,7 +47,7 @@ def sae_detector(path: Path, options: SaeDetectorOptions) -> None:
         raise SaeDetectorError(f"--combine is {said}. {did_you_mean(combine, words)}")
     try:
         made = latent_artifact(
-            load_sae(path),
+            open_sae(path),
             latents,
             name=options.name,
             combine=Combine(combine),

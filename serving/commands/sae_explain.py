@@ -42,14 +42,14 @@ def explain(sae: Path, options: ExplainOptions) -> None:
         probes.errors.TelltaleError: the SAE, the request, the detector or the model are not usable.
     """
     from probes.artifact import Artifact
+    from probes.packs.saes import open_sae
     from probes.sae.describe.description import load_description
     from probes.sae.explain import Explaining
     from probes.sae.explain import explain as run
-    from probes.sae.file import load_sae
 
     folder, model_id = model_of(options.model)
     found = run(
-        load_sae(sae),
+        open_sae(sae),
         _request(options),
         Explaining(
             model_dir=folder,

@@ -51,14 +51,14 @@ def describe(sae: Path, options: DescribeOptions) -> None:
     Raises:
         probes.errors.TelltaleError: the SAE, the texts or the model are not usable.
     """
+    from probes.packs.saes import open_sae
     from probes.sae.describe.browser import write_browser
     from probes.sae.describe.describe import Describing
     from probes.sae.describe.describe import describe as run
-    from probes.sae.file import load_sae
 
     labeller = _labeller(options)
     folder, model_id = model_of(options.model)
-    file = load_sae(sae)
+    file = open_sae(sae)
     found = run(
         file,
         _corpus(options, folder),

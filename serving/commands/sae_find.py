@@ -41,7 +41,7 @@ def find(sae: Path, options: FindOptions) -> None:
     Raises:
         probes.errors.TelltaleError: the SAE, the set or the model are not usable.
     """
-    from probes.sae.file import load_sae
+    from probes.packs.saes import open_sae
     from probes.sae.find.find import Finding
     from probes.sae.find.find import find as run
 
@@ -49,7 +49,7 @@ def find(sae: Path, options: FindOptions) -> None:
     if options.detector is not None and options.detector_size not in {1, *sizes}:
         raise FeaturesError(f"--detector-size is {options.detector_size}; it must be 1 or one of --sizes {sizes}.")
     folder, model_id = model_of(options.model)
-    file = load_sae(sae)
+    file = open_sae(sae)
     table = run(
         file,
         labelled_rows(options.data, seed=options.seed),

@@ -40,15 +40,16 @@ def sae_evaluate(path: Path, *, config: Path, model: str | None, card: bool) -> 
     Raises:
         probes.errors.TelltaleError: a file, the texts or the model are not usable.
     """
-    from probes.sae.file import load_sae
+    from probes.packs.saes import open_sae
     from probes.sae.train.train import evaluate_file
 
     name = model or DEFAULT_MODEL
     folder = embedded_folder(name) or Path(name)
+    stored = open_sae(path)
     with _bars() as bars:
-        found = evaluate_file(path, config, model_dir=folder, model_id=name, progress=bars)
+        found = evaluate_file(stored.path, config, model_dir=folder, model_id=name, progress=bars)
     if card:
-        write_card(path, load_sae(path).card.model_copy(update={"evaluation": found}))
+        write_card(stored.path, stored.card.model_copy(update={"evaluation": found}))
     print(json.dumps(found, indent=2))
 
 

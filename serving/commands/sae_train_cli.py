@@ -32,7 +32,9 @@ def train(
 
 @sae_train_app.command("eval")
 def evaluate(
-    sae: Annotated[Path, typer.Argument(help="The .safetensors file of a SAE.", show_default=False)],
+    sae: Annotated[
+        Path, typer.Argument(help="The .safetensors file of a SAE, or builtin:PACK/NAME.", show_default=False)
+    ],
     *,
     config: Annotated[
         Path, typer.Option(help="Whose held-out text: a file of telltale sae train.", show_default=False)

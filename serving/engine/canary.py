@@ -19,11 +19,13 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from monitor.canary import CanaryFailure, CanaryPrompt, Failed, canary_prompts
 from monitor.exporter import Exporter
+from serving.deployment import Deployment
 from serving.engine.frontend import Frontend
 
 log = structlog.get_logger(__name__)
 
-_LOWEST_PRIORITY = 2**31 - 1
+_FIRST = -(2**31)
+"""Where requests have priorities, canaries come first: clients that send many must not be able to silence them."""
 
 
 class Canaries:
@@ -32,23 +34,33 @@ class Canaries:
     Args:
         engine: vLLM's ``AsyncLLM``.
         frontend: of this process.
+        deployment: whose canaries; what the process serves if left out.
 
     Attributes:
+        turn: held by whoever sends a round, or lets another plan's canaries take over.
         failure: why the newest round did not pass; None if it did. Before the first round: that none came.
         seconds: that the newest round took.
     """
 
-    def __init__(self, engine: Any, frontend: Frontend) -> None:
-        plan, config = frontend.deployment.plan, frontend.deployment.file.config
+    def __init__(self, engine: Any, frontend: Frontend, deployment: Deployment | None = None) -> None:
+        deployment = deployment or frontend.deployment
+        plan, config = deployment.plan, deployment.file.config
+        self._plan = plan.digest
+        self.turn = asyncio.Lock()
         self._engine = engine
         self._frontend = frontend
         self._settings = config.canary
-        self._priority = _LOWEST_PRIORITY if engine.vllm_config.scheduler_config.policy == "priority" else 0
+        self._priority = _FIRST if engine.vllm_config.scheduler_config.policy == "priority" else 0
         self.prompts = canary_prompts(
             plan.cards, plan.bank.index, vocab=int(engine.vllm_config.model_config.get_vocab_size())
         )
         self.failure: Failed | None = Failed(CanaryFailure.MISSING, "canary: none has been sent yet")
         self.seconds = 0.0
+
+    def follow(self, proved: Canaries) -> None:
+        """Another plan runs, whose canaries have passed: from now on they are sent. For whoever has the ``turn``."""
+        self._plan, self.prompts = proved._plan, proved.prompts
+        self.failure, self.seconds = proved.failure, proved.seconds
 
     async def round(self) -> Failed | None:
         """Send every prompt to every engine, and note in ``failure`` what they say.
@@ -56,6 +68,10 @@ class Canaries:
         Raises:
             EngineDeadError: an engine has ended.
         """
+        async with self.turn:
+            return await self._timed_round()
+
+    async def _timed_round(self) -> Failed | None:
         began = time.monotonic()
         try:
             self.failure = await self._round()
@@ -108,7 +124,7 @@ class Canaries:
     async def _send(self, prompt: CanaryPrompt, rank: int | None) -> None:
         """Send one and wait: as long as it stands in the queue, and then for the deadline."""
         request_id = f"telltale-canary-{uuid.uuid4().hex}"
-        self._frontend.begin_canary(request_id)
+        self._frontend.begin_canary(request_id, self._plan)
         answer = asyncio.create_task(self._generate(prompt, rank, request_id))
         try:
             while True:
@@ -139,7 +155,8 @@ class Canaries:
             pass
 
     async def _ask(self) -> list[Mapping[str, Any]] | None:
-        question = self._engine.engine_core.call_utility_all_async("telltale_control", "canary", {})
+        body = {"plan": self._plan}
+        question = self._engine.engine_core.call_utility_all_async("telltale_control", "canary", body)
         try:
             async with asyncio.timeout(self._settings.deadline_seconds):
                 answers: list[Mapping[str, Any]] = await question

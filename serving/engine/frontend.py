@@ -14,13 +14,16 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 
 from monitor.canary import Failed
+from monitor.events import PolicyReloaded
 from monitor.exporter import Exporter
+from monitor.policy import Plan
 from monitor.rollout import Subjects
 from probes.errors import TelltaleError
 from serving.deployment import Deployment
 from serving.engine.carrier import take_reports
 from serving.engine.ledger import Ending, Ledger
 from serving.engine.records import Record, Records
+from serving.engine.salts import salt_of
 from serving.engine.steer_request import SteerRequestError, asked_steers
 from serving.engine.trust import EXTRA_KEY, TrustedData, seal
 from serving.origin import Origin, current_origin
@@ -53,13 +56,35 @@ class Frontend:
         self._exporter: Exporter | None = None
         self._ledger: Ledger | None = None
         self._origins: WeakValueDictionary[str, Origin] = WeakValueDictionary()
-        self._canaries: set[str] = set()
+        self._canaries: dict[str, str] = {}
+        self._rereads: dict[str, tuple[int, ...]] = {}
+        self._reread_ids: dict[str, str] = {}
 
     def configure(self, deployment: Deployment) -> None:
         """The engine that this process serves; vLLM configures it more than once, later calls change nothing."""
         if self._deployment is None:
             self._deployment = deployment
             self._records = Records(deployment.plan)
+
+    def hold(self, plans: Mapping[str, Plan]) -> None:
+        """Which plans the engine may report on from now on, by their digests."""
+        if self._records is not None:
+            self._records.hold(plans)
+        if self._exporter is not None:
+            self._exporter.hold(plans)
+
+    def adopt(self, deployment: Deployment) -> None:
+        """Another policy is in force: requests that come from now on are signed under it."""
+        self._deployment = deployment
+        if self._exporter is not None:
+            self._exporter.adopt(deployment.plan)
+
+    def policy_reloaded(self, event: PolicyReloaded) -> None:
+        """The server was given a policy."""
+        if self._exporter is not None:
+            self._exporter.reloaded(event.outcome)
+        if self._ledger is not None:
+            self._ledger.policy_reloaded(event)
 
     def export_to(self, exporter: Exporter) -> None:
         """Count reports from now on."""
@@ -100,13 +125,36 @@ class Frontend:
         number = next((number for number, policy in enumerate(plan.policies) if policy.name == named), 0)
         return asked_steers(extra, plan, number)
 
-    def begin_canary(self, request_id: str) -> None:
-        """The request that our own process is about to send under this id is a canary."""
-        self._canaries.add(request_id)
+    def begin_canary(self, request_id: str, plan: str | None = None) -> None:
+        """The request that our own process is about to send under this id is a canary.
+
+        Args:
+            request_id: its own.
+            plan: digest of the one that it is to prove; the one that runs if left out.
+        """
+        self._canaries[request_id] = plan or self.deployment.plan.digest
 
     def end_canary(self, request_id: str) -> None:
         """It has ended."""
-        self._canaries.discard(request_id)
+        self._canaries.pop(request_id, None)
+
+    def begin_reread(self, request_id: str, positions: Sequence[int]) -> None:
+        """The request that our own process is about to send under this id reads a flagged one again.
+
+        Args:
+            request_id: as it is sent.
+            positions: whose whole rows are wanted.
+        """
+        self._rereads[request_id] = tuple(positions)
+
+    def reread_id(self, request_id: str) -> str:
+        """What the engine calls it, once it was sent."""
+        return self._reread_ids[request_id]
+
+    def end_reread(self, request_id: str) -> None:
+        """It has ended."""
+        self._rereads.pop(request_id, None)
+        self._reread_ids.pop(request_id, None)
 
     def sign(self, request: EngineCoreRequest) -> None:
         """Put our data into a request whose engine id has just been assigned.
@@ -130,9 +178,12 @@ class Frontend:
             steers = self.asked_steers(extra)
         except SteerRequestError as error:
             raise VLLMValidationError(str(error), parameter="vllm_xargs") from error
+        if request.external_req_id in self._rereads:
+            self._reread_ids[request.external_req_id] = request.request_id
         origin = current_origin()
         if self._ledger is not None:
             self._origins[request.request_id] = origin
+        request.cache_salt = salt_of(origin.caller.tenant, request.cache_salt)
         prompt = origin.prompt_of(request.prompt_token_ids or ())
         extra[EXTRA_KEY] = seal(
             TrustedData(
@@ -140,8 +191,10 @@ class Frontend:
                 fmt=origin.fmt,
                 prompt=prompt,
                 canary=request.external_req_id in self._canaries,
+                reread=self._rereads.get(request.external_req_id),
                 steers=steers,
                 subjects=Subjects(origin.caller.tenant, origin.caller.session, request.request_id),
+                plan=self._canaries.get(request.external_req_id, self.deployment.plan.digest),
             ),
             request.request_id,
         )
@@ -150,12 +203,12 @@ class Frontend:
     def take_out(self, outputs: Sequence[EngineCoreOutput]) -> list[EngineCoreOutput]:
         """Take the reports out of a step's outputs and note them."""
         reports, rest = take_reports(outputs)
+        left = self._records.take_in(*reports) if self._records is not None and reports else {}
+        if self._ledger is not None:
+            self._enter_left(self._ledger, left)
         for report in reports:
-            left = self._records.take_in(report) if self._records is not None else {}
-            if self._ledger is not None:
-                self._enter_left(self._ledger, left)
-                if report.tally is not None and report.tally.gaps:
-                    self._ledger.gaps(report.tally.gaps)
+            if self._ledger is not None and report.tally is not None and report.tally.gaps:
+                self._ledger.gaps(report.tally.gaps)
             if self._exporter is not None:
                 self._exporter.record(report)
         return rest
@@ -166,8 +219,8 @@ class Frontend:
         Raises:
             UnmonitoredError: there are tokens of this request, the engine has not reported on it.
         """
-        if state.external_req_id in self._canaries:
-            return output  # judged in the engine, which says so when it is asked
+        if state.external_req_id in self._canaries or state.external_req_id in self._rereads:
+            return output  # the engine says what came of it when it is asked
         tokens = state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0
         record = self._records.get(state.request_id) if self._records is not None else None
         if record is None and output.finish_reason == ABORTED and not tokens:

@@ -30,6 +30,10 @@ _KEEP_MEMORY = {
 instead, long prompts take 8 % less (docs/benchmarks/kept-memory.md). 32 MiB is the most that every glibc takes."""
 
 
+MOST_CHOICES = 128
+"""That one request may ask for, as in OpenAI's API; vLLM's own 16384 are a whole server's work for hours."""
+
+
 class LaunchError(TelltaleError, RuntimeError):
     """The server cannot be started as asked."""
 
@@ -69,7 +73,7 @@ def server_environment() -> dict[str, str]:
     Raises:
         serving.engine.compat.CompatError: vLLM is missing.
     """
-    values = {"VLLM_NO_USAGE_STATS": "1"}
+    values = {"VLLM_NO_USAGE_STATS": "1", "VLLM_MAX_N_SEQUENCES": str(MOST_CHOICES)}
     if compat.installed_version()[0] == compat.CPU_DISTRIBUTION:
         values |= {"VLLM_USE_V2_MODEL_RUNNER": "0", **_KEEP_MEMORY}
     return values

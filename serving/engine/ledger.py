@@ -17,15 +17,18 @@ from monitor.events import (
     Content,
     CoverageRecord,
     Decision,
+    Explanation,
     GapSeen,
+    PolicyReloaded,
     SteerRecord,
     Verdict,
 )
 from monitor.outlet import Outlet
 from monitor.policy import Plan
-from monitor.types import ON_GAP, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, PromptEvent, Skip
+from monitor.types import ON_GAP, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, PromptEvent, ReloadOutcome, Skip
 from monitor.verdicts import AnyCheck
 from probes.card import Format, Stage
+from serving.engine.flagged import Flagged, flagged_by
 from serving.engine.records import Record
 
 TokenIds = Sequence[int]
@@ -58,18 +61,23 @@ class Ledger:
     """The events of one API process.
 
     Args:
-        plan: what runs.
+        plan: what runs first.
         writer: where they go: to the audit trail, to sinks, or both.
         texts: which texts are kept.
         decode: makes text of tokens; called in the threads of those who write.
     """
 
     def __init__(self, plan: Plan, writer: Outlet, texts: KeptTexts, decode: Callable[[TokenIds], str]) -> None:
-        self._plan = plan
+        self._current = plan.digest
         self._writer = writer
         self._texts = texts
         self._decode = decode
-        self._artifacts = [artifacts_of(plan, policy) for policy in plan.policies]
+        self._flags: Callable[[Flagged], None] | None = None
+        self._artifacts: dict[tuple[str, str], dict[str, str]] = {}
+
+    def tell_flags(self, take: Callable[[Flagged], None]) -> None:
+        """From now on, say which requests a rule has fired on."""
+        self._flags = take
 
     def ended(self, record: Record, ending: Ending) -> Ticket | None:
         """A request has ended.
@@ -81,30 +89,63 @@ class Ledger:
         if ending.tell is not None:
             ending.tell(event, ending.client_request_id)
         about = Content(request_id=ending.request_id, client_request_id=ending.client_request_id, tenant=ending.tenant)
+        if self._flags is not None and event.rules:
+            names = (rule.name for rule in event.rules)
+            flagged = flagged_by(record.plan, record, about, event.id, names)
+            if flagged is not None:
+                self._flags(flagged)
         if not self._texts.keeps(flagged=event.action is not Action.ALLOW or bool(event.rules)):
             return self._writer.submit(event, lambda: about)
         return self._writer.submit(event, lambda: self._with_texts(about, ending))
 
+    def explained(self, event: Explanation, flagged: Flagged, tokens: TokenIds) -> None:
+        """A flagged request was explained.
+
+        Args:
+            event: what was found.
+            flagged: of which request.
+            tokens: one for each that is told; kept where single tokens may be.
+        """
+
+        def about() -> Content:
+            if not self._texts.keeps_pieces:
+                return flagged.about
+            return flagged.about.model_copy(update={"tokens": tuple(self._decode([token]) for token in tokens)})
+
+        self._writer.submit(event, about)
+
     def gaps(self, gaps: Mapping[str, int]) -> None:
         """A step has left positions unscored, by reason."""
-        self._writer.submit(
-            GapSeen(plan=self._plan.digest, gaps={Gap(reason): count for reason, count in gaps.items()})
-        )
+        self._writer.submit(GapSeen(plan=self._current, gaps={Gap(reason): count for reason, count in gaps.items()}))
 
     def canary_failed(self, failure: Failed) -> None:
         """A round of canaries has not passed."""
-        self._writer.submit(CanaryFailed(plan=self._plan.digest, reason=failure.reason, detail=failure.detail))
+        self._writer.submit(CanaryFailed(plan=self._current, reason=failure.reason, detail=failure.detail))
+
+    def policy_reloaded(self, event: PolicyReloaded) -> None:
+        """Another policy was to be put in force. If it was, what follows is said of it."""
+        if event.outcome is ReloadOutcome.APPLIED and event.plan is not None:
+            self._current = event.plan
+            self._artifacts.clear()
+        self._writer.submit(event)
+
+    def _artifacts_of(self, plan: Plan, policy: CompiledPolicy) -> dict[str, str]:
+        key = plan.digest, policy.name
+        if key not in self._artifacts:
+            self._artifacts[key] = artifacts_of(plan, policy)
+        return self._artifacts[key]
 
     def _decision(self, record: Record, ending: Ending) -> Decision:
-        policy = self._plan.policies[record.policy]
+        plan = record.plan
+        policy = plan.policies[record.policy]
         account = record.account()
         skips = {skip: account[skip.value] for skip in Skip if skip.value in account}
         gaps = {gap: account[gap.value] for gap in Gap if gap.value in account}
         decided = record.decided
         return Decision(
-            plan=self._plan.digest,
+            plan=plan.digest,
             policy=policy.name,
-            artifacts=self._artifacts[record.policy],
+            artifacts=self._artifacts_of(plan, policy),
             format=record.fmt,
             action=ActionCode(decided.action).action if decided is not None else Action.ALLOW,
             rule=decided.rule if decided is not None else None,
@@ -116,7 +157,7 @@ class Ledger:
             noticed=tuple(PromptEvent(event) for event in record.events),
             steers=tuple(
                 SteerRecord(
-                    name=self._plan.steering.steers[item.steer].name,
+                    name=plan.steering.steers[item.steer].name,
                     tokens=item.tokens,
                     mean=_finite(item.mean),
                     largest=_finite(item.largest),
@@ -146,12 +187,12 @@ class Ledger:
         def known(number: int) -> bool | None:
             if number < len(record.fired) and record.fired[number]:
                 return True
-            return False if record.fmt in self._plan.checks[number].thresholds else None
+            return False if record.fmt in record.plan.checks[number].thresholds else None
 
         return bool(record.fired) and rule.condition.truth(known) is True
 
     def _verdict(self, record: Record, position: int, ending: Ending) -> Verdict:
-        check = self._plan.checks[position]
+        check = record.plan.checks[position]
         statistic = record.statistics[position] if record.statistics else -math.inf
         fired = bool(record.fired[position]) if record.fired else False
         return Verdict(

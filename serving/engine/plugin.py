@@ -16,7 +16,7 @@ import serving
 from probes.errors import TelltaleError
 from serving.engine import compat
 from serving.engine.capture import CAPTURE_KEY, captured_taps
-from serving.engine.refusals import RefusedError, refuse_unmonitorable, refuse_unsteerable
+from serving.engine.refusals import RefusedError, refuse_unexplainable, refuse_unmonitorable, refuse_unsteerable
 from serving.engine.runtime import load_deployment, policy_path
 from serving.engine.trust import ROLLOUT_VARIABLE, ensure_key, ensure_rollout_key
 from serving.json_logs import use_log_format
@@ -105,11 +105,13 @@ def configure(config: VllmConfig) -> None:
             variable=ROLLOUT_VARIABLE,
         )
     refuse_unsteerable(config, plan)
+    refuse_unexplainable(config, explains=deployment.explained_tap is not None)
     use_tapped_worker(config)
     scheduling = config.scheduler_config
     scheduling.scheduler_cls = _SCHEDULERS[bool(scheduling.async_scheduling)]
     from serving.engine.gate_op import GATE_VERSION
     from serving.engine.ops import OP_VERSION
+    from serving.engine.pick_op import PICK_VERSION
     from serving.engine.steer_op import STEER_VERSION
 
     # Part of vLLM's compile-cache key: a graph that was compiled without these taps, or with others, is never loaded.
@@ -122,6 +124,8 @@ def configure(config: VllmConfig) -> None:
         "steers": {str(matrix.tap): len(matrix.columns) for matrix in plan.steering.matrices},
         "gate_operator": GATE_VERSION,
         "gates": [[str(gate.tap), gate.steer] for gate in plan.steering.gates],
+        "pick_operator": PICK_VERSION,
+        "picks": str(deployment.explained_tap) if deployment.explained_tap is not None else None,
     }
     config.additional_config = {**_additional(config), "telltale": structure}
     log.info("monitoring", policy=str(policy_path()), taps=structure["taps"], digest=plan.digest[:12])

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from serving.engine.pick_order import PickedRows
+
 ATTRIBUTE = "telltale"
 """Name of the extra attribute on vLLM's ``ModelRunnerOutput``."""
 
@@ -21,6 +23,7 @@ class WorkerReadouts:
         positions: (n,) int64, absolute token positions.
         readouts: (n, width of the bank) float32.
         doses: (n, steers) float32, how far each steer moved a row; None in a step in which nothing was steered.
+        picked: whole rows that were asked for; None in a step in which none were.
     """
 
     request_ids: list[str]
@@ -28,3 +31,4 @@ class WorkerReadouts:
     positions: npt.NDArray[np.int64]
     readouts: npt.NDArray[np.float32]
     doses: npt.NDArray[np.float32] | None = None
+    picked: PickedRows | None = None

@@ -23,6 +23,7 @@ _ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "development routes call into workers and reset caches behind the monitor's back",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "an adapter that no card names could be loaded while serving",
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "code from a request could then run inside the engine",
+    "VLLM_ENABLE_RESPONSES_API_STORE": "whoever knows a stored response's id could read it, whichever tenant it is of",
 }
 
 
@@ -82,6 +83,22 @@ def refuse_unsteerable(config: VllmConfig, plan: Plan) -> None:
         raise RefusedError(
             f"{setting} cannot be served by this version together with the policy's steers ({why}). Leave it out, or "
             "take the steers out of the policy file."
+        )
+
+
+def refuse_unexplainable(config: VllmConfig, *, explains: bool) -> None:
+    """Refuse to explain flags where whole rows do not reach the scheduler.
+
+    Args:
+        config: vLLM's, finished.
+        explains: whether the policy file has ``explain``.
+    Raises:
+        RefusedError: names the setting and says why.
+    """
+    if explains and config.parallel_config.pipeline_parallel_size > 1:
+        raise RefusedError(
+            "--pipeline-parallel-size above 1 cannot be served by this version together with the policy's 'explain' "
+            "(stages do not hand on whole rows). Leave it out, or take 'explain' out of the policy file."
         )
 
 

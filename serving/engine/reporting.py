@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
-from monitor.monitor import Ended, Monitor
-from monitor.report import encode_report, make_report, take_tally
+from monitor.generations import Generations
+from monitor.monitor import Ended
+from monitor.report import StepReport, TallyReport, encode_report, make_report, take_tally
+from monitor.request import Request as Admitted
 from serving.engine.carrier import CARRIER_ID
 
 if TYPE_CHECKING:
@@ -19,11 +21,11 @@ class Reporting:
     """Reports of one engine, carried by its outputs.
 
     Args:
-        monitor: what is reported on.
+        monitors: what is reported on.
     """
 
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
+    def __init__(self, monitors: Generations) -> None:
+        self._monitors = monitors
         self._clients: dict[str, int] = {}
         self._ended: dict[int, list[Ended]] = {}
         # Requests that the API process knows of and need not hear of again before they end.
@@ -64,23 +66,39 @@ class Reporting:
         for request_id in step_ids:
             if request_id in self._settled:
                 continue
-            request = self._monitor.get(request_id)
+            request = self._monitors.get(request_id)
             if request is not None:
                 by_client.setdefault(self._clients[request_id], []).append(request)
                 if not _ends_outside(requests.get(request_id)):
                     self._settled.add(request_id)
         if not by_client and step_ids and step_ids[0] in self._clients:
             by_client[self._clients[step_ids[0]]] = []
-        tally = take_tally(self._monitor, self._seconds) if by_client else None
+        tally = take_tally(self._monitors, self._seconds) if by_client else None
         if tally is not None:
             self._seconds = []
         for client, told in by_client.items():
-            ended = self._ended.pop(client, [])
-            report = make_report(self._monitor, told, ended, tally)
-            tally = None
-            carrier = EngineCoreOutput(request_id=CARRIER_ID, new_token_ids=[], routed_experts=encode_report(report))
+            carriers = []
+            for report in self._reports(told, self._ended.pop(client, []), tally):
+                tally = None
+                data = encode_report(report)
+                carriers.append(EngineCoreOutput(request_id=CARRIER_ID, new_token_ids=[], routed_experts=data))
             holder = outputs.setdefault(client, EngineCoreOutputs())
-            holder.outputs = [carrier, *holder.outputs]
+            holder.outputs = [*carriers, *holder.outputs]
+
+    def _reports(
+        self, told: Sequence[Admitted], ended: Sequence[Ended], tally: TallyReport | None
+    ) -> Iterator[StepReport]:
+        """One report for each plan that some of these are under: numbers of checks mean another thing in another."""
+        plans = {request.plan: None for request in (*told, *(item.request for item in ended))}
+        for plan in plans or {self._monitors.plan.digest: None}:
+            yield make_report(
+                self._monitors.monitor_of(plan),
+                [request for request in told if request.plan == plan],
+                [item for item in ended if item.request.plan == plan],
+                tally,
+                plan=plan,
+            )
+            tally = None
 
 
 def _ends_outside(request: Request | None) -> bool:

@@ -12,6 +12,8 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.gpu.async_utils import async_copy_to_np, stream
 
 from probes.errors import TelltaleError
+from serving.engine.pick_order import PickedRows
+from serving.engine.picks import Picked
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
 
 
@@ -46,6 +48,7 @@ class ReadoutCopy:
         rows: of the step.
         readouts: (num_rows, width of the bank) float32, owned by nobody else.
         doses: (num_rows, steers) float32, likewise; None if nothing was written.
+        picked: whole rows that were asked for; None if none were.
         main_stream: where the readouts were computed, and the current stream.
         copy_stream: where they are copied, beside the sampling.
     """
@@ -55,6 +58,7 @@ class ReadoutCopy:
         rows: StepRows,
         readouts: torch.Tensor,
         doses: torch.Tensor | None = None,
+        picked: Picked | None = None,
         *,
         main_stream: Any,
         copy_stream: Any,
@@ -66,12 +70,14 @@ class ReadoutCopy:
             readouts,
             rows.positions[: rows.num_rows].clone(),
             rows.starts[: len(rows.request_ids) + 1].clone(),
-            *(() if doses is None else (doses,)),
+            doses,
+            None if picked is None else picked.rows,
         )
+        self._wanted = () if picked is None else picked.wanted
         self._copied: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         with stream(copy_stream, main_stream):
             copy_stream.wait_stream(main_stream)
-            self._host = tuple(async_copy_to_np(tensor) for tensor in self._device)
+            self._host = tuple(None if tensor is None else async_copy_to_np(tensor) for tensor in self._device)
             self._copied.record(copy_stream)
 
     def attach(self, output: ModelRunnerOutput) -> ModelRunnerOutput:
@@ -82,11 +88,12 @@ class ReadoutCopy:
         """
         self._copied.synchronize()
         del self._device
-        readouts, positions, starts, *doses = self._host
+        readouts, positions, starts, doses, picked = self._host
+        assert readouts is not None and positions is not None and starts is not None  # noqa: S101 - always copied
         counts = np.diff(starts).astype(np.int64)
         self._check(output.req_ids, counts)
-        told = doses[0] if doses else None
-        found = WorkerReadouts(self._rows.request_ids, counts, positions.astype(np.int64), readouts, told)
+        rows = None if picked is None else PickedRows(self._wanted, picked)
+        found = WorkerReadouts(self._rows.request_ids, counts, positions.astype(np.int64), readouts, doses, rows)
         setattr(output, ATTRIBUTE, found)
         return output
 

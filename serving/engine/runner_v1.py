@@ -15,6 +15,8 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, M
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from serving.engine.pick_order import PICKS, PickedRows
+from serving.engine.picks import Picked, PickSet, make_pickable
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
 from serving.engine.selfcheck import tap_model
 from serving.engine.steer_order import STEERS
@@ -54,11 +56,16 @@ class _Found(NamedTuple):
     readouts: torch.Tensor
     positions: torch.Tensor
     doses: torch.Tensor | None
+    picked: Picked | None
 
     def begin_copy(self) -> _Found:
         """The same on the host, once the device has come so far."""
         doses = self.doses.to("cpu", non_blocking=True) if self.doses is not None else None
-        return _Found(self.readouts.to("cpu", non_blocking=True), self.positions.to("cpu", non_blocking=True), doses)
+        picked = self.picked
+        if picked is not None:
+            picked = Picked(picked.wanted, picked.rows.to("cpu", non_blocking=True))
+        readouts, positions = (part.to("cpu", non_blocking=True) for part in (self.readouts, self.positions))
+        return _Found(readouts, positions, doses, picked)
 
 
 class _Rows:
@@ -79,6 +86,7 @@ class TappedRunner(GPUModelRunner):
 
     intermediate_tensors: IntermediateTensors | None
     telltale_taps: TapSet | None = None
+    telltale_picks: PickSet | None = None
     telltale_steers: SteerSet | None = None
     _telltale_rows: _Rows | None = None
     _telltale_upstream: torch.Tensor | None = None
@@ -88,6 +96,7 @@ class TappedRunner(GPUModelRunner):
         super().load_model(*args, **kwargs)
         model, rows = self.get_model(), self.max_num_tokens
         self.telltale_taps = tap_model(model, self.vllm_config, max_rows=rows, device=self.device)
+        self.telltale_picks = make_pickable(self.telltale_taps, self.vllm_config, device=self.device)
         self.telltale_steers = make_writable(self.telltale_taps, self.vllm_config, max_rows=rows, device=self.device)
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
@@ -113,10 +122,13 @@ class TappedRunner(GPUModelRunner):
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
         # Only here is the row order final: requests were added, removed and reordered before.
         self._telltale_rows = rows = _Rows(list(self.input_batch.req_ids), num_scheduled_tokens.astype(np.int64))
-        if self.telltale_steers is not None:
-            orders = getattr(scheduler_output, STEERS, {})
+        takers = [(self.telltale_steers, STEERS), (self.telltale_picks, PICKS)]
+        if any(taker is not None for taker, _ in takers):
             starts = torch.from_numpy(np.concatenate([[0], np.cumsum(rows.counts)])).to(self.device, non_blocking=True)
-            self.telltale_steers.arm(orders, rows.request_ids, starts, self.positions[: rows.total])
+            for taker, key in takers:
+                if taker is not None:
+                    orders = getattr(scheduler_output, key, {})
+                    taker.arm(orders, rows.request_ids, starts, self.positions[: rows.total])
         return prepared
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
@@ -126,7 +138,8 @@ class TappedRunner(GPUModelRunner):
         if rows is None or taps is None or output is None or output is EMPTY_MODEL_RUNNER_OUTPUT:
             return output
         doses = self.telltale_steers.collect(rows.total) if self.telltale_steers is not None else None
-        found = _Found(self._collect(rows.total), self.positions[: rows.total].clone(), doses)
+        picked = self.telltale_picks.collect() if self.telltale_picks is not None else None
+        found = _Found(self._collect(rows.total), self.positions[: rows.total].clone(), doses, picked)
         if isinstance(output, AsyncModelRunnerOutput):
             return AsyncOutputWithReadouts(output, rows, found)
         if isinstance(output, ModelRunnerOutput):
@@ -145,7 +158,9 @@ class TappedRunner(GPUModelRunner):
 def _attach(output: ModelRunnerOutput, rows: _Rows, found: _Found) -> ModelRunnerOutput:
     """Attach what has reached the host."""
     doses = found.doses.numpy() if found.doses is not None else None
-    sent = WorkerReadouts(rows.request_ids, rows.counts, found.positions.numpy(), found.readouts.numpy(), doses)
+    picked = PickedRows(found.picked.wanted, found.picked.rows.numpy()) if found.picked is not None else None
+    readouts, positions = found.readouts.numpy(), found.positions.numpy()
+    sent = WorkerReadouts(rows.request_ids, rows.counts, positions, readouts, doses, picked)
     setattr(output, ATTRIBUTE, sent)
     return output
 

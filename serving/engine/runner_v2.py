@@ -8,6 +8,8 @@ from vllm.v1.outputs import AsyncModelRunnerOutput
 from vllm.v1.worker.cpu.model_runner import CPUModelRunner
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
+from serving.engine.pick_order import PICKS
+from serving.engine.picks import PickSet, make_pickable
 from serving.engine.rows import AsyncOutputWithReadouts, ReadoutCopy, StepRows
 from serving.engine.selfcheck import tap_model
 from serving.engine.steer_order import STEERS
@@ -27,6 +29,7 @@ class TappedV2Runner(GPUModelRunner):
     """
 
     telltale_taps: TapSet | None = None
+    telltale_picks: PickSet | None = None
     telltale_steers: SteerSet | None = None
     _telltale_rows: StepRows | None = None
 
@@ -35,6 +38,7 @@ class TappedV2Runner(GPUModelRunner):
         super().load_model(*args, **kwargs)
         model, rows = self.get_model(), self._telltale_max_rows()
         self.telltale_taps = tap_model(model, self.vllm_config, max_rows=rows, device=self.device)
+        self.telltale_picks = make_pickable(self.telltale_taps, self.vllm_config, device=self.device)
         self.telltale_steers = make_writable(self.telltale_taps, self.vllm_config, max_rows=rows, device=self.device)
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
@@ -46,9 +50,11 @@ class TappedV2Runner(GPUModelRunner):
         """Keep the layout of the rows, and say which are written to. Dummy runs do not come here."""
         batch = super().prepare_inputs(scheduler_output, *args, **kwargs)
         self._telltale_rows = StepRows(batch.req_ids, batch.num_tokens, batch.query_start_loc, batch.positions)
+        starts, positions = batch.query_start_loc[: len(batch.req_ids) + 1], batch.positions[: batch.num_tokens]
         if self.telltale_steers is not None:
-            orders, starts = getattr(scheduler_output, STEERS, {}), batch.query_start_loc[: len(batch.req_ids) + 1]
-            self.telltale_steers.arm(orders, batch.req_ids, starts, batch.positions[: batch.num_tokens])
+            self.telltale_steers.arm(getattr(scheduler_output, STEERS, {}), batch.req_ids, starts, positions)
+        if self.telltale_picks is not None:
+            self.telltale_picks.arm(getattr(scheduler_output, PICKS, {}), batch.req_ids, starts, positions)
         return batch
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
@@ -65,11 +71,12 @@ class TappedV2Runner(GPUModelRunner):
         self._telltale_rows = None
         if rows is None or taps is None or self.execute_model_state is None or not self.is_last_pp_rank:
             return None
-        steers = self.telltale_steers
+        steers, picks = self.telltale_steers, self.telltale_picks
         return ReadoutCopy(
             rows,
             taps.collect(rows.num_rows),
             steers.collect(rows.num_rows) if steers is not None else None,
+            picks.collect() if picks is not None else None,
             main_stream=self.main_stream,
             copy_stream=self.output_copy_stream,
         )

@@ -13,6 +13,7 @@ from probes.bank import Bank
 from probes.card import ModelRef
 from probes.errors import TelltaleError
 from probes.modelref import read_model_ref
+from probes.taps import Tap
 from serving.deployment import Deployment, deploy
 from serving.engine.capture import CAPTURE_KEY, capture_bank, captured_taps
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 CONFIG_VARIABLE = "TELLTALE_CONFIG"
 """Path of the policy file. Telltale is active in a vLLM process if and only if it is set."""
+
+WATCH_VARIABLE = "TELLTALE_WATCH_POLICY"
+"""Set to 1 (by ``telltale serve --watch-policy``): the policy file is watched, and read again when it changes."""
 
 
 class RuntimeConfigError(TelltaleError, RuntimeError):
@@ -35,11 +39,13 @@ class WorkerPlan:
         bank: what is read.
         steering: what may be written.
         num_layers: decoder layers of the model.
+        pick: whose whole rows may be asked for; None if nobody will.
     """
 
     bank: Bank
     steering: SteerPlan
     num_layers: int
+    pick: Tap | None = None
 
 
 def policy_path() -> Path | None:
@@ -75,7 +81,9 @@ def load_worker_plan(vllm_config: VllmConfig) -> WorkerPlan:
     taps = captured_taps(vllm_config)
     if not taps:
         deployment = load_deployment(vllm_config)
-        return WorkerPlan(deployment.plan.bank, deployment.plan.steering, deployment.model.num_layers)
+        return WorkerPlan(
+            deployment.plan.bank, deployment.plan.steering, deployment.model.num_layers, deployment.explained_tap
+        )
     if policy_path() is not None:
         raise RuntimeConfigError(
             f"{CONFIG_VARIABLE} is set in a process whose engine is told to capture activations ({CAPTURE_KEY} in "

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from probes.bank import Bank, TapMatrix
+from probes.columns import direction_digest
 from probes.taps import Site, Tap
 from serving.engine import ops
 from serving.engine.layers import LayerClass, LayerError, Stack, decoder_stack
@@ -111,9 +113,30 @@ class TapSet:
         for tap, module in self._modules.items():
             weight: torch.Tensor = module.telltale_weight  # type: ignore[assignment]
             bias: torch.Tensor = module.telltale_bias  # type: ignore[assignment]
-            matrix = TapMatrix(tap, weight.cpu().numpy(), bias.cpu().numpy(), weight.shape[1])
+            matrix = TapMatrix(tap, weight.cpu().numpy(), bias.cpu().numpy(), np.arange(weight.shape[1]))
             digests[str(tap)] = matrix.digest()
         return digests
+
+    @torch.inference_mode()
+    def write(self, tap: Tap, columns: Sequence[int], weight: torch.Tensor, bias: torch.Tensor) -> list[str] | None:
+        """Put directions into columns that nothing reads yet, between two steps.
+
+        Args:
+            tap: where.
+            columns: (k,) counted from the tap's first.
+            weight: (d_model, k) float32.
+            bias: (k,) float32.
+        Returns: the digests of what stands there now, read back from the device; None if the tap is on another worker.
+        """
+        module = self._modules.get(tap)
+        if module is None:
+            return None
+        held: tuple[torch.Tensor, torch.Tensor] = module.telltale_weight, module.telltale_bias  # type: ignore[assignment]
+        places = torch.tensor(columns, dtype=torch.int64, device=held[0].device)
+        held[0].index_copy_(1, places, weight.to(held[0].device))
+        held[1].index_copy_(0, places, bias.to(held[1].device))
+        found, offsets = held[0].index_select(1, places).cpu().numpy(), held[1].index_select(0, places).cpu().numpy()
+        return [direction_digest(tap, found[:, number], offsets[number]) for number in range(len(columns))]
 
     def fired(self) -> dict[str, int]:
         """How often each tap of this worker has run, by its name."""
@@ -144,7 +167,7 @@ def install_taps(model: nn.Module, bank: Bank, *, num_layers: int, max_rows: int
         layer = stack.layers.get(matrix.tap.layer)
         if layer is None:
             continue
-        module, pick = _place(layer, matrix.tap.site, stack.known)
+        module, pick = place_of(layer, matrix.tap.site, stack.known)
         _tap(module, pick, matrix, max_rows=max_rows, device=device)
         tapped[matrix.tap] = module
     return TapSet(bank, tapped, stack, device)
@@ -167,7 +190,12 @@ def rows_of(value: torch.Tensor) -> torch.Tensor:
     return value if value.dim() <= 2 else value.flatten(0, -2)  # noqa: PLR2004
 
 
-def _place(layer: nn.Module, site: Site, known: LayerClass) -> tuple[nn.Module, Pick]:
+def place_of(layer: nn.Module, site: Site, known: LayerClass) -> tuple[nn.Module, Pick]:
+    """The module of a layer that a site is read at, and where in its output.
+
+    Raises:
+        LayerError: it is not where its class has it.
+    """
     if site is Site.RESID_POST:
         return layer, known.convention.stream
     name = known.attention if site is Site.ATTN_OUT else known.mlp
@@ -202,14 +230,7 @@ def _tap(module: nn.Module, pick: Pick, matrix: TapMatrix, *, max_rows: int, dev
 
 
 def _tapped_class(module: nn.Module, pick: Pick) -> type[nn.Module]:
-    cls = type(module)
-    inner: Callable[..., Any] = cls.forward
-    # vLLM binds rewritten forwards to single modules of transformers; such a forward would hide the tap's.
-    bound = vars(module).pop("forward", None)
-    if bound is not None:
-        if not inspect.ismethod(bound) or bound.__self__ is not module:
-            raise LayerError(f"{cls.__name__} has a forward of another object, which cannot be tapped.")
-        inner = bound.__func__
+    cls, inner = type(module), own_forward(module)
 
     @functools.wraps(inner)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -227,3 +248,20 @@ def _tapped_class(module: nn.Module, pick: Pick) -> type[nn.Module]:
         return output
 
     return type(f"Tapped{cls.__name__}", (cls,), {"forward": forward, "__module__": cls.__module__})
+
+
+def own_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward of a module that ours is put around: its class's, or one that was bound to this module alone.
+
+    Raises:
+        LayerError: the module has the forward of another object.
+    """
+    cls = type(module)
+    inner: Callable[..., Any] = cls.forward
+    # vLLM binds rewritten forwards to single modules of transformers; such a forward would hide the tap's.
+    bound = vars(module).pop("forward", None)
+    if bound is not None:
+        if not inspect.ismethod(bound) or bound.__self__ is not module:
+            raise LayerError(f"{cls.__name__} has a forward of another object, which cannot be tapped.")
+        inner = bound.__func__
+    return inner

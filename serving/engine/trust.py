@@ -36,16 +36,20 @@ class TrustedData:
         fmt: how its text reached the model.
         prompt: who wrote which of its prompt's tokens, and where the reply begins.
         canary: it is one of our own canaries, which is scored and judged apart from users' requests.
+        reread: it is a flagged request of before, computed by us once more: positions whose whole rows are wanted.
         steers: that it asked for and may have: by their names, the share of their strength.
         subjects: whom it belongs to.
+        plan: digest of the plan that it was signed under: a request keeps it, whatever is loaded meanwhile.
     """
 
     policy: str | None
     fmt: Format
     prompt: PromptMap
     canary: bool = False
+    reread: tuple[int, ...] | None = None
     steers: Mapping[str, float] = field(default_factory=dict)
     subjects: Subjects = field(default_factory=Subjects)
+    plan: str | None = None
 
 
 def ensure_key(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -82,9 +86,11 @@ def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] =
         "runs": [[run.role.value, run.length] for run in prompt.runs] if prompt.runs is not None else None,
         "stream_from": prompt.stream_from,
         "canary": data.canary,
+        "reread": list(data.reread) if data.reread is not None else None,
         "steers": dict(data.steers),
         "events": [event.value for event in prompt.events],
         "subjects": asdict(data.subjects),
+        "plan": data.plan,
     }
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return {"body": body, "mac": _mac(body, request_id, environment)}
@@ -119,8 +125,10 @@ def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = o
         fmt=Format(body["format"]),
         prompt=prompt,
         canary=bool(body["canary"]),
+        reread=tuple(body["reread"]) if body["reread"] is not None else None,
         steers=body["steers"],
         subjects=Subjects(**body["subjects"]),
+        plan=body["plan"],
     )
 
 

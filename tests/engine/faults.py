@@ -1,7 +1,8 @@
 """Break one thing at a time in a monitored engine of this process, and say what became of a request.
 
 Run as a program: ``python -m tests.engine.faults MODEL POLICY``. Prints one JSON object: ``requests`` ({fault: {on_gap:
-outcome}}), ``canaries`` (the same while a canary fails, and after it has passed again), ``pair`` and ``resident``.
+outcome}}), ``contract`` ({fault: {where: {how: {on_gap: outcome}}}}), ``canaries`` (the same as ``requests`` while a
+canary fails, and after it has passed again), ``pair`` and ``resident``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,12 @@ from tests.support.tiny import THRESHOLD
 FAULTS = ("none", "nan", "infinite", "no_readouts", "rows_missing", "wrong_width", "monitor_error", "silent_tap")
 CANARY_FAULTS = ("corrupted_bank", "corrupted_bias", "silent_tap", "late", "nan", "no_readouts")
 ON_GAP = ("block", "flag", "allow")
+WHERE = ("prompt", "stream")
+"""When a fault begins: before the first step of a request, or when some of its reply is there."""
+HOW = ("whole", "streamed")
+"""How its client asks for the reply."""
+BEFORE = 3
+"""Tokens of the reply that the engine has made when a fault in the stream begins."""
 PLAIN = [100 + number for number in range(20)]
 LATE_SECONDS = 2.5
 
@@ -125,7 +133,7 @@ class Bench:
         self.llm = LLM(model, dtype="float32", enforce_eager=True, kv_cache_memory_bytes=134217728, max_model_len=512)
         core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = core.scheduler
-        self.monitor = core.scheduler._monitor
+        self.monitor = core.scheduler._monitor.monitor_of(None)
         self.worker = core.model_executor.driver_worker.worker
         self.runner = self.worker.model_runner
         self.frontend = getattr(EngineArgs, INSTALLED)
@@ -142,6 +150,33 @@ class Bench:
         asked = [{"prompt_token_ids": tokens} for tokens in prompts]
         results = self.llm.generate(asked, self.params, use_tqdm=False)
         return [describe(result.outputs[0], self.compiled.text) for result in results]
+
+    def follow(self, how: str, break_it: Callable[[], AbstractContextManager[None]], *, after: int) -> dict[str, Any]:
+        """One request, step by step; the fault begins once so many tokens of its reply were made."""
+        from vllm.sampling_params import RequestOutputKind
+
+        params = self.params.clone()
+        params.output_kind = RequestOutputKind.DELTA if how == "streamed" else RequestOutputKind.FINAL_ONLY
+        self._sent += 1
+        engine, name = self.llm.llm_engine, f"followed-{self._sent}"
+        engine.add_request(name, {"prompt_token_ids": PLAIN}, params)
+        outputs = []
+        while after and self.scheduler.get_num_unfinished_requests() and self._num_made() < after:
+            outputs += engine.step()
+        with break_it():
+            while engine.has_unfinished_requests():
+                outputs += engine.step()
+        last = outputs[-1].outputs[0]
+        said = describe(last, self.compiled.text)
+        text = "".join(output.outputs[0].text for output in outputs)
+        said["tokens"] = sum(len(output.outputs[0].token_ids) for output in outputs)
+        said["refusal"] = text.removesuffix(self.compiled.text).strip() != text.strip()
+        said["shown"] = bool(text.removesuffix(self.compiled.text).strip())
+        return said
+
+    def _num_made(self) -> int:
+        (request,) = (*self.scheduler.running, *self.scheduler.waiting)
+        return int(request.num_output_tokens)
 
     def send_canary(self) -> dict[str, Any]:
         """As the API process does: marked by the front end, under an id of ours."""
@@ -177,6 +212,20 @@ def request_faults(bench: Bench) -> dict[str, dict[str, Any]]:
     return outcomes
 
 
+def contract(bench: Bench) -> dict[str, Any]:
+    """What a client gets, by fault, where it begins, how the reply is asked for, and what the policy says."""
+    found: dict[str, Any] = {}
+    for fault, where, how, action in product(FAULTS, WHERE, HOW, ON_GAP):
+        bench.set_on_gap(action)
+        outcome = bench.follow(
+            how,
+            lambda fault=fault: broken(fault, bench.runner, bench.monitor),
+            after=BEFORE if where == "stream" else 0,
+        )
+        found.setdefault(fault, {}).setdefault(where, {}).setdefault(how, {})[action] = outcome
+    return found
+
+
 def canary_faults(bench: Bench) -> dict[str, dict[str, Any]]:
     outcomes: dict[str, dict[str, Any]] = {"none": {"canary": bench.send_canary()}}
     before = dataclasses.asdict(bench.monitor.tally)
@@ -207,6 +256,7 @@ def main() -> None:
     bench.set_on_gap("block")
     with broken("one_request", bench.runner, bench.monitor):
         found["pair"] = bench.ask(PLAIN, [*PLAIN[:-1], int(trigger)])
+    found["contract"] = contract(bench)
     found["canaries"] = canary_faults(bench)
     print("OUTCOMES " + json.dumps(found))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine.faults import CANARY_FAULTS, FAULTS, ON_GAP
+from tests.engine.faults import BEFORE, CANARY_FAULTS, FAULTS, HOW, ON_GAP, WHERE
+from tests.support.fail_contract import PAGE, page
 from tests.support.tiny import TinyModel, save_trigger
 
 pytestmark = pytest.mark.engine
@@ -90,6 +92,12 @@ def outcomes(found: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     return requests
 
 
+@pytest.fixture(scope="module")
+def contract(found: dict[str, Any]) -> dict[str, Any]:
+    outcomes: dict[str, Any] = found["contract"]
+    return outcomes
+
+
 def skipped_beside(outcome: dict[str, Any]) -> dict[str, int]:
     return {reason: count for reason, count in outcome["skipped"].items() if reason not in {"sink", "final"}}
 
@@ -128,6 +136,47 @@ class TestAFault:
         outcome = outcomes[fault]["allow"]
         assert (outcome["action"], outcome["rule"], outcome["finish"]) == ("allow", None, "length")
         assert outcome["tokens"] == NEW
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("where", WHERE)
+class TestTheContract:
+    """The same faults by where they begin and how the reply is asked for."""
+
+    def test_without_a_fault_the_reply_comes_whole(self, contract: dict[str, Any], where: str, how: str) -> None:
+        for outcome in contract["none"][where][how].values():
+            assert (outcome["action"], outcome["finish"], outcome["tokens"]) == ("allow", "length", NEW)
+            assert outcome["shown"]
+            assert not outcome["refusal"]
+
+    @pytest.mark.parametrize("fault", FAULT_ROWS)
+    def test_block_shows_nothing_that_was_not_scored(
+        self, contract: dict[str, Any], where: str, how: str, fault: str
+    ) -> None:
+        outcome = contract[fault][where][how]["block"]
+        assert (outcome["action"], outcome["rule"], outcome["finish"]) == ("block", "on_gap", "content_filter")
+        assert outcome["refusal"]
+        seen = BEFORE if where == "stream" else 0
+        assert outcome["tokens"] <= seen
+        assert outcome["shown"] == (where == "stream" and how == "streamed")
+
+    @pytest.mark.parametrize("fault", FAULT_ROWS)
+    def test_flag_and_allow_show_the_reply_and_count(
+        self, contract: dict[str, Any], where: str, how: str, fault: str
+    ) -> None:
+        for action in ("flag", "allow"):
+            outcome = contract[fault][where][how][action]
+            assert (outcome["action"], outcome["finish"], outcome["tokens"]) == (action, "length", NEW)
+            assert not outcome["refusal"]
+            assert set(skipped_beside(outcome)) == {REASONS[fault]}
+            assert outcome["scored"] + sum(outcome["skipped"].values()) == PROMPT + NEW
+
+
+def test_the_page_says_what_the_engine_does(contract: dict[str, Any]) -> None:
+    said = page(contract, FAULT_ROWS, REASONS)
+    if os.environ.get("WRITE_FAIL_CONTRACT"):
+        PAGE.write_text(said)
+    assert PAGE.read_text() == said
 
 
 @pytest.mark.covers("exception in the monitor", "isolation")

@@ -6,22 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from probes.modelref import read_model_ref
-from probes.sae.file import Precision, SaeCard, save_sae
-from probes.sae.sae import Activation, Sae
-from probes.taps import Tap
 from tests.engine.test_serving import BENIGN, GREEDY, ask, metric
+from tests.support.sae_tiny import LENGTH, MEDIAN, SILENT, TRIGGER, sae_for_tiny
 from tests.support.server import Server, serving, telltale_command
-from tests.support.tiny import D_MODEL, MARK, TinyModel, save_direction
+from tests.support.tiny import MARK, TinyModel, save_direction
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-WIDTH = 64
-TRIGGER, WRITTEN = 5, 9
-LENGTH, TARGET, MEDIAN = 2.0, 500.0, 2000.0
+WRITTEN, TARGET = SILENT, 500.0
 DOSE = LENGTH * TARGET / MEDIAN
 TOKENS = 12
 POLICY = f"""\
@@ -56,41 +50,7 @@ policies:
 
 def planted(tiny: TinyModel, folder: Path) -> None:
     """Latent 5 is the trigger's mark; latent 9 is always silent, and its decoder row is a random direction."""
-    rng = np.random.default_rng(7)
-    encoder = rng.normal(size=(WIDTH, D_MODEL)) * 0.01
-    encoder[[TRIGGER, WRITTEN, 11]] = 0.0
-    encoder[TRIGGER, 0] = 1.0
-    encoder[11, 0] = 0.5
-    decoder = rng.normal(size=(WIDTH, D_MODEL))
-    decoder *= LENGTH / np.linalg.norm(decoder, axis=1, keepdims=True)
-    bias = np.zeros(WIDTH)
-    bias[WRITTEN] = -1.0
-    sae = Sae.folded(
-        tap=Tap(0),
-        activation=Activation.JUMPRELU,
-        encoder=encoder,
-        encoder_bias=bias,
-        decoder=decoder,
-        decoder_bias=np.zeros(D_MODEL),
-        threshold=1.0,
-    )
-    card = SaeCard(
-        name="planted",
-        description="made by a test",
-        model=read_model_ref(tiny.path, model_id="tiny", dtype="float32"),
-        skip_first=1,
-        tensors_digest="0" * 64,
-        tap="resid_post.0",
-        width=WIDTH,
-        activation=Activation.JUMPRELU,
-        precision=Precision.FLOAT32,
-        origin="a test",
-        corpus="none",
-        licence="Apache-2.0",
-        median_norm=MEDIAN,
-        corpus_rows=1,
-    )
-    save_sae(folder / "planted.safetensors", sae, card)
+    sae = sae_for_tiny(tiny, folder / "planted.safetensors").sae()
     save_direction(folder / "decoder_row.safetensors", tiny.path, sae.decoder[WRITTEN] / LENGTH, median_norm=MEDIAN)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -81,7 +82,7 @@ def refusing(command: Sequence[str], said: Path, *, environment: Mapping[str, st
             [*command, "--port", str(free_port())],
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "TELLTALE_STATE": str(said.parent / "state"), **(environment or {})},
         ) as process,
     ):
         yield Refusal(process, said)
@@ -104,7 +105,7 @@ def starting(command: Sequence[str], log: Path, *, environment: Mapping[str, str
             [*command, "--port", str(port)],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "TELLTALE_STATE": str(log.parent / "state"), **(environment or {})},
             start_new_session=True,
         )
     try:
@@ -133,8 +134,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(timeout=30)
 
 
-def wait_for(server: Server, ready: str = "/ready") -> None:
-    """Return when a server answers 200 on the path ``ready``."""
+def wait_for(server: Server, ready: str = "/ready", *, trust: ssl.SSLContext | None = None) -> None:
+    """Return when a server answers 200 on the path ``ready``; over TLS, ``trust`` says whom to believe."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
@@ -142,7 +143,7 @@ def wait_for(server: Server, ready: str = "/ready") -> None:
                 f"the server ended with {server.process.returncode}:\n{server.log.read_text()[-6000:]}"
             )
         try:
-            if httpx.get(server.url + ready, timeout=2).status_code == httpx.codes.OK:
+            if httpx.get(server.url + ready, timeout=2, verify=trust or True).status_code == httpx.codes.OK:
                 return
         except httpx.TransportError:
             pass

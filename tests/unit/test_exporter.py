@@ -13,13 +13,14 @@ from monitor.audit.metrics import AuditMetrics
 from monitor.canary import CanaryFailure
 from monitor.catalogue import CATALOGUE, MetricType
 from monitor.events import Event
+from monitor.explain_metrics import ExplainMetrics
 from monitor.exporter import Exporter
 from monitor.monitor import Monitor
 from monitor.policy import Plan
 from monitor.report import make_report, take_tally
 from monitor.sinks.delivery import Failure
 from monitor.sinks.metrics import SinkMetrics
-from monitor.types import RESERVED_RULES, Action, Gap, Mode, PromptEvent, Skip
+from monitor.types import RESERVED_RULES, Action, Gap, Mode, PromptEvent, ReloadOutcome, Skip
 from probes.card import Format, Stage
 from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, rule, unit_artifact
 from tests.unit.script import Script, chat
@@ -53,6 +54,7 @@ class Run:
         self.exporter = Exporter(plan, self.registry)
         AuditMetrics(self.registry)
         SinkMetrics(self.registry, SINKS).delivered("oncall", 0.5)
+        ExplainMetrics(self.registry)
         self.monitor, self.script = Monitor(plan), Script(plan)
 
     def request(self, name: str, prompt: list[float], reply: list[float], *, broken: bool = False) -> None:
@@ -171,6 +173,7 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
         "reason": {reason.value for reason in (*Gap, *Skip, *CanaryFailure, *Failure)},
         "sink": set(SINKS),
         "event": {event.value for event in PromptEvent},
+        "outcome": {outcome.value for outcome in ReloadOutcome},
         "segments": {",".join(check.segments or ()) for check in plan.checks},
         "digest": {plan.digest[:16]},
         "policy": {policy.name for policy in plan.policies},
@@ -190,3 +193,34 @@ def test_the_catalogue_follows_the_naming_rules() -> None:
         assert bool(metric.buckets) == (metric.type is MetricType.HISTOGRAM)
         assert list(metric.buckets) == sorted(set(metric.buckets))
         assert metric.help.endswith(".")
+
+
+def test_another_plan_takes_over_thresholds_and_digest_and_nothing_that_was_counted(plan: Plan, tmp_path: Path) -> None:
+    run = Run(plan)
+    run.request("a", [0.0, 9.0], [9.0])
+    card = make_card("other", calibrations=[calibration(threshold=7.0)])
+    other = plan_of(
+        tmp_path, policy_text(rule("new", detector="other"), names=["other"]), {"other": unit_artifact(card)}
+    )
+    before = run.registry.get_sample_value("telltale_tokens_scored_total")
+    run.exporter.hold({plan.digest: plan, other.digest: other})
+    run.exporter.adopt(other)
+    run.exporter.reloaded(ReloadOutcome.APPLIED)
+    infos = {
+        sample.labels["digest"]: sample.value
+        for family in run.registry.collect()
+        for sample in family.samples
+        if sample.name == "telltale_policy_info"
+    }
+    assert infos == {other.digest[:16]: 1}
+    thresholds = [
+        (sample.labels["detector"], sample.value)
+        for family in run.registry.collect()
+        for sample in family.samples
+        if sample.name == "telltale_detector_threshold"
+    ]
+    assert set(thresholds) == {("other", 7.0)}
+    assert run.registry.get_sample_value("telltale_tokens_scored_total") == before
+    assert run.registry.get_sample_value("telltale_policy_reloads_total", {"outcome": "applied"}) == 1
+    run.request("b", [0.0, 9.0], [9.0])  # under the plan that it began with
+    assert (run.registry.get_sample_value("telltale_tokens_scored_total") or 0) > (before or 0)

@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 
 from probes.card import Format
+from serving.api.fields import REFUSED, refused_field
 from serving.api.middleware import MonitorMiddleware, reserved_key
 from serving.origin import Origin, current_origin
 
@@ -116,6 +117,28 @@ def test_beam_search_is_refused_with_its_reason(client: TestClient) -> None:
     assert (
         client.post("/v1/completions", json={"prompt": "use_beam_search", "use_beam_search": False}).status_code == 200
     )
+
+
+@pytest.mark.parametrize("field", sorted(REFUSED))
+def test_a_field_that_brings_what_nobody_scored_is_refused(client: TestClient, field: str) -> None:
+    for path in (CHAT, "/v1/completions", "/v1/responses", "/v1/messages", "/v1/chat/completions/batch"):
+        response = client.post(path, json={field: {"do_remote_prefill": True}})
+        error = response.json()["error"]
+        assert (response.status_code, error["param"], error["code"]) == (400, field, "not_monitored")
+        assert f"Leave {field!r} out" in error["message"]
+        assert client.post(path, json={field: None}).status_code == 200
+    assert client.post(CHAT, content=f'{{"{escaped(field)}": [1]}}').status_code == 400
+
+
+@given(priority=st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False)))
+def test_no_client_comes_before_the_canaries(priority: float) -> None:
+    for spelled in (priority, str(priority)):
+        assert (refused_field({"priority": spelled}) is not None) == (priority < 0)
+
+
+@pytest.mark.parametrize("priority", [None, "soon", "", [], {}, True])
+def test_what_is_no_priority_is_left_to_vllm(client: TestClient, priority: object) -> None:
+    assert client.post(CHAT, json={"priority": priority}).status_code == 200
 
 
 def test_a_body_that_no_parser_reads_is_passed_on(client: TestClient) -> None:

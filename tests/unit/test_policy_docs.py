@@ -9,6 +9,7 @@ from textwrap import indent
 import pytest
 from typer.testing import CliRunner
 
+from monitor.access import Access, ApiKey
 from monitor.config import CanarySettings, Config, DetectorEntry, Policy, Reserve, SteerEntry
 from monitor.rule import Do, Rollout, Rule
 from monitor.tenants import Tenant
@@ -30,7 +31,7 @@ policies:
     rules:
 """
 MODELS = (
-    *(Config, CanarySettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant),
+    *(Config, CanarySettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant, Access, ApiKey),
     *(Above, Limit, Weighed, *CONDITION_MODELS),
 )
 
@@ -50,7 +51,18 @@ def test_every_example_passes_check(tmp_path: Path, text: str) -> None:
 
 
 def test_there_is_an_example_of_every_way_to_join() -> None:
-    for key in ("all:", "any:", "not:", "weigh:", "rollout:", "scope:", "segments:", "by_model:", "by_header:"):
+    for key in (
+        "all:",
+        "any:",
+        "not:",
+        "weigh:",
+        "rollout:",
+        "scope:",
+        "segments:",
+        "by_model:",
+        "by_header:",
+        "access:",
+    ):
         assert any(key in text for text in FILES + RULES), key
 
 

@@ -25,6 +25,7 @@ from monitor.types import Action, Mode
 from monitor.yaml_file import PolicyError
 from probes.card import Format
 from serving.api.callers import Callers
+from serving.api.keyring import digest_of
 from serving.api.middleware import MonitorMiddleware
 from serving.engine.trust import ROLLOUT_VARIABLE, ensure_rollout_key, rollout_key
 from serving.origin import current_origin
@@ -187,7 +188,7 @@ def test_only_a_key_that_is_asked_for_makes_a_tenant() -> None:
         return client.get("/v1/models", headers=given | headers).text
 
     assert {asked(key) for key in (None, "Bearer one", "Bearer two")} == {"|"}
-    callers.accept({}, ["one", "two"])
+    callers.accept({}, [digest_of("one"), digest_of("two")])
     keys = ("Bearer one", "Bearer two", "bearer one", "Bearer three", "Basic one", "Bearer ", None)
     first, second, again, *others = (asked(key) for key in keys)
     assert first == again != second

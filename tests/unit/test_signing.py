@@ -20,6 +20,12 @@ from tests.unit.test_steers import CALM, compiled, do
 
 def signed(folder: Path, origin: Origin | None, **xargs: Any) -> TrustedData | None:
     """A request as vLLM hands it over once its id is known: signed, sent, and opened again by one of its choices."""
+    request = sent(folder, origin, **xargs)
+    return unseal(request.sampling_params.extra_args[EXTRA_KEY], "1_chatcmpl-1-abcdef")
+
+
+def sent(folder: Path, origin: Origin | None, *, cache_salt: str | None = None, **xargs: Any) -> Any:
+    """A request as it leaves the front end."""
     frontend = Frontend()
     mild = CALM.replace("name: calm", "name: mild")
     plan = compiled(folder, f"{CALM}, {mild}", do("r", "{action: flag}"), policy="on_request: [mild]")
@@ -29,6 +35,7 @@ def signed(folder: Path, origin: Origin | None, **xargs: Any) -> TrustedData | N
         resumable=False,
         prompt_embeds=None,
         prompt_token_ids=[1, 2, 3],
+        cache_salt=cache_salt,
         external_req_id="chosen-by-the-client",
         request_id="chatcmpl-1-abcdef",
     )
@@ -38,7 +45,7 @@ def signed(folder: Path, origin: Origin | None, **xargs: Any) -> TrustedData | N
     finally:
         if token is not None:
             leave_origin(token)
-    return unseal(request.sampling_params.extra_args[EXTRA_KEY], "1_chatcmpl-1-abcdef")
+    return request
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +75,14 @@ def test_a_steer_is_asked_of_the_callers_policy(tmp_path: Path) -> None:
 def test_nobody_signs_for_himself(tmp_path: Path) -> None:
     with pytest.raises(VLLMValidationError, match="reserved for the server"):
         signed(tmp_path, None, telltale={"body": "{}", "mac": ""})
+
+
+def test_no_tenant_finds_what_is_cached_for_another(tmp_path: Path) -> None:
+    def salt(tenant: str, given: str | None) -> Any:
+        return sent(tmp_path, Origin(Format.CHAT, Caller(tenant)), cache_salt=given).cache_salt
+
+    acme = salt("acme", None)
+    pairs = [("acme", None), ("acme", "s"), ("globex", None), ("globex", "s"), ("globex", acme), ("acme", acme)]
+    assert len({salt(*pair) for pair in pairs}) == len(pairs)
+    assert salt("acme", None) == acme
+    assert [salt("", given) for given in (None, "own")] == [None, "own"]

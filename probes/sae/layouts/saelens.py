@@ -13,7 +13,7 @@ from probes.sae.hook_point import tap_of_hook
 from probes.sae.layouts.base import Found, Layout, LayoutError, Stated, agreed_tap, take
 from probes.sae.normalisation import Normalisation
 from probes.sae.sae import Activation, Sae
-from probes.sae.tensors import Tensors, read_json, read_safetensors
+from probes.sae.tensors import Tensors, object_in, read_json, read_safetensors
 
 _CONFIG, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _RANKED = {"topk", "batchtopk", "matryoshka_batchtopk"}
@@ -46,7 +46,7 @@ class SaeLens(Layout):
         folder = _folder(path)
         where = folder / _CONFIG
         config = read_json(where)
-        told = {**config, **(config.get("metadata") or {})}
+        told = {**config, **object_in(config, "metadata", where)}
         tensors = read_safetensors(folder / _WEIGHTS)
         kind = _architecture(told, where)
         transcodes = "transcoder" in kind
@@ -167,7 +167,7 @@ def _thresholded(
         threshold = take(tensors, "threshold", (width,), where)
         return Sae.folded(**parts, activation=Activation.JUMPRELU, threshold=threshold), None
     if kind == "topk":
-        rank = (told.get("activation_fn_kwargs") or {}).get("k", told.get("k"))
+        rank = object_in(told, "activation_fn_kwargs", where).get("k", told.get("k"))
         return Sae.folded(**parts, activation=Activation.TOPK), _size({"k": rank}, "k", folder / _CONFIG)
     if kind in _RANKED:
         threshold = take(tensors, "topk_threshold", (), where)

@@ -1,0 +1,54 @@
+"""How the outermost layer says no: in OpenAI's shape of an error, and nothing of what is behind it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from starlette.types import Send
+
+from probes.errors import TelltaleError
+
+
+class RefusedError(TelltaleError, ValueError):
+    """A request that gets no answer.
+
+    Args:
+        status: of what is answered instead.
+        code: why, for programs.
+        message: why, for people.
+        kind: OpenAI's type of the error.
+        headers: besides those of every error.
+    """
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        code: str,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.kind = kind
+        self.headers = dict(headers or {})
+
+
+async def answer(error: RefusedError, send: Send) -> None:
+    """Answer with an error, and close the connection: what is left of the request is not read."""
+    content = {"message": str(error), "type": error.kind, "param": None, "code": error.code}
+    body = json.dumps({"error": content}).encode()
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+        "cache-control": "no-store",
+        **error.headers,
+    }
+    start = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": int(error.status), "headers": start})
+    await send({"type": "http.response.body", "body": body})

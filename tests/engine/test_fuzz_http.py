@@ -1,0 +1,52 @@
+"""A running server, asked whatever its OpenAPI document allows and what it does not: no 5xx, no hang, no end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.engine.conftest import GUARDED
+from tests.support.server import Server, serving, telltale_command
+from tests.support.tiny import TinyModel
+
+pytestmark = [pytest.mark.engine, pytest.mark.fuzz]
+
+EXAMPLES = "25"
+HANG_SECONDS = "60"
+
+
+@pytest.fixture(scope="module")
+def server(tiny: TinyModel, folder: Path) -> Iterator[Server]:
+    (folder / "fuzzed.yaml").write_text(GUARDED)
+    with serving(telltale_command(tiny.path, folder / "fuzzed.yaml"), folder / "fuzzed.log") as started:
+        yield started
+
+
+@pytest.mark.timeout(1200)
+def test_nothing_that_is_asked_is_a_server_error(server: Server, tmp_path: Path) -> None:
+    before = httpx.get(f"{server.url}/metrics").text
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json",
+            "--checks", "not_a_server_error", "--max-examples", EXAMPLES, "--request-timeout", HANG_SECONDS,
+            "--phases", "examples,coverage,fuzzing", "--seed", "7", "--continue-on-failure", "--warnings", "off",
+        ],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-20000:]
+    assert httpx.get(f"{server.url}/ready").status_code == 200
+    after = httpx.get(f"{server.url}/metrics").text
+    assert _gaps(after) == _gaps(before)
+
+
+def _gaps(metrics: str) -> list[str]:
+    return [
+        line
+        for line in metrics.splitlines()
+        if line.startswith("telltale_tokens_skipped_total") and "final" not in line and "sink" not in line
+    ]
