@@ -31,8 +31,8 @@ class Unknown(StrEnum):
     OTHER_ARTIFACT = "other_artifact"
     """The recorded statistic is of another detector of that name."""
     CUT_OFF = "cut_off"
-    """The reply was ended by a block when it was recorded, or would have been: nobody knows how it would have gone on,
-    or what was read up to there."""
+    """The reply was ended or replaced when it was recorded, or would have been (escalate, route, regenerate, block):
+    nobody knows how it would have gone on, or what was read up to there."""
     LENGTH = "length"
     """The threshold depends on a length that was not recorded, and the statistic lies between the thresholds."""
 
@@ -87,10 +87,17 @@ def simulate(plan: Plan, policy: CompiledPolicy, recorded: Decision) -> Simulate
     if any(told[rule.name].fires and _blocks(rule, told[rule.name]) for rule in policy.rules):
         told = {rule.name: _told(rule, reader, _Until.BLOCKED_PROMPT) for rule in policy.rules}
     else:
+        at_prompt = any(
+            told[rule.name].fires and _may_end(rule, told[rule.name]) and _replaces(rule) for rule in policy.rules
+        )
         told = {rule.name: _told(rule, reader, _Until.END) for rule in policy.rules}
-        if any(told[rule.name].fires is not False and _may_block(rule, told[rule.name]) for rule in policy.rules):
-            # Its end would have been another one than that at which the statistics were recorded.
-            told |= {rule.name: _at_another_end(rule, told) for rule in policy.rules if rule.waits_for_end(plan.checks)}
+        ended = any(told[rule.name].fires is not False and _may_end(rule, told[rule.name]) for rule in policy.rules)
+        # Its reply would have been another one, or have had another end, than that whose statistics were recorded.
+        told |= {
+            rule.name: Told(fires=None, mode=told[rule.name].mode, why={"the reply": Unknown.CUT_OFF})
+            for rule in policy.rules
+            if (ended and rule.waits_for_end(plan.checks)) or (at_prompt and _reads_reply(rule, plan))
+        }
     does = {rule.name: rule.action for rule in policy.rules} | {
         ON_GAP: policy.on_gap,
         ON_UNCALIBRATED: policy.on_uncalibrated,
@@ -122,17 +129,22 @@ def _mode(rule: CompiledRule, recorded: Decision) -> Mode | None:
     return next((acted.mode for acted in recorded.rules if acted.name == rule.name), None)
 
 
-def _at_another_end(rule: CompiledRule, told: Mapping[str, Told]) -> Told:
-    return Told(fires=None, mode=told[rule.name].mode, why={"the end of the reply": Unknown.CUT_OFF})
-
-
 def _blocks(rule: CompiledRule, told: Told) -> bool:
     return rule.action is Action.BLOCK and told.mode is Mode.ENFORCE
 
 
-def _may_block(rule: CompiledRule, told: Told) -> bool:
-    """Of a rule that is rolled out too, for whom is not known."""
-    return rule.action is Action.BLOCK and told.mode is not Mode.SHADOW
+def _may_end(rule: CompiledRule, told: Told) -> bool:
+    """Whether the reply would have been ended, or be another one; of a rule that is rolled out too."""
+    return rule.action.severity > Action.STEER.severity and told.mode is not Mode.SHADOW
+
+
+def _replaces(rule: CompiledRule) -> bool:
+    """Whether another reply may stand in the place of the one that was recorded."""
+    return rule.action is not Action.BLOCK
+
+
+def _reads_reply(rule: CompiledRule, plan: Plan) -> bool:
+    return any(plan.checks[number].stage is not Stage.PROMPT for number in rule.verdicts)
 
 
 def _worst(actions: list[Action]) -> Action:
@@ -244,4 +256,4 @@ class _Reader:
         """Whether more would have been read, had the request gone on."""
         if self.recorded.prompt_tokens is None:
             return True
-        return self.recorded.action is Action.BLOCK and check.stage is not Stage.PROMPT
+        return self.recorded.action.severity > Action.STEER.severity and check.stage is not Stage.PROMPT

@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 from monitor.events import Decision
 from monitor.segments import PromptMap
 from probes.card import Format
+from serving.hold import Hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,13 @@ class Origin:
         fmt: whether its text goes through the chat template.
         caller: who sent it.
         tickets: of the events that have to be stored before anything more of its response leaves.
+        hold: the attempt at an answer, where its reply is withheld; None where nobody does.
         decisions: the events of its choices that have ended, if somebody listens; else None.
     """
 
     fmt: Format = Format.RAW
     caller: Caller = NOBODY
+    hold: Hold | None = field(default=None, repr=False, compare=False)
     # One object for all tasks of a request: a chat is rendered in one task and, when streamed, signed in another.
     tickets: list[Future[None]] = field(default_factory=list, repr=False, compare=False)
     decisions: list[Judged] | None = field(default=None, repr=False, compare=False)

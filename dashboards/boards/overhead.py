@@ -41,6 +41,24 @@ OVERHEAD = Board(
                     "That the engine's process spends in the monitor.",
                 ),
                 Panel(
+                    "By phase",
+                    (
+                        Series(
+                            "histogram_quantile(0.95, sum by (phase, le) "
+                            f"(rate({catalogue.OVERHEAD_SECONDS.name}_bucket{_JOB}[$__rate_interval])))",
+                            "{{phase}}",
+                        ),
+                    ),
+                    Unit.SECONDS,
+                    "95% of the steps. What taps cost inside a compiled pass or on a GPU, `telltale bench` measures.",
+                ),
+                Panel(
+                    "Held back",
+                    (Series(f"sum({catalogue.HELD_BACK.name}{_JOB})", "outputs"),),
+                    Unit.NUMBER,
+                    "Outputs that wait until what follows them is scored.",
+                ),
+                Panel(
                     "A round of canaries",
                     (Series(f"max by (instance) ({catalogue.CANARY_SECONDS.name}{_JOB})", "{{instance}}"),),
                     Unit.SECONDS,
@@ -85,6 +103,18 @@ OVERHEAD = Board(
                     ),
                     Unit.NUMBER,
                     "Events, and responses that were withheld for them.",
+                ),
+                Panel(
+                    "Explanations",
+                    (
+                        Series(
+                            f"sum by (outcome) (increase({catalogue.EXPLANATIONS.name}{_JOB}[$__rate_interval]))",
+                            "{{outcome}}",
+                        ),
+                        Series(f"sum({catalogue.EXPLANATIONS_WAITING.name}{_JOB})", "waiting"),
+                    ),
+                    Unit.NUMBER,
+                    "Flagged requests that are read again for their latents, where the policy file says explain.",
                 ),
             ),
         ),

@@ -44,6 +44,15 @@ OVERVIEW = Board(
                     alarm_above=300,
                 ),
                 Panel(
+                    "Distance of the canary",
+                    (Series(f"max({catalogue.CANARY_DEVIATION.name}{_JOB})"),),
+                    Unit.SHARE,
+                    "Of its scores from the cards', as a share of what is allowed.",
+                    Form.NUMBER,
+                    width=4,
+                    alarm_above=1,
+                ),
+                Panel(
                     "Gaps by reason",
                     (
                         Series(
@@ -52,6 +61,7 @@ OVERVIEW = Board(
                     ),
                     Unit.NUMBER,
                     "Token positions that no detector has read. Their requests follow on_gap.",
+                    width=8,
                 ),
             ),
         ),

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from monitor.events import Content, Event
 from monitor.sinks.backoff import Backoff
+from monitor.sinks.bound import NOTHING, Bound
 from monitor.sinks.dead_letters import DeadLetters
 from monitor.sinks.delivery import Delivery
 from monitor.sinks.dispatcher import Dispatcher, Observer
 from monitor.sinks.errors import SinkError
 from monitor.sinks.message import Message, message_of
-from monitor.sinks.route import Bound, Route
+from monitor.sinks.route import Route
 from monitor.sinks.settings import SinkEntry, require_url
 from monitor.sinks.signature import parse_secret
 
@@ -69,7 +70,6 @@ class Sinks:
         entries: of the policy file, with absolute paths.
         environment: holds their secrets.
         observer: is told what becomes of messages.
-        bound: by a sink's name, the rules and detectors that name it.
         backoff: pauses between attempts.
     Raises:
         SinkError: a sink cannot be opened.
@@ -81,32 +81,38 @@ class Sinks:
         environment: Mapping[str, str],
         observer: Observer,
         *,
-        bound: Mapping[str, Bound] | None = None,
         backoff: Backoff | None = None,
     ) -> None:
         deliveries = [open_delivery(entry, environment) for entry in entries]
-        self._ways = [
-            (
-                entry,
-                Route(entry, (bound or {}).get(entry.name)),
-                Dispatcher(
-                    entry.name,
-                    delivery,
-                    DeadLetters(Path(entry.dead_letters)),
-                    observer,
-                    queue=entry.queue,
-                    tries=entry.tries,
-                    backoff=backoff,
-                ),
+        self._entries = tuple(entries)
+        self._routes = {entry.name: Route(entry) for entry in entries}
+        self._dispatchers = {
+            entry.name: Dispatcher(
+                entry.name,
+                delivery,
+                DeadLetters(Path(entry.dead_letters)),
+                observer,
+                queue=entry.queue,
+                tries=entry.tries,
+                backoff=backoff,
             )
             for entry, delivery in zip(entries, deliveries, strict=True)
-        ]
+        }
+
+    def bind(self, bound: Mapping[str, Bound]) -> None:
+        """From now on, send too what alerts bind to a sink.
+
+        Args:
+            bound: by the sink's name.
+        """
+        self._routes = {entry.name: Route(entry, bound.get(entry.name, NOTHING)) for entry in self._entries}
 
     def submit(self, event: Event, content: Callable[[], Content] | None = None) -> None:
         """See ``monitor.outlet.Outlet``; nothing has to wait for it."""
-        for entry, route, dispatcher in self._ways:
-            if route.wants(event):
-                dispatcher.offer(_maker(entry, event, content))
+        routes = self._routes
+        for entry in self._entries:
+            if routes[entry.name].wants(event):
+                self._dispatchers[entry.name].offer(_maker(entry, event, content))
 
     def close(self, timeout: float = 5.0) -> bool:
         """Send what waits, once each, as long as there is time; the rest becomes dead letters.
@@ -116,9 +122,9 @@ class Sinks:
         Returns: whether all have ended.
         """
         until = time.monotonic() + 2 * timeout
-        for _, _, dispatcher in self._ways:
+        for dispatcher in self._dispatchers.values():
             dispatcher.end(timeout)
-        return all([dispatcher.join(max(0.0, until - time.monotonic())) for _, _, dispatcher in self._ways])
+        return all([way.join(max(0.0, until - time.monotonic())) for way in self._dispatchers.values()])
 
 
 def _maker(entry: SinkEntry, event: Event, content: Callable[[], Content] | None) -> Callable[[], Message]:

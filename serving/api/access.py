@@ -13,10 +13,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from monitor.access import Access, Door, KeyScope
+from serving.api.callers import key_of
 from serving.api.keyring import Holder, KeyRing
 from serving.api.limits import Buckets, TooLargeError, read_body, retry_after
 from serving.api.paths import Need, need_of, path_in
-from serving.api.refusal import RefusedError, answer
+from serving.api.refusal import TurnedAwayError, answer
 
 _ANYBODY = "anybody"
 """The one bucket of all who send no known key, where they get answers."""
@@ -61,11 +62,13 @@ class Gate:
             scope: of its connection.
         Returns: the limits of what it may be.
         Raises:
-            RefusedError: what is answered instead.
+            TurnedAwayError: what is answered instead.
         """
         rules = self._rules
         if rules is None:
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "starting", "this server is starting. Try again later.")
+            raise TurnedAwayError(
+                HTTPStatus.SERVICE_UNAVAILABLE, "starting", "this server is starting. Try again later."
+            )
         headers, method = Headers(scope=scope), str(scope["method"])
         _require_small(headers, rules.access.header_bytes)
         # Browsers ask so, without a key, what they may send; the layer for it answers, and no route.
@@ -74,9 +77,9 @@ class Gate:
         need = need_of(method, path_in(scope))
         if need is Need.NOTHING:
             return rules.access
-        holder = rules.ring.holder_of(_bearer(headers))
+        holder = rules.ring.holder_of(key_of(headers))
         if holder is None and not _open_to_all(rules, need, headers):
-            raise RefusedError(
+            raise TurnedAwayError(
                 HTTPStatus.UNAUTHORIZED,
                 "invalid_api_key",
                 "this server answers requests with one of its API keys. Send yours as 'Authorization: Bearer KEY'.",
@@ -84,9 +87,9 @@ class Gate:
             )
         self._charge(rules, holder)
         if need is None or need is Need.CLOSED:
-            raise RefusedError(HTTPStatus.NOT_FOUND, "not_found", "there is nothing under this path.")
+            raise TurnedAwayError(HTTPStatus.NOT_FOUND, "not_found", "there is nothing under this path.")
         if holder is not None and not need.scopes & holder.scopes and not _open_to_all(rules, need, headers):
-            raise RefusedError(
+            raise TurnedAwayError(
                 HTTPStatus.FORBIDDEN,
                 "scope_missing",
                 f"this needs an API key with the scope {' or '.join(sorted(need.scopes))}, which yours has not.",
@@ -100,7 +103,7 @@ class Gate:
             return
         wait = self._buckets.take(holder.digest if holder is not None else _ANYBODY, limit)
         if wait > 0.0:
-            raise RefusedError(
+            raise TurnedAwayError(
                 HTTPStatus.TOO_MANY_REQUESTS,
                 "rate_limit_exceeded",
                 f"more than {limit} requests in a minute. Try again in {retry_after(wait)} s.",
@@ -132,7 +135,7 @@ class AccessLayer:
         try:
             limits = self._gate.admit(scope)
             receive = await _limited(Headers(scope=scope), receive, limits.body_bytes)
-        except RefusedError as error:
+        except TurnedAwayError as error:
             await answer(error, send)
             return
         await self._app(scope, receive, send)
@@ -152,13 +155,13 @@ async def _limited(headers: Headers, receive: Receive, limit: int) -> Receive:
     try:
         return await read_body(receive, limit, said=int(length[:20]) if length.isdecimal() else 0)
     except TooLargeError:
-        raise RefusedError(
+        raise TurnedAwayError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             "body_too_large",
             f"the body is larger than {limit} bytes, which is what this server takes. Send less at once.",
         ) from None
     except TimeoutError:
-        raise RefusedError(
+        raise TurnedAwayError(
             HTTPStatus.REQUEST_TIMEOUT, "body_timeout", "the body did not arrive in time. Send it faster, or less."
         ) from None
 
@@ -174,13 +177,8 @@ def _open_to_all(rules: _Rules, need: Need | None, headers: Headers) -> bool:
 
 def _require_small(headers: Headers, limit: int) -> None:
     if sum(len(name) + len(value) for name, value in headers.raw) > limit:
-        raise RefusedError(
+        raise TurnedAwayError(
             HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
             "headers_too_large",
             f"the headers are larger than {limit} bytes, which is what this server takes.",
         )
-
-
-def _bearer(headers: Headers) -> str:
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    return key if scheme.lower() == "bearer" else ""

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from monitor.audit.redaction import KeptTexts
 from monitor.audit.settings import AuditSettings
 from monitor.outlet import Outlet, Outlets
+from monitor.sinks.bound import bound_by
 from monitor.sinks.metrics import SinkMetrics
 from monitor.sinks.sinks import Sinks
 from serving.api.auditing import Audit
@@ -25,22 +26,20 @@ log = structlog.get_logger(__name__)
 
 
 def open_ledger(
-    deployment: Deployment, tokenizer: Any, registry: CollectorRegistry, *, audit: Audit | None, traced: bool
+    deployment: Deployment, tokenizer: Any, *, audit: Audit | None, sinks: Sinks | None, traced: bool
 ) -> Ledger | None:
     """What makes events; None if nobody wants any.
 
     Args:
         deployment: what runs.
         tokenizer: of the engine; copied, because its thread is not ours.
-        registry: for the sinks' metrics.
         audit: the audit trail, if there is one.
+        sinks: those of the policy file, if it has any.
         traced: whether traces say what was decided.
     Raises:
-        monitor.sinks.errors.SinkError: a sink cannot be opened.
         monitor.audit.errors.AuditError: the redaction hook cannot be used.
     """
     outlets: list[Outlet] = [audit.writer] if audit is not None else []
-    sinks = open_sinks(deployment, registry)
     if sinks is not None:
         outlets.append(sinks)
     if not outlets and not traced:
@@ -52,6 +51,9 @@ def open_ledger(
 def open_sinks(deployment: Deployment, registry: CollectorRegistry) -> Sinks | None:
     """The sinks of the policy file; None if it has none.
 
+    Args:
+        deployment: what runs.
+        registry: for their metrics.
     Raises:
         monitor.sinks.errors.SinkError: one cannot be opened.
     """
@@ -59,6 +61,7 @@ def open_sinks(deployment: Deployment, registry: CollectorRegistry) -> Sinks | N
     if not entries:
         return None
     sinks = Sinks(entries, os.environ, SinkMetrics(registry, [entry.name for entry in entries]))
+    sinks.bind(bound_by(deployment.plan.alerts))
     atexit.register(sinks.close)
     log.info("sinks", names=[entry.name for entry in entries])
     return sinks

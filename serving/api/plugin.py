@@ -16,16 +16,21 @@ from starlette.datastructures import State
 
 from monitor.explain_metrics import ExplainMetrics
 from monitor.exporter import Exporter
+from monitor.sinks.bound import bound_by
+from monitor.sinks.sinks import Sinks
 from serving.api.access import Gate, put_before
 from serving.api.auditing import Audit, open_audit
 from serving.api.binding import is_local, require_keys
 from serving.api.callers import Callers
 from serving.api.control import control_routes
+from serving.api.desk import Desk
+from serving.api.holding import HoldMiddleware
 from serving.api.keyring import KeyRing
 from serving.api.keys import ring_of, sender_digests
 from serving.api.middleware import MonitorMiddleware
 from serving.api.open_routes import refuse_open_routes
-from serving.api.outlets import open_ledger
+from serving.api.opening import open_desk
+from serving.api.outlets import open_ledger, open_sinks
 from serving.api.protocol import use_bounded_protocol
 from serving.api.request_ids import RequestIds
 from serving.api.tracing import Tracing, is_tracing_on, open_provider
@@ -55,7 +60,9 @@ class TelltaleEndpoints:
         self._callers = Callers()
         self._gate = Gate()
         self._audit: Audit | None = None
+        self._sinks: Sinks | None = None
         self._reloader: Reloader | None = None
+        self._desk: Desk | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._explaining: asyncio.Task[None] | None = None
 
@@ -63,7 +70,10 @@ class TelltaleEndpoints:
         """Add our route and the middleware."""
         use_bounded_protocol()
         put_before(app, self._gate)
-        check = engine_plugin.install().asked_steers
+        frontend = engine_plugin.install()
+        check = frontend.asked_steers
+        # Inside of the other, which says where a request comes from: what is added first stands further inside.
+        app.add_middleware(HoldMiddleware, frontend=frontend, desk=lambda: self._desk, root_path=app.root_path or "")
         if is_tracing_on():
             # What is added later stands further outside.
             app.add_middleware(Tracing, provider=open_provider(), root_path=app.root_path or "")
@@ -117,6 +127,8 @@ class TelltaleEndpoints:
 
         def adopt(deployment: Deployment) -> None:
             self._know_keys(deployment, args)
+            if self._sinks is not None:
+                self._sinks.bind(bound_by(deployment.plan.alerts))
 
         check(frontend.deployment)
         adopt(frontend.deployment)
@@ -132,11 +144,12 @@ class TelltaleEndpoints:
         exporter = Exporter(frontend.deployment.plan, prometheus_client.REGISTRY)
         frontend.export_to(exporter)
         self._audit = open_audit(frontend.deployment, prometheus_client.REGISTRY)
+        self._sinks = open_sinks(frontend.deployment, prometheus_client.REGISTRY)
         ledger = open_ledger(
             frontend.deployment,
             engine_client.get_tokenizer(),
-            prometheus_client.REGISTRY,
             audit=self._audit,
+            sinks=self._sinks,
             traced=is_tracing_on(),
         )
         if ledger is not None:
@@ -146,7 +159,8 @@ class TelltaleEndpoints:
             if frontend.deployment.explainer is not None and self._audit is not None:
                 metrics = ExplainMetrics(prometheus_client.REGISTRY)
                 self._explain(Explanations(engine_client, frontend, ledger.explained, metrics), ledger)
-        exporter.canary_passed(canaries.seconds)
+        self._desk = open_desk(engine_client, frontend, _names(state))
+        exporter.canary_passed(canaries.seconds, canaries.deviation)
 
         def engine_ended() -> None:
             exporter.not_ready()
@@ -178,6 +192,12 @@ class TelltaleEndpoints:
         """Explain what is flagged from now on. Where that ends, serving goes on: it decides nothing."""
         ledger.tell_flags(explanations.offer)
         self._explaining = asyncio.create_task(explanations.watch(), name="telltale-explanations")
+
+
+def _names(state: State) -> frozenset[str]:
+    """Names of models that this server answers to."""
+    models = state.openai_serving_models
+    return frozenset({*(path.name for path in models.base_model_paths), *models.lora_requests})
 
 
 def endpoint_plugin() -> TelltaleEndpoints:

@@ -11,7 +11,7 @@ from starlette.types import Send
 from probes.errors import TelltaleError
 
 
-class RefusedError(TelltaleError, ValueError):
+class TurnedAwayError(TelltaleError, ValueError):
     """A request that gets no answer.
 
     Args:
@@ -38,7 +38,7 @@ class RefusedError(TelltaleError, ValueError):
         self.headers = dict(headers or {})
 
 
-async def answer(error: RefusedError, send: Send) -> None:
+async def answer(error: TurnedAwayError, send: Send) -> None:
     """Answer with an error, and close the connection: what is left of the request is not read."""
     content = {"message": str(error), "type": error.kind, "param": None, "code": error.code}
     body = json.dumps({"error": content}).encode()

@@ -17,12 +17,12 @@ from prometheus_client import CollectorRegistry
 from monitor.events import Content, Decision, Event, GapSeen
 from monitor.outlet import Outlets
 from monitor.sinks.backoff import Backoff
+from monitor.sinks.bound import Bound
 from monitor.sinks.dead_letters import DeadLetter, DeadLetters
 from monitor.sinks.delivery import Delivery
 from monitor.sinks.errors import SinkError
 from monitor.sinks.message import Message
 from monitor.sinks.metrics import SinkMetrics
-from monitor.sinks.route import Bound
 from monitor.sinks.settings import SinkEntry
 from monitor.sinks.signature import ID_HEADER, TIMESTAMP_HEADER, is_signed, parse_secret
 from monitor.sinks.sinks import Sinks
@@ -294,8 +294,11 @@ def test_shadow_rules_count_if_asked_for(tmp_path: Path) -> None:
 
 
 def test_what_is_bound_to_a_sink_goes_there_whatever_it_chooses(tmp_path: Path) -> None:
-    bound = {"hook": Bound(rules=frozenset({"no-harm"}))}
-    with receiving() as receiver, opened(entry(receiver.url, tmp_path, events=["gap"]), bound=bound) as made:
+    bound = {"hook": Bound(rules=frozenset({("default", "no-harm")}))}
+    with receiving() as receiver, opened(entry(receiver.url, tmp_path, events=["gap"])) as made:
+        made.sinks.submit(decision(Action.FLAG))
+        made.sinks.bind(bound)
+        made.sinks.submit(decision(Action.FLAG).model_copy(update={"policy": "other"}))
         made.sinks.submit(decision(Action.FLAG))
         made.sinks.submit(decision(Action.ALLOW))
         receiver.wait_for(1)
