@@ -91,7 +91,11 @@ def simulate(plan: Plan, policy: CompiledPolicy, recorded: Decision) -> Simulate
             told[rule.name].fires and _may_end(rule, told[rule.name]) and _replaces(rule) for rule in policy.rules
         )
         told = {rule.name: _told(rule, reader, _Until.END) for rule in policy.rules}
-        ended = any(told[rule.name].fires is not False and _may_end(rule, told[rule.name]) for rule in policy.rules)
+        ended = any(
+            told[rule.name].fires is not False and _may_end(rule, told[rule.name])
+            for rule in policy.rules
+            if not rule.waits_for_end(plan.checks)
+        )
         # Its reply would have been another one, or have had another end, than that whose statistics were recorded.
         told |= {
             rule.name: Told(fires=None, mode=told[rule.name].mode, why={"the reply": Unknown.CUT_OFF})

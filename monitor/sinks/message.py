@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
-from monitor.events import CanaryFailed, Content, Decision, Event, GapSeen, PolicyReloaded
+from monitor.events import CanaryFailed, Content, Decision, Event, GapSeen, Handled, PolicyReloaded
 from monitor.sinks.settings import SinkKind
 
 _WHOSE = {"request_id", "client_request_id", "tenant"}
@@ -80,6 +80,9 @@ def _lines(event: Event) -> list[str]:
     match event:
         case Decision():
             return _decision(event)
+        case Handled():
+            what = f"{event.action.value} by {event.rule} (policy {event.policy})"
+            return [f"Telltale: {what}: {event.outcome.value}"]
         case GapSeen():
             gaps = ", ".join(f"{reason.value} {count}" for reason, count in event.gaps.items())
             return [f"Telltale: positions were not scored: {gaps}"]

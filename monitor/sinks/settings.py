@@ -31,6 +31,8 @@ class SinkEvent(StrEnum):
     """Events that a sink may be told of, by the ``kind`` of ``monitor.events``."""
 
     DECISION = "decision"
+    HANDLED = "handled"
+    """A reply was withheld: what came of it."""
     GAP = "gap"
     CANARY = "canary"
     POLICY = "policy"
@@ -54,7 +56,7 @@ class SinkEntry(Strict):
     events: tuple[SinkEvent, ...] = Field(
         default=tuple(SinkEvent),
         min_length=1,
-        description="what is sent: decision, gap, canary, policy; all if left out",
+        description="what is sent: decision, handled, gap, canary, policy; all if left out",
     )
     min_action: Action = Field(default=Action.FLAG, description="decisions with a less severe action are not sent")
     shadow: bool = Field(default=False, description="whether what rules in shadow would have done counts as well")

@@ -221,6 +221,18 @@ def test_a_request_that_would_have_been_blocked_at_its_prompt_fires_nothing_late
     assert (found.rules["stop"].fires, found.rules["late"].fires, found.action) == (True, False, Action.BLOCK)
 
 
+def test_a_block_at_the_end_ends_nothing_earlier(tmp_path: Path) -> None:
+    event = serve(plan(tmp_path, RECORDED, *WATCHED), [(0, 0), (0, 0), (2, 0)], 2)
+    late = rule("late", stage="response", action="block", when=f"{MAX}: {{value: 1.0}}")
+    also = rule("also", stage="response", action="flag", when=f"{EMA}: {{value: 0.5}}")
+    found = (after := plan(tmp_path, late, also)) and simulate(after, after.policies[0], event)
+    assert (found.rules["late"].fires, found.rules["also"].fires, found.action) == (True, True, Action.BLOCK)
+    # One in the stream does: what would have been read up to there is not known.
+    stops = rule("stops", stage="stream", when=f"{MAX}: {{value: 1.0}}")
+    found = (after := plan(tmp_path, stops, also)) and simulate(after, after.policies[0], event)
+    assert (found.rules["stops"].fires, found.rules["also"].fires, found.action) == (True, None, Action.BLOCK)
+
+
 def test_thresholds_by_length_are_those_of_the_recorded_length(tmp_path: Path) -> None:
     under = plan(tmp_path, RECORDED)
     event = serve(under, [(0, 0), (2, 2)], 2)
