@@ -265,7 +265,7 @@ def _digest(
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
     # Where events go, whom they wake, and who is let in, decides nothing.
     alert: IncEx = {"__all__": {"alert"}}
-    elsewhere: IncEx = {"access": True, "audit": True, "sinks": True}
+    elsewhere = dict.fromkeys(("access", "audit", "sinks"), True)
     untold: IncEx = {**elsewhere, "detectors": alert, "policies": {"__all__": {"rules": alert}}}
     content = json.dumps([config.model_dump(mode="json", exclude=untold), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()

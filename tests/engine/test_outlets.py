@@ -30,7 +30,9 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 KEY, SECRET = "sk-hidden-key", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PRIVATE = "the password is swordfish"
+ADMIN = hashlib.sha256(b"sk-admin").hexdigest()
 SINKS = f"""\
+access: {{keys: [{{name: boss, key_sha256: {ADMIN}, scopes: [admin]}}]}}
 tenants:
   - {{name: acme, key_sha256: {hashlib.sha256(KEY.encode()).hexdigest()}, policy: default}}
 sinks:

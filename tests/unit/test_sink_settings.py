@@ -7,14 +7,28 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from monitor.events import ActedRule
 from monitor.policy import compile_plan
+from monitor.sinks.bound import Bound, bound_by
 from monitor.sinks.dead_letters import DeadLetter, DeadLetters
 from monitor.sinks.errors import SinkError
 from monitor.sinks.sinks import require_sinks
+from monitor.types import Action, Mode
 from monitor.yaml_file import PolicyError
 from serving.cli import app
 from tests.support.sink_receiver import receiving
-from tests.unit.artifacts import D_MODEL, NUM_LAYERS, make_card, plan_of, policy_text, rule, unit_artifact, write_policy
+from tests.unit.artifacts import (
+    D_MODEL,
+    NUM_LAYERS,
+    make_card,
+    plan_of,
+    policy_text,
+    rule,
+    saved_artifact,
+    unit_artifact,
+    write_policy,
+)
+from tests.unit.audit_trail import decision
 from tests.unit.test_sinks import SECRET
 
 RULE = rule("stop", when="aggregate: {kind: max}, above: {value: 2.0}")
@@ -83,6 +97,29 @@ def test_texts_are_allowed_where_the_trail_keeps_some(tmp_path: Path) -> None:
     file = write_policy(tmp_path, text_with(f"{HOOK}, url_env: U, text: true", more="audit: {text: flagged}\n"))
     assert file.config.sinks[0].text
     compile_plan(file, {"harm": unit_artifact(make_card())}, d_model=D_MODEL, num_layers=NUM_LAYERS)
+
+
+def test_what_an_alert_counts_goes_to_the_sink_that_it_names(tmp_path: Path) -> None:
+    watched = RULE.removesuffix("}") + ", alert: {severity: warning, count: 3, within: 10m, notify: hook}}"
+    alert = "alert: {severity: info, rate: 5/h, notify: chat}"
+    text = text_with(
+        f"{HOOK}, url_env: A", "name: chat, kind: slack, url_env: B", "name: idle, kind: slack, url_env: C"
+    )
+    text = text.replace(RULE, watched).replace("harm.safetensors}", f"harm.safetensors, {alert}}}")
+    bound = bound_by(plan_of(tmp_path, text, {"harm": saved_artifact(tmp_path, make_card())}).alerts)
+    assert bound == {
+        "hook": Bound(rules=frozenset({("default", "stop")})),
+        "chat": Bound(detectors=frozenset({"harm"})),
+    }
+    event = decision(Action.FLAG)
+    acted = (ActedRule(name="stop", action=Action.FLAG, mode=Mode.SHADOW),)
+    assert not bound["hook"].has(event)
+    assert bound["hook"].has(event.model_copy(update={"rules": acted}))
+    # A tenant's own thresholds make no other rule of it; another policy's rule of that name is another one.
+    assert bound["hook"].has(event.model_copy(update={"rules": acted, "policy": "default@acme"}))
+    assert not bound["hook"].has(event.model_copy(update={"rules": acted, "policy": "other"}))
+    assert bound["chat"].has(event)
+    assert not bound["chat"].has(decision(Action.ALLOW))
 
 
 @pytest.mark.parametrize(
