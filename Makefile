@@ -24,7 +24,7 @@ serve: install ## serve the embedded model, monitored (ARGS: a model, --policy F
 
 .PHONY: test
 test: install ## run the quick tests
-	@$(BIN)/pytest -m "not slow and not services and not fuzz" $(ARGS)
+	@$(BIN)/pytest -m "not slow and not services and not fuzz and not soak" $(ARGS)
 
 .PHONY: test-slow
 test-slow: install ## run the slow tests: compiled and parallel engines, architectures, kinds, gates (more than half an hour)
@@ -88,6 +88,10 @@ bench: install ## measure what the monitor costs, against plain vLLM, on an idle
 .PHONY: bench-monitor
 bench-monitor: install ## measure how long the monitor holds up a step of the scheduler, on an idle machine (a minute)
 	@$(BIN)/pytest tests/bench -q --benchmark-columns=min,median,mean,stddev,rounds $(ARGS)
+
+.PHONY: soak
+soak: install ## 64 streams for five minutes while the policy is changed (SOAK_SECONDS=)
+	@$(BIN)/pytest -m soak -s $(ARGS)
 
 FUZZ_SECONDS ?= 120
 .PHONY: fuzz

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from monitor.canary import CanaryFailure
 from monitor.outcome import Outcome
-from monitor.types import Action, Gap, Mode, PromptEvent, Role, Skip
+from monitor.types import Action, Gap, Mode, PromptEvent, ReloadOutcome, ReloadSource, Role, Skip
 from probes.card import Format, Stage
 
 Count = Annotated[int, Field(ge=0)]
@@ -177,6 +177,17 @@ class CanaryFailed(_Event):
     detail: str
 
 
+class PolicyReloaded(_Event):
+    """Another policy was to be put in force while the server ran."""
+
+    kind: Literal["policy"] = "policy"
+    plan: str | None = Field(description="digest of the new one; null: it never became a plan")
+    before: str = Field(description="digest of the one that ran until then, and still runs unless it was applied")
+    source: ReloadSource
+    outcome: ReloadOutcome
+    setting: str | None = Field(default=None, description="what is fixed at the start, where a restart is needed")
+
+
 class Started(_Event):
     """A writer has begun its chain."""
 
@@ -230,7 +241,19 @@ class Pruned(_Event):
     chains: tuple[PrunedChain, ...] = Field(description="all that do not begin with their first record any more")
 
 
-Event = Decision | Explanation | Handled | GapSeen | CanaryFailed | Started | Stopped | Dropped | Erased | Pruned
+Event = (
+    Decision
+    | Explanation
+    | Handled
+    | GapSeen
+    | CanaryFailed
+    | PolicyReloaded
+    | Started
+    | Stopped
+    | Dropped
+    | Erased
+    | Pruned
+)
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -86,6 +87,7 @@ class Judge:
         """
         if len(slots) == 0:
             return
+        began = time.perf_counter()
         table = self._table
         table.weigh(slots)
         found = set()
@@ -97,6 +99,7 @@ class Judge:
             found.update(self._prompts_done(slots))
         for place in sorted(found):
             self._decide(live[request_ids[numbers[place]]])
+        self.tally.policy_seconds += time.perf_counter() - began
 
     def judge_end(self, request: Request) -> None:
         """The reply has ended: let fire what is judged only then."""

@@ -137,6 +137,8 @@ class Monitor:
             roles=prompt.codes(num_prompt) if prompt is not None and self._by_role else None,
             events=prompt.events if prompt is not None else (),
             outside=compiled.outside(self._rollout_key, subjects) if subjects is not None else frozenset(),
+            plan=self.plan.digest,
+            tenant=subjects.tenant if subjects is not None else "",
             attempt=attempt,
         )
         if refusal is not None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from pydantic.main import IncEx
+
 from monitor.attempt import DEFERRED, Holds
 from monitor.card_segments import card_segments
 from monitor.check import Check
@@ -15,6 +17,7 @@ from monitor.compiled import CompiledPolicy, CompiledRule
 from monitor.condition import Condition, Verdict, verdicts_of
 from monitor.config import Config, Policy
 from monitor.duration import seconds_of
+from monitor.flag_alert import FlagAlert, flag_alerts
 from monitor.gates import SteerGate, gate_of_rule
 from monitor.handling import DEFAULT_TIMEOUT, Handling
 from monitor.rollout import Share
@@ -28,7 +31,8 @@ from monitor.weighed import WeighedCheck
 from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.artifact import Artifact
 from probes.bank import Bank
-from probes.card import Card, Format, Stage
+from probes.card import Calibration, Card, Format, Stage
+from probes.columns import Room
 from probes.detectors import load_detector
 from probes.steering.steer import Steerable
 
@@ -46,6 +50,7 @@ class Plan:
         steering: what may be written.
         tenants: by the SHA-256 of their API keys.
         strictest: position of the policy of requests that nobody vouches for.
+        alerts: whom flagged requests wake; decides nothing.
     """
 
     bank: Bank
@@ -56,6 +61,7 @@ class Plan:
     steering: SteerPlan
     tenants: Mapping[str, CompiledTenant] = field(default_factory=lambda: MappingProxyType({}))
     strictest: int = 0
+    alerts: tuple[FlagAlert, ...] = ()
 
     @property
     def is_rolled_out(self) -> bool:
@@ -71,16 +77,25 @@ class Plan:
             statistic: finite.
         Returns: None where the card has no Platt scaling for this stage, format and aggregate, over the same text.
         """
-        check = self.checks[position]
-        if isinstance(check, WeighedCheck):
-            return None
-        card = self.cards[check.detector]
-        if check.segments != card_segments(card):
-            return None
-        wanted = (check.stage, fmt, check.aggregate)
-        found = (item.platt for item in card.calibrations if (item.stage, item.format, item.aggregate) == wanted)
+        found = (item.platt for item in self.calibrations(position) if item.format is fmt)
         platt = next(found, None)
         return None if platt is None else platt.probability(statistic)
+
+    def calibrations(self, position: int) -> tuple[Calibration, ...]:
+        """What a card has calibrated of the very statistic of a check, per format; nothing of a weighted sum.
+
+        Args:
+            position: of the check.
+        """
+        check = self.checks[position]
+        if isinstance(check, WeighedCheck):
+            return ()
+        card = self.cards[check.detector]
+        if check.segments != card_segments(card):
+            return ()
+        return tuple(
+            item for item in card.calibrations if (item.stage, item.aggregate) == (check.stage, check.aggregate)
+        )
 
 
 def compile_plan(
@@ -90,6 +105,7 @@ def compile_plan(
     *,
     d_model: int,
     num_layers: int,
+    room: Room | None = None,
 ) -> Plan:
     """Join a policy file and its artifacts.
 
@@ -99,15 +115,17 @@ def compile_plan(
         steer_artifacts: of the steers, by the steer's name.
         d_model: width of the served model's residual stream.
         num_layers: its decoder layers.
+        room: of the engine that runs already; None before it starts.
     Raises:
         PolicyError: a rule names an unknown detector or steer, or asks for a threshold that the card cannot give.
         probes.bank.BankError: the directions do not fit the model or the reserved room.
+        probes.columns.NoRoomError: they do not fit into the engine that runs.
     """
     config = file.config
     detectors = [load_detector(artifact, name=name) for name, artifact in artifacts.items()]
     cards = {name: artifact.card for name, artifact in artifacts.items()}
     steering = compile_steers(file, steer_artifacts, d_model=d_model, num_layers=num_layers)
-    bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions)
+    bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions, room=room)
     verdicts = Verdicts(file, cards, bank)
     parts = _Parts(file, verdicts, steering)
     policies: list[CompiledPolicy] = []
@@ -123,6 +141,8 @@ def compile_plan(
         policies.append(compiled)
     if len(policies) > 1:
         policies.append(strictest(policies))
+    kept = [verdicts.checks[number] for policy in policies for number in policy.checks]
+    alerts = flag_alerts(file, artifacts, [check for check in kept if isinstance(check, Check)])
     return Plan(
         bank=bank,
         checks=tuple(verdicts.checks),
@@ -132,6 +152,7 @@ def compile_plan(
         steering=replace(steering, gates=tuple(parts.gates)),
         tenants=compile_tenants(config.tenants),
         strictest=len(policies) - 1,
+        alerts=alerts,
     )
 
 
@@ -240,8 +261,10 @@ def _digest(
     # What a kind computes behind the directions stands in its other tensors and its parameters.
     judged = [_judged(check) for check in checks]
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
-    # Where events are written, and who is let in, decides nothing.
-    content = json.dumps([config.model_dump(mode="json", exclude={"access", "audit"}), judged, made], sort_keys=True)
+    # Where events are written, whom they wake, and who is let in, decides nothing.
+    alert: IncEx = {"__all__": {"alert"}}
+    untold: IncEx = {"access": True, "audit": True, "detectors": alert, "policies": {"__all__": {"rules": alert}}}
+    content = json.dumps([config.model_dump(mode="json", exclude=untold), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
 
 

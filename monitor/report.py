@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from monitor.generations import Generations
 from monitor.monitor import Ended, Monitor
 from monitor.request import Request
 from monitor.types import ActionCode, Gap
@@ -37,17 +39,22 @@ class Steered(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Trail(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What fired on a request: rules by name, by a check's position in the plan where it did, rules not enforced."""
+    """What fired on a request: rules by name, by a check's position in the plan where it did, rules not enforced.
+
+    ``stream_from`` is the position from which stream checks read.
+    """
 
     acted: list[str]
     fired_at: dict[int, int]
     outside: list[str] = []
+    stream_from: int = 0
 
 
 class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A request that has ended. Statistics and fired are ordered as the plan's checks; events are of its prompt.
 
-    One that is not ``counted`` is none of a user's.
+    ``tenant`` is who sent it, as the front end made sure of it; empty where nobody tells. One that is not ``counted``
+    is none of a user's.
     """
 
     request_id: str
@@ -61,11 +68,15 @@ class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     events: list[str]
     steered: list[Steered]
     trail: Trail | None = None
+    tenant: str = ""
     counted: bool = True
 
 
 class TallyReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Counts since the report before, over all requests of the engine."""
+    """Counts since the report before, over all requests of the engine.
+
+    ``overhead`` holds seconds by phase, one number for each step; ``held`` outputs are held back at present.
+    """
 
     scored: int
     skipped: dict[str, int]
@@ -75,6 +86,8 @@ class TallyReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     events: dict[str, int]
     unsigned: int
     steered: dict[str, int]
+    overhead: dict[str, list[float]] = {}
+    held: int = 0
 
 
 class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -94,6 +107,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
         ended: requests that have ended since the report before.
         tally: counts for metrics; None in all but one report of a step.
         trails: only of requests on which something fired.
+        plan: digest of the plan that these requests are under; positions of checks and policies are its.
     """
 
     request_ids: list[str]
@@ -110,6 +124,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ended: list[EndedReport]
     tally: TallyReport | None
     trails: dict[str, Trail] = {}
+    plan: str = ""
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -131,9 +146,22 @@ def decode_report(data: npt.NDArray[np.uint8]) -> StepReport:
 
 
 def make_report(
-    monitor: Monitor, requests: Sequence[Request], ended: Sequence[Ended], tally: TallyReport | None
+    monitor: Monitor,
+    requests: Sequence[Request],
+    ended: Sequence[Ended],
+    tally: TallyReport | None,
+    *,
+    plan: str | None = None,
 ) -> StepReport:
-    """The report of a step for the API process that these requests belong to."""
+    """The report of a step for the API process that these requests belong to.
+
+    Args:
+        monitor: of the plan that they are all under.
+        requests: live ones.
+        ended: those that have ended since the report before.
+        tally: counts for metrics.
+        plan: digest of the one that they are under; the monitor's if left out.
+    """
     seen = monitor.snapshot(requests)
     remarkable = [request for request in requests if request.gaps or request.events or request.doses]
     return StepReport(
@@ -151,11 +179,24 @@ def make_report(
         ended=[_ended(item) for item in ended],
         tally=tally,
         trails={request.request_id: trail for request in requests if (trail := _trail(request)) is not None},
+        plan=plan or monitor.plan.digest,
     )
 
 
-def take_tally(monitor: Monitor, observe_seconds: list[float]) -> TallyReport:
-    """The monitor's counts since the call before; they start anew."""
+def take_tally(
+    monitor: Monitor | Generations,
+    observe_seconds: list[float],
+    overhead: Mapping[str, list[float]] = MappingProxyType({}),
+    held: int = 0,
+) -> TallyReport:
+    """The monitor's counts since the call before; they start anew.
+
+    Args:
+        monitor: whose.
+        observe_seconds: of each step since then.
+        overhead: of each step since then, by phase.
+        held: outputs that are held back at present.
+    """
     tally = monitor.take_tally()
     return TallyReport(
         scored=tally.scored,
@@ -169,6 +210,8 @@ def take_tally(monitor: Monitor, observe_seconds: list[float]) -> TallyReport:
         events={event.value: count for event, count in tally.events.items()},
         unsigned=tally.unsigned,
         steered=dict(tally.steered),
+        overhead=dict(overhead),
+        held=held,
     )
 
 
@@ -185,6 +228,7 @@ def _ended(item: Ended) -> EndedReport:
         events=list(item.request.events),
         steered=_steered(item.request),
         trail=_trail(item.request),
+        tenant=item.request.tenant,
         counted=item.request.counted,
     )
 
@@ -192,7 +236,7 @@ def _ended(item: Ended) -> EndedReport:
 def _trail(request: Request) -> Trail | None:
     if not (request.decided or request.fired_at or request.outside):
         return None
-    return Trail(sorted(request.decided), dict(request.fired_at), sorted(request.outside))
+    return Trail(sorted(request.decided), dict(request.fired_at), sorted(request.outside), request.stream_from)
 
 
 def _steered(request: Request) -> list[Steered]:

@@ -83,10 +83,12 @@ class Request:
         fired_at: by a check's position in the plan, the newest token position when it fired.
         steers: positions of the steers that rules have switched on; those behind gates are the engine's to find.
         doses: what steers did to it, by their positions.
+        tenant: who sent it; empty where nobody who may say so does.
         attempt: which attempt at an answer it is.
         counted: whether it is a user's; else our own, made to say in the route's words what is decided already.
         ends: whether further tokens are of no use.
         choices: it and the others that were asked for with it; None where they have nothing to do with each other.
+        plan: digest of the plan that it is under.
     """
 
     request_id: str
@@ -106,10 +108,12 @@ class Request:
     fired_at: dict[int, int] = field(default_factory=dict)
     steers: set[int] = field(default_factory=set)
     doses: dict[int, Dose] = field(default_factory=dict)
+    tenant: str = ""
     attempt: Attempt = Attempt.UNHELD
     counted: bool = True
     ends: bool = False
     choices: Choices | None = None
+    plan: str = ""
 
     def raise_to(self, action: Action, rule: str, text: str, *, ends: bool = False) -> None:
         """Take over an action if it is more severe than the present one.

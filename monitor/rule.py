@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from monitor.alert_entry import AlertEntry
 from monitor.attempt import DEFERRED
 from monitor.destination import Destination
 from monitor.duration import Duration, seconds_of
@@ -144,6 +145,7 @@ class Rule(Strict):
     do: Do
     mode: Mode
     rollout: Rollout | None = Field(default=None, description="for whom it is enforced; for everybody if left out")
+    alert: AlertEntry | None = Field(default=None, description="whom requests that it fires on wake, in shadow too")
 
     @model_validator(mode="after")
     def _rolled_out_if_enforced(self) -> Self:

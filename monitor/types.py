@@ -79,6 +79,23 @@ class Skip(StrEnum):
     """The last sampled token: it is never fed back, so the model never computes it."""
 
 
+class Phase(StrEnum):
+    """What a step spends time on because it is monitored."""
+
+    TAP = "tap"
+    """Reading, inside the forward pass; told where the pass runs on a CPU and is not compiled, nobody can elsewhere."""
+    TRANSFER = "transfer"
+    """Readouts leave the worker's buffers for the scheduler."""
+    OBSERVE = "observe"
+    """Scores and aggregates."""
+    POLICY = "policy"
+    """Rules are judged."""
+    REPORT = "report"
+    """The API process is told."""
+    API = "api"
+    """The API process takes note."""
+
+
 class Role(StrEnum):
     """Who wrote a token of a prompt. Where a token touches two roles, the one that stands further down counts."""
 
@@ -111,6 +128,33 @@ class PromptEvent(StrEnum):
     """Text of a message became a special token, such as the one that begins a turn."""
     SEGMENTS_UNKNOWN = "segments_unknown"
     """The tokens of a chat could not be told apart, so that every rule reads all of them."""
+
+
+class ReloadSource(StrEnum):
+    """What made a server read another policy."""
+
+    START = "start"
+    API = "api"
+    SIGNAL = "signal"
+    """``SIGHUP``."""
+    FILE = "file"
+    """The policy file has changed, and is watched."""
+    ROLLBACK = "rollback"
+
+
+class ReloadOutcome(StrEnum):
+    """What came of it. Unless it was applied, nothing has changed."""
+
+    APPLIED = "applied"
+    UNCHANGED = "unchanged"
+    """It says what runs already."""
+    REFUSED = "refused"
+    """The file or an artifact is wrong."""
+    RESTART_NEEDED = "restart_needed"
+    NO_ROOM = "no_room"
+    """Requests under older policies hold the columns that it needs; they will end."""
+    FAILED = "failed"
+    """It could not be put in place, or its canary did not pass."""
 
 
 class ActionCode(IntEnum):

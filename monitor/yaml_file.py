@@ -41,11 +41,13 @@ class PolicyFile:
         path: where it was read from; relative paths in it are relative to its folder.
         config: the validated content.
         tree: the parsed YAML, with positions.
+        text: as it stands there.
     """
 
-    def __init__(self, path: Path, config: Config, tree: CommentedMap) -> None:
+    def __init__(self, path: Path, config: Config, tree: CommentedMap, text: str = "") -> None:
         self.path = path
         self.config = config
+        self.text = text
         self._tree = tree
 
     def error(self, where: Place, message: str) -> PolicyError:
@@ -63,12 +65,33 @@ def read_policy_file(path: Path) -> PolicyFile:
     Raises:
         PolicyError: the file cannot be read, is not YAML, has a duplicate or unknown key, or a value out of bounds.
     """
+    return parse_policy(path, read_policy_text(path))
+
+
+def read_policy_text(path: Path) -> str:
+    """Read, and leave the validation to ``parse_policy``.
+
+    Raises:
+        PolicyError: the file cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise PolicyError(f"{path}: cannot be read ({error.strerror}). Pass the policy file's path.") from error
     except UnicodeDecodeError as error:
         raise PolicyError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+
+
+def parse_policy(path: Path, text: str) -> PolicyFile:
+    """Validate the text of a policy file.
+
+    Args:
+        path: where it stands or, if it came another way, what relative paths in it are relative to and what it is
+            called in messages.
+        text: YAML.
+    Raises:
+        PolicyError: it is not YAML, has a duplicate or unknown key, or a value out of bounds.
+    """
     tree = _parse(path, text)
     try:
         config = Config.model_validate_json(json.dumps(tree, default=str), strict=True)
@@ -80,7 +103,7 @@ def read_policy_file(path: Path) -> PolicyFile:
             (_line_number(tree, _loc(item)), _line(path, tree, _loc(item), _message(item, tree))) for item in items
         ]
         raise PolicyError("\n".join(text for _, text in sorted(lines, key=lambda line: line[0]))) from error
-    return PolicyFile(path, config, tree)
+    return PolicyFile(path, config, tree, text)
 
 
 def _parse(path: Path, text: str) -> CommentedMap:

@@ -10,10 +10,14 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from probes.columns import Room, direction_digest
 from probes.detectors import Detector
 from probes.detectors.base import Directions, Float64, Scorer
 from probes.errors import TelltaleError
 from probes.taps import Tap
+
+Entry = tuple[int, str]
+"""A column of a row of readouts, and the digest of what stands there."""
 
 
 class BankError(TelltaleError, ValueError):
@@ -28,13 +32,18 @@ class TapMatrix:
         tap: where.
         weight: (d_model, capacity) float32; unused columns are zero.
         bias: (capacity,) float32.
-        used: columns that hold a direction.
+        columns: (used,) those that hold a direction, rising.
     """
 
     tap: Tap
     weight: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
-    used: int
+    columns: npt.NDArray[np.intp]
+
+    @property
+    def used(self) -> int:
+        """How many columns hold a direction."""
+        return len(self.columns)
 
     def digest(self) -> str:
         """SHA-256 over what the engine multiplies with: the same for a copy that is read back from a device."""
@@ -57,22 +66,34 @@ class Bank:
         d_model: width of the residual stream.
         num_layers: decoder layers of the model.
         capacity: columns reserved at each tap.
+        room: of an engine that runs, whose taps are fixed and in whose columns directions stand already. Without it,
+            the bank's own taps, filled from the first column on.
     Raises:
         BankError: a direction has another width, a tap lies beyond the last layer, two detectors have one name, or
             the capacity does not suffice.
+        probes.columns.NoRoomError: the engine that runs has not the tap, or no free column.
     """
 
-    def __init__(self, detectors: Sequence[Detector], *, d_model: int, num_layers: int, capacity: int) -> None:
+    def __init__(
+        self,
+        detectors: Sequence[Detector],
+        *,
+        d_model: int,
+        num_layers: int,
+        capacity: int,
+        room: Room | None = None,
+    ) -> None:
         self.detectors = tuple(detectors)
         self.d_model = d_model
         self.capacity = capacity
         names = [detector.name for detector in self.detectors]
         if duplicates := sorted({name for name in names if names.count(name) > 1}):
             raise BankError(f"two detectors are named {duplicates[0]!r}. Give one of them another 'name'.")
-        placed = self._place(num_layers)
-        self.matrices: tuple[TapMatrix, ...] = tuple(self._stack(tap, placed[tap]) for tap in sorted(placed))
-        self.taps: tuple[Tap, ...] = tuple(matrix.tap for matrix in self.matrices)
-        self.columns: Mapping[str, Mapping[Tap, npt.NDArray[np.intp]]] = self._columns(placed)
+        read = self._read(num_layers)
+        self.taps: tuple[Tap, ...] = room.taps if room is not None else tuple(sorted(read))
+        offsets = self._offsets(read, room)
+        self.matrices: tuple[TapMatrix, ...] = tuple(self._stack(tap, read.get(tap, ()), offsets) for tap in self.taps)
+        self.columns: Mapping[str, Mapping[Tap, npt.NDArray[np.intp]]] = self._columns(read, offsets)
         ends = np.cumsum([detector.channels for detector in self.detectors], dtype=np.intp).tolist()
         self.index: Mapping[str, int] = MappingProxyType(dict(zip(names, [0, *ends], strict=False)))
         self.num_scores: int = ends[-1] if ends else 0
@@ -96,7 +117,7 @@ class Bank:
         """Columns that hold a direction or a norm: those whose values mean something."""
         step = self.capacity + 1
         parts = [
-            np.concatenate([np.arange(i * step, i * step + matrix.used), [i * step + self.capacity]])
+            np.concatenate([i * step + matrix.columns, [i * step + self.capacity]])
             for i, matrix in enumerate(self.matrices)
         ]
         return np.concatenate(parts).astype(np.intp) if parts else np.empty(0, dtype=np.intp)
@@ -119,16 +140,44 @@ class Bank:
         return scores if scores is not None else np.empty((len(readouts), 0), dtype=np.float64)
 
     def digest(self) -> str:
-        """SHA-256 over taps, weights and owners: equal in every process that serves the same bank."""
-        digest = hashlib.sha256()
-        for matrix in self.matrices:
-            digest.update(f"{matrix.tap}:{matrix.weight.shape}:{matrix.used};".encode())
-            digest.update(matrix.weight.tobytes())
-            digest.update(matrix.bias.tobytes())
-        digest.update(",".join(f"{detector.kind}:{detector.name}" for detector in self.detectors).encode())
+        """SHA-256 over detectors and what they read: the same wherever in an engine's columns they stand."""
+        digest = hashlib.sha256(f"{self.d_model}:{self.capacity};".encode())
+        for detector in self.detectors:
+            digest.update(f"{detector.kind}:{detector.name};".encode())
+            for tap, columns in sorted(self.columns[detector.name].items()):
+                digest.update(f"{tap}:{','.join(self.direction_digests(tap, columns))};".encode())
         return digest.hexdigest()
 
-    def _place(self, num_layers: int) -> dict[Tap, list[tuple[str, Directions]]]:
+    def direction_digests(self, tap: Tap, columns: npt.NDArray[np.intp]) -> list[str]:
+        """What stands in some columns of a tap, as ``probes.columns.direction_digest`` names it.
+
+        Args:
+            tap: of the bank.
+            columns: (k,) of a row of readouts.
+        """
+        number = self.taps.index(tap)
+        matrix, offsets = self.matrices[number], columns - number * (self.capacity + 1)
+        return [direction_digest(tap, matrix.weight[:, offset], matrix.bias[offset]) for offset in offsets]
+
+    def residents(self) -> dict[Tap, dict[int, str]]:
+        """By tap and column, counted from the tap's first, the digest of the direction that stands there."""
+        found = {}
+        for number, matrix in enumerate(self.matrices):
+            places = matrix.columns + number * (self.capacity + 1)
+            digests = self.direction_digests(matrix.tap, places)
+            found[matrix.tap] = dict(zip(matrix.columns.tolist(), digests, strict=True))
+        return found
+
+    def entries(self) -> tuple[Entry, ...]:
+        """What means something in a row of readouts: directions, and the norm at each tap."""
+        found: list[Entry] = []
+        for tap, columns in self.residents().items():
+            norm = self.norm_column(tap)
+            found += [(norm - self.capacity + column, digest) for column, digest in columns.items()]
+            found.append((norm, "norm"))
+        return tuple(found)
+
+    def _read(self, num_layers: int) -> dict[Tap, list[tuple[str, Directions]]]:
         placed: dict[Tap, list[tuple[str, Directions]]] = {}
         for detector in self.detectors:
             read = [directions.tap for directions in detector.directions()]
@@ -157,27 +206,47 @@ class Bank:
                 )
         return placed
 
-    def _stack(self, tap: Tap, entries: Sequence[tuple[str, Directions]]) -> TapMatrix:
+    def _offsets(
+        self, read: Mapping[Tap, Sequence[tuple[str, Directions]]], room: Room | None
+    ) -> dict[tuple[str, Tap], npt.NDArray[np.intp]]:
+        """Columns of each detector at each of its taps, counted from the tap's first."""
+        offsets = {}
+        for tap, entries in read.items():
+            places = room.places(tap, self.capacity) if room is not None else None
+            start = 0
+            for name, directions in entries:
+                if places is not None:
+                    found = places.take(directions)
+                else:
+                    found = np.arange(start, start + directions.weight.shape[1], dtype=np.intp)
+                    start += len(found)
+                offsets[name, tap] = found
+        return offsets
+
+    def _stack(
+        self,
+        tap: Tap,
+        entries: Sequence[tuple[str, Directions]],
+        offsets: Mapping[tuple[str, Tap], npt.NDArray[np.intp]],
+    ) -> TapMatrix:
         weight = np.zeros((self.d_model, self.capacity), dtype=np.float32)
         bias = np.zeros(self.capacity, dtype=np.float32)
-        used = 0
-        for _, directions in entries:
-            end = used + directions.weight.shape[1]
-            weight[:, used:end] = directions.weight
-            bias[used:end] = directions.bias
-            used = end
-        return TapMatrix(tap, weight, bias, used)
+        for name, directions in entries:
+            weight[:, offsets[name, tap]] = directions.weight
+            bias[offsets[name, tap]] = directions.bias
+        used = [offsets[name, tap] for name, _ in entries]
+        columns = np.unique(np.concatenate(used)) if used else np.empty(0, dtype=np.intp)
+        return TapMatrix(tap, weight, bias, columns)
 
     def _columns(
-        self, placed: Mapping[Tap, Sequence[tuple[str, Directions]]]
+        self,
+        read: Mapping[Tap, Sequence[tuple[str, Directions]]],
+        offsets: Mapping[tuple[str, Tap], npt.NDArray[np.intp]],
     ) -> Mapping[str, Mapping[Tap, npt.NDArray[np.intp]]]:
         columns: dict[str, dict[Tap, npt.NDArray[np.intp]]] = {detector.name: {} for detector in self.detectors}
         for position, tap in enumerate(self.taps):
-            start = position * (self.capacity + 1)
-            for name, directions in placed[tap]:
-                end = start + directions.weight.shape[1]
-                columns[name][tap] = np.arange(start, end, dtype=np.intp)
-                start = end
+            for name, _ in read.get(tap, ()):
+                columns[name][tap] = offsets[name, tap] + position * (self.capacity + 1)
         return MappingProxyType(columns)
 
     def _group(self) -> tuple[tuple[npt.NDArray[np.intp], Scorer], ...]:

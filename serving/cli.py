@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 
 import serving
+from serving.commands.alerts import alerts_app
 from serving.commands.audit import audit_app, tail
 from serving.commands.detector import detector_app
 from serving.commands.gate import gate_app
 from serving.commands.key import key_app
+from serving.commands.policy_cli import policy_app
 from serving.commands.sae_cli import sae_app
 from serving.commands.sae_features_cli import sae_features_app
 from serving.commands.sae_train_cli import sae_train_app
@@ -38,12 +40,21 @@ sae_app.add_typer(sae_train_app)
 sae_app.add_typer(sae_features_app)
 app.add_typer(sae_app, name="sae")
 app.add_typer(audit_app, name="audit")
+app.add_typer(policy_app, name="policy")
+app.add_typer(alerts_app, name="alerts")
 app.command()(tail)
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def serve(context: typer.Context, policy: _PolicyOption = None) -> None:
+def serve(
+    context: typer.Context,
+    policy: _PolicyOption = None,
+    *,
+    watch_policy: Annotated[
+        bool, typer.Option("--watch-policy", help="Put the policy file in force whenever it changes.")
+    ] = False,
+) -> None:
     """Serve MODEL behind the OpenAI API, monitored: telltale serve [MODEL] [--policy FILE] [any vLLM flag].
 
     Without MODEL, the embedded SmolLM2-135M-Instruct is served on the CPU with its own pack and policy.
@@ -52,7 +63,7 @@ def serve(context: typer.Context, policy: _PolicyOption = None) -> None:
 
     extra = list(context.args)
     model = extra.pop(0) if extra and not extra[0].startswith("-") else None
-    run(model, policy, extra)
+    run(model, policy, extra, watch_policy=watch_policy)
 
 
 @app.command()
@@ -114,11 +125,14 @@ def train(
     recipes: Annotated[list[Path], typer.Argument(help="Recipes: data, settings, name.", show_default=False)],
     model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the artifacts and their cards.")] = Path("detectors"),
+    encoder: Annotated[
+        str, typer.Option(help="Text-only peer: minilm (a sentence embedding) or input (the model's own embeddings).")
+    ] = "minilm",
 ) -> None:
     """Train, calibrate and evaluate detectors, one from each recipe."""
     from serving.commands.train import train as run
 
-    run(recipes, model, out)
+    run(recipes, model, out, encoder)
 
 
 @app.command("eval")

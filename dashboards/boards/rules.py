@@ -73,6 +73,18 @@ RULES = Board(
                     "A rule may fire for the promised share of benign requests. More is an attack, or drift.",
                 ),
                 Panel(
+                    "Evidence against the promise",
+                    (
+                        Series(f"max by (rule) ({catalogue.ALARM_EVIDENCE.name}{_JOB})", "{{rule}}"),
+                        Series(
+                            f"sum by (rule) (increase({catalogue.ALARM_EXCEEDED.name}{_JOB}[$__rate_interval]))",
+                            "{{rule}}, shown",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Powers of ten that a fair bet against the promised rate has won; a little above 3 it is shown.",
+                ),
+                Panel(
                     "Tokens that were steered",
                     (
                         Series(
@@ -89,12 +101,48 @@ RULES = Board(
             "What runs",
             (
                 Panel(
+                    "Flags explained by latents",
+                    (
+                        Series(
+                            f"sum by (outcome) (increase({catalogue.EXPLANATIONS.name}{_JOB}[$__rate_interval]))",
+                            "{{outcome}}",
+                        ),
+                        Series(f"sum({catalogue.EXPLANATIONS_WAITING.name}{_JOB})", "waiting"),
+                    ),
+                    Unit.NUMBER,
+                    "Where the policy has 'explain'. Dropped: more was flagged than it lets be explained in a minute.",
+                    width=24,
+                ),
+                Panel(
+                    "Policies loaded while running",
+                    (
+                        Series(
+                            f"sum by (outcome) (increase({catalogue.POLICY_RELOADS.name}{_JOB}[$__rate_interval]))",
+                            "{{outcome}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Only applied has changed anything; all others say in the log why not.",
+                    width=24,
+                ),
+                Panel(
                     "Policies",
                     (Series(f"count by (digest) ({catalogue.POLICY_INFO.name}{_JOB})", "{{digest}}"),),
                     Unit.NUMBER,
                     "Servers by the digest of policy and detectors. More than one digest: a roll-out is under way.",
                     Form.NUMBER,
-                    width=24,
+                ),
+                Panel(
+                    "Detectors",
+                    (
+                        Series(
+                            f"count by (detector, kind, digest) ({catalogue.ARTIFACT_INFO.name}{_JOB})",
+                            "{{detector}} ({{kind}}) {{digest}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Servers by the digest of each detector's tensors.",
+                    Form.NUMBER,
                 ),
             ),
         ),

@@ -110,6 +110,11 @@ class Update:
     rectified: float = 0.0
     threshold: float = 0.0
 
+    @property
+    def d_model(self) -> int:
+        """Width of the rows."""
+        return len(self.read)
+
     def coefficient(self, stream: Float64) -> Float64:
         """What a row gets along ``write``.
 

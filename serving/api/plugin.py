@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,27 @@ from starlette.datastructures import State
 from monitor.explain_metrics import ExplainMetrics
 from monitor.exporter import Exporter
 from serving.api.access import Gate, put_before
+from serving.api.access_metrics import AccessMetrics
 from serving.api.auditing import Audit, open_audit
 from serving.api.binding import is_local, require_keys
 from serving.api.callers import Callers
+from serving.api.control import control_routes
 from serving.api.desk import Desk
 from serving.api.holding import HoldMiddleware
+from serving.api.keyring import KeyRing
 from serving.api.keys import ring_of, sender_digests
 from serving.api.middleware import MonitorMiddleware
 from serving.api.open_routes import refuse_open_routes
-from serving.api.opening import open_desk
+from serving.api.opening import open_desk, require_destinations
 from serving.api.protocol import use_bounded_protocol
+from serving.api.triggers import Triggers
 from serving.deployment import Deployment
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
 from serving.engine.explanations import Explanations
 from serving.engine.lifeline import Lifeline
 from serving.engine.proof import prove
+from serving.engine.reloader import Listeners, Reloader
 from serving.engine.template import require_template
 
 log = structlog.get_logger(__name__)
@@ -50,6 +56,7 @@ class TelltaleEndpoints:
         self._callers = Callers()
         self._gate = Gate()
         self._audit: Audit | None = None
+        self._reloader: Reloader | None = None
         self._desk: Desk | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._explaining: asyncio.Task[None] | None = None
@@ -69,6 +76,8 @@ class TelltaleEndpoints:
             callers=self._callers,
             audit=lambda: self._audit,
         )
+
+        app.include_router(control_routes(lambda: self._reloader))
 
         @app.get("/ready", include_in_schema=True, tags=["telltale"])
         async def ready() -> JSONResponse:
@@ -98,13 +107,20 @@ class TelltaleEndpoints:
         """
         refuse_open_routes(args)
         frontend = engine_plugin.install()
-        self._know_keys(frontend.deployment, args)
         template = getattr(args, "chat_template", None)
-        require_template(
-            frontend.deployment,
-            template=Path(template).read_text() if template and Path(template).is_file() else template,
-            from_requests=bool(getattr(args, "trust_request_chat_template", False)),
-        )
+        text = Path(template).read_text() if template and Path(template).is_file() else template
+
+        def check(deployment: Deployment) -> None:
+            from_requests = bool(getattr(args, "trust_request_chat_template", False))
+            require_template(deployment, template=text, from_requests=from_requests)
+            require_destinations(deployment.plan, _names(state), os.environ)
+            self._ring_of(deployment, args)
+
+        def adopt(deployment: Deployment) -> None:
+            self._know_keys(deployment, args)
+
+        check(frontend.deployment)
+        adopt(frontend.deployment)
         canaries = Canaries(engine_client, frontend)
         proof = await prove(engine_client, frontend, canaries)
         log.info("monitored", **proof.summary())
@@ -116,6 +132,7 @@ class TelltaleEndpoints:
         # From here on: the proof's own request is no user's.
         exporter = Exporter(frontend.deployment.plan, prometheus_client.REGISTRY)
         frontend.export_to(exporter)
+        self._gate.turned_away = AccessMetrics(prometheus_client.REGISTRY).turned_away
         self._audit = open_audit(frontend.deployment, engine_client.get_tokenizer(), prometheus_client.REGISTRY)
         if self._audit is not None:
             frontend.enter_into(self._audit.ledger)
@@ -130,8 +147,8 @@ class TelltaleEndpoints:
                     ),
                     self._audit,
                 )
-        self._desk = open_desk(engine_client, frontend, _names(state))
-        exporter.canary_passed(canaries.seconds)
+        self._desk = open_desk(engine_client, frontend)
+        exporter.canary_passed(canaries.seconds, canaries.deviation)
 
         def engine_ended() -> None:
             exporter.not_ready()
@@ -139,18 +156,25 @@ class TelltaleEndpoints:
 
         lifeline = Lifeline(engine_client, lambda: state.server, ended=engine_ended)
         self._engine, self._canaries = engine_client, canaries
+        self._reloader = Reloader(engine_client, frontend, canaries, Listeners(check, adopt))
+        Triggers(self._reloader, frontend.deployment.file.path).listen()
         self._tasks = (
             asyncio.create_task(canaries.watch(exporter), name="telltale-canaries"),
             asyncio.create_task(lifeline.watch(), name="telltale-lifeline"),
         )
 
-    def _know_keys(self, deployment: Deployment, args: Namespace) -> None:
+    @staticmethod
+    def _ring_of(deployment: Deployment, args: Namespace) -> KeyRing:
         config = deployment.file.config
         ring = ring_of(config, sender_digests(getattr(args, "api_key", None) or ()))
-        host, uds = getattr(args, "host", None), getattr(args, "uds", None)
-        require_keys(config.access, ring, host=host, uds=uds)
+        require_keys(config.access, ring, host=getattr(args, "host", None), uds=getattr(args, "uds", None))
+        return ring
+
+    def _know_keys(self, deployment: Deployment, args: Namespace) -> None:
+        ring = self._ring_of(deployment, args)
+        local = is_local(getattr(args, "host", None), getattr(args, "uds", None))
         self._callers.accept(deployment.plan.tenants, ring.digests)
-        self._gate.accept(config.access, ring, local=is_local(host, uds))
+        self._gate.accept(deployment.file.config.access, ring, local=local)
 
     def _explain(self, explanations: Explanations, audit: Audit) -> None:
         """Explain what is flagged from now on. Where that ends, serving goes on: it decides nothing."""

@@ -14,6 +14,7 @@ from probes.card import Format, Stage
 from probes.errors import TelltaleError, did_you_mean
 from probes.modelref import read_model_ref
 from serving.builtin import DEFAULT_MODEL
+from serving.commands.encoder import load_encoder, read_encoder
 from serving.commands.model import embedded_folder, say
 
 if TYPE_CHECKING:
@@ -24,15 +25,6 @@ Word = TypeVar("Word", bound=StrEnum)
 
 class EvaluateError(TelltaleError, ValueError):
     """An option of the command cannot be used."""
-
-
-class Encoder(StrEnum):
-    """What the text-only peer with embeddings reads."""
-
-    MINILM = "minilm"
-    """A sentence embedding, all-MiniLM-L6-v2, fetched once from the package index."""
-    INPUT = "input"
-    """The served model's own input embeddings, averaged: needs nothing else."""
 
 
 def evaluate(
@@ -61,37 +53,26 @@ def evaluate(
         raise EvaluateError(
             "Give rows in one way: --data FILE (and --train FILE), or --recipe RECIPE (and --set NAME)."
         )
-    chosen_encoder = _word(Encoder, encoder, "--encoder")
+    chosen_encoder = read_encoder(encoder)
     chosen_stage = _stage_of(artifact, stage)
     calibrated = [item.format for item in artifact.card.calibrations if item.stage is chosen_stage]
     chosen_formats = [_word(Format, word, "--format") for word in formats] or calibrated or artifact.card.formats
 
     from probes.cachedir import user_cache_dir
-    from probes.fit.evaluation.baselines import TextEncoder
     from probes.fit.evaluation.detector_evaluation import DetectorEvaluation
     from probes.fit.evaluation.evaluation_card import write_on_card
     from probes.fit.evaluation.lint import lint
-    from probes.fit.evaluation.text_encoder import InputEmbeddings, MiniLm
-    from probes.fit.rows.wheels import WheelError
 
     name = model or DEFAULT_MODEL
     folder = embedded_folder(name) or Path(name)
     cache = user_cache_dir()
-
-    def encode() -> TextEncoder:
-        if chosen_encoder is Encoder.INPUT:
-            return InputEmbeddings(folder)
-        try:
-            return MiniLm(cache, progress=say)
-        except WheelError as error:
-            raise EvaluateError(f"{error} Or pass --encoder input, a weaker peer that needs no package.") from error
 
     evaluation = DetectorEvaluation(
         artifact,
         _rows_of_files(data, train) if recipe is None else _rows_of_recipe(recipe, row_set, cache),
         model_dir=folder,
         model=read_model_ref(folder, model_id=name, dtype=artifact.card.model.dtype, cache_dir=cache),
-        encoder=encode,
+        encoder=lambda: load_encoder(chosen_encoder, model_dir=folder, cache_dir=cache),
         cache_dir=cache,
         seed=seed,
         progress=say,

@@ -198,10 +198,27 @@ def edits(
     max_dose: Annotated[float, typer.Option(min=0, help="Of each, in median norms.")] = 0.5,
     text_format: Annotated[str, typer.Option("--format", help="What the texts are: chat or raw.")] = "chat",
     model: _Model = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help='Measure them too: chat prompts, {"prompt": "..."} a line.')
+    ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="With --prompts: system message of the prompt-only baseline.")
+    ] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="With --prompts: what the judge learns from; the pairs if left out.")
+    ] = None,
+    strengths: Annotated[str, typer.Option(help="With --prompts: what all levels are multiplied by.")] = "0.5,1,2",
+    max_tokens: Annotated[int, typer.Option(min=4, help="Of a reply.")] = 40,
+    seeds: Annotated[int, typer.Option(min=1, help="Random directions at each strength.")] = 3,
+    neutral_lines: Annotated[int, typer.Option(min=1, max=64, help="Lines of ordinary text for KL.")] = 64,
+    report: Annotated[Path | None, typer.Option(help="Folder for table and figures.")] = None,
 ) -> None:
-    """Print steers that raise and reduce the latents in which contrast pairs differ (SpARE), for a policy file."""
-    from serving.commands.sae_vector import EditsOptions
-    from serving.commands.sae_vector import edits as run
+    """Print steers that raise and reduce the latents in which contrast pairs differ (SpARE), for a policy file.
+
+    With --prompts, what they do to replies and what else: beside random directions and a prompt.
+    """
+    from serving.commands.sae_edits import EditsOptions, EditsTrial
+    from serving.commands.sae_edits import edits as run
 
     run(
         sae,
@@ -213,5 +230,15 @@ def edits(
             max_dose=max_dose,
             text_format=text_format,
             model=model,
+        ),
+        EditsTrial(
+            prompts=prompts,
+            instruction=instruction,
+            examples=examples,
+            strengths=strengths,
+            max_tokens=max_tokens,
+            seeds=seeds,
+            neutral_lines=neutral_lines,
+            report=report,
         ),
     )

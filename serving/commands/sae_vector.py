@@ -1,11 +1,9 @@
-"""``telltale sae vector`` and ``telltale sae edits``."""
+"""``telltale sae vector``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import typer
 
 import serving
 from probes.errors import did_you_mean
@@ -13,7 +11,7 @@ from probes.steering.artifact import Safety
 from serving.commands.model import say
 from serving.commands.sae_features import FeaturesError, format_of, model_of
 
-__all__ = ["EditsOptions", "VectorOptions", "edits", "vector"]
+__all__ = ["VectorOptions", "safety_of", "vector"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,19 +30,6 @@ class VectorOptions:
     out: Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EditsOptions:
-    """As on the command line."""
-
-    pairs: Path
-    name: str
-    more_is: str
-    each: int
-    max_dose: float
-    text_format: str
-    model: str | None
-
-
 def vector(sae: Path, options: VectorOptions) -> None:
     """Make a steering direction, and write it.
 
@@ -55,7 +40,7 @@ def vector(sae: Path, options: VectorOptions) -> None:
     from probes.packs.saes import open_sae
     from probes.sae.feature_vector import Filters, vector_from_features
 
-    safety = _safety(options.more_is)
+    safety = safety_of(options.more_is)
     file = open_sae(sae)
     folder, model_id = model_of(options.model)
     subject = Subject(
@@ -79,33 +64,12 @@ def vector(sae: Path, options: VectorOptions) -> None:
     say(f"wrote {made.path}: {made.card.tap}; judge it: telltale steer eval {made.path}")
 
 
-def edits(sae: Path, options: EditsOptions) -> None:
-    """Choose latents to raise and to reduce, and print them as steers.
+def safety_of(name: str) -> Safety:
+    """What more of it makes the model.
 
     Raises:
-        probes.errors.TelltaleError: the SAE, the pairs or the model are not usable.
+        FeaturesError: it is no such word.
     """
-    from probes.packs.saes import open_sae
-    from probes.sae.edits import edits_of_pairs
-
-    safety = _safety(options.more_is)
-    folder, model_id = model_of(options.model)
-    found = edits_of_pairs(
-        open_sae(sae),
-        folder,
-        options.pairs,
-        model_id=model_id,
-        text_format=format_of(options.text_format),
-        each=options.each,
-        progress=say,
-    )
-    typer.echo("steers:")
-    for edit in found:
-        line = edit.as_yaml(options.name, sae, more_is=safety, max_dose=options.max_dose)
-        typer.echo(f"{line}  # {edit.information:.3f} nats")
-
-
-def _safety(name: str) -> Safety:
     known = [each.value for each in Safety]
     if name not in known:
         raise FeaturesError(f"--more-is is {name!r}. {did_you_mean(name, known)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +19,11 @@ from serving.builtin import DEFAULT_MODEL, is_builtin
 from serving.commands.model import embedded_folder, embedded_policy, say
 from serving.deployment import check_policy, deploy
 from serving.engine.launch import prepare_environment, require_free_port, run_server
+from serving.engine.runtime import WATCH_VARIABLE
 from serving.trail import require_trail
 
 
-def serve(model: str | None, policy: Path | None, flags: Sequence[str]) -> None:
+def serve(model: str | None, policy: Path | None, flags: Sequence[str], *, watch_policy: bool = False) -> None:
     """Check everything that can be checked in seconds, then start vLLM's server.
 
     Raises:
@@ -50,6 +52,8 @@ def serve(model: str | None, policy: Path | None, flags: Sequence[str]) -> None:
     if file.config.audit is not None:
         require_trail(file.config.audit.resolved(policy.absolute().parent))
     prepare_environment(policy)
+    if watch_policy:
+        os.environ[WATCH_VARIABLE] = "1"
     folder = embedded_folder(arguments.model)
     local = folder or (Path(arguments.model) if Path(arguments.model).is_dir() else None)
     dtype = value_of("--dtype", flags) or ("float32" if folder is not None else None)

@@ -19,6 +19,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from monitor.canary import CanaryFailure, CanaryPrompt, Failed, canary_prompts
 from monitor.exporter import Exporter
+from serving.deployment import Deployment
 from serving.engine.frontend import Frontend
 
 log = structlog.get_logger(__name__)
@@ -33,14 +34,20 @@ class Canaries:
     Args:
         engine: vLLM's ``AsyncLLM``.
         frontend: of this process.
+        deployment: whose canaries; what the process serves if left out.
 
     Attributes:
+        turn: held by whoever sends a round, or lets another plan's canaries take over.
         failure: why the newest round did not pass; None if it did. Before the first round: that none came.
         seconds: that the newest round took.
+        deviation: largest difference of its scores from the cards', as a share of what is allowed.
     """
 
-    def __init__(self, engine: Any, frontend: Frontend) -> None:
-        plan, config = frontend.deployment.plan, frontend.deployment.file.config
+    def __init__(self, engine: Any, frontend: Frontend, deployment: Deployment | None = None) -> None:
+        deployment = deployment or frontend.deployment
+        plan, config = deployment.plan, deployment.file.config
+        self._plan = plan.digest
+        self.turn = asyncio.Lock()
         self._engine = engine
         self._frontend = frontend
         self._settings = config.canary
@@ -50,6 +57,12 @@ class Canaries:
         )
         self.failure: Failed | None = Failed(CanaryFailure.MISSING, "canary: none has been sent yet")
         self.seconds = 0.0
+        self.deviation = 0.0
+
+    def follow(self, proved: Canaries) -> None:
+        """Another plan runs, whose canaries have passed: from now on they are sent. For whoever has the ``turn``."""
+        self._plan, self.prompts = proved._plan, proved.prompts
+        self.failure, self.seconds = proved.failure, proved.seconds
 
     async def round(self) -> Failed | None:
         """Send every prompt to every engine, and note in ``failure`` what they say.
@@ -57,6 +70,10 @@ class Canaries:
         Raises:
             EngineDeadError: an engine has ended.
         """
+        async with self.turn:
+            return await self._timed_round()
+
+    async def _timed_round(self) -> Failed | None:
         began = time.monotonic()
         try:
             self.failure = await self._round()
@@ -80,7 +97,7 @@ class Canaries:
                 exporter.not_ready()
                 return
             if failure is None:
-                exporter.canary_passed(self.seconds)
+                exporter.canary_passed(self.seconds, self.deviation)
             else:
                 exporter.canary_failed(failure.reason)
                 self._frontend.canary_failed(failure)
@@ -95,6 +112,7 @@ class Canaries:
         statuses = await self._ask()
         if statuses is None:
             return self._no_answer()
+        self.deviation = max(float(status["deviation"]) for status in statuses)
         for rank, status in enumerate(statuses):
             if status["failure"] is not None:
                 return _failed(status["failure"], rank, of=len(statuses))
@@ -109,7 +127,7 @@ class Canaries:
     async def _send(self, prompt: CanaryPrompt, rank: int | None) -> None:
         """Send one and wait: as long as it stands in the queue, and then for the deadline."""
         request_id = f"telltale-canary-{uuid.uuid4().hex}"
-        self._frontend.begin_canary(request_id)
+        self._frontend.begin_canary(request_id, self._plan)
         answer = asyncio.create_task(self._generate(prompt, rank, request_id))
         try:
             while True:
@@ -140,7 +158,8 @@ class Canaries:
             pass
 
     async def _ask(self) -> list[Mapping[str, Any]] | None:
-        question = self._engine.engine_core.call_utility_all_async("telltale_control", "canary", {})
+        body = {"plan": self._plan}
+        question = self._engine.engine_core.call_utility_all_async("telltale_control", "canary", body)
         try:
             async with asyncio.timeout(self._settings.deadline_seconds):
                 answers: list[Mapping[str, Any]] = await question

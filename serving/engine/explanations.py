@@ -138,6 +138,8 @@ class Explanations:
         return max(0.0, self._begun[0] + _WINDOW_SECONDS - self._clock())
 
     async def _explain(self, flagged: Flagged) -> None:
+        self._require_in_force(flagged)
+        self._plan = flagged.plan
         check = self._plan.checks[flagged.check]
         if not isinstance(check, Check):  # pragma: no cover - of a sum, one of its terms is named
             raise UnexplainedError(f"{check.detector!r} is no detector.")
@@ -153,6 +155,7 @@ class Explanations:
             roles=request.roles,
         )
         readouts, _ = await self._computed(tokens, ())
+        self._require_in_force(flagged)
         scores = await asyncio.to_thread(self._scores, check.detector, readouts)
         chosen = _highest(scores, read, self._settings.tokens)
         if not len(chosen):
@@ -174,6 +177,11 @@ class Explanations:
             tokens=explained,
         )
         self._enter(event, flagged, [tokens[place] for place in chosen])
+
+    def _require_in_force(self, flagged: Flagged) -> None:
+        """Under another policy, other directions may stand where this one's were read."""
+        if flagged.plan.digest != self._frontend.deployment.plan.digest:
+            raise UnexplainedError("another policy has been put in force since.")
 
     async def _kept(self, request_id: str) -> _Request:
         told = await self._ask("flagged", request_id)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import numpy as np
 import structlog
 
+from monitor.generations import part_of
 from monitor.monitor import StepReadouts
 from probes.bank import Bank
 
@@ -28,14 +28,4 @@ def faulty_requests(step: StepReadouts, bank: Bank) -> frozenset[str]:
 
 def without(step: StepReadouts, request_ids: Collection[str]) -> StepReadouts:
     """The step without some of its requests."""
-    kept = [number for number, request_id in enumerate(step.request_ids) if request_id not in request_ids]
-    rows = [np.arange(step.starts[number], step.starts[number] + step.counts[number]) for number in kept]
-    index = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
-    counts = step.counts[kept]
-    return StepReadouts(
-        [step.request_ids[number] for number in kept],
-        counts,
-        np.cumsum(counts) - counts,
-        step.positions[index],
-        step.readouts[index],
-    )
+    return part_of(step, [request_id for request_id in step.request_ids if request_id not in request_ids])

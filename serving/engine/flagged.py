@@ -25,6 +25,7 @@ class Flagged:
     """A request on which a rule has fired, as far as it takes to explain it.
 
     Attributes:
+        plan: that the request was under.
         about: whose request it was; without texts.
         decision: id of its event in the audit trail.
         rule: that fired; of several the one that decided, else the first.
@@ -34,6 +35,7 @@ class Flagged:
         steered: whether the request was written to.
     """
 
+    plan: Plan
     about: Content
     decision: UUID
     rule: str
@@ -46,7 +48,7 @@ def flagged_by(plan: Plan, record: Record, about: Content, decision: UUID, rules
     """What is to be explained of a request; None where no rule of its policy fired by a detector.
 
     Args:
-        plan: what runs.
+        plan: that the request was under.
         record: of the request.
         about: whose it was.
         decision: id of its event.
@@ -59,7 +61,7 @@ def flagged_by(plan: Plan, record: Record, about: Content, decision: UUID, rules
         number = _fired_check(rule, record)
         if number is not None:
             at = record.trail.fired_at.get(number) if record.trail is not None else None
-            return Flagged(about, decision, rule.name, _read_check(plan, number), at, bool(record.steered))
+            return Flagged(plan, about, decision, rule.name, _read_check(plan, number), at, bool(record.steered))
     return None
 
 

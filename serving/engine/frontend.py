@@ -5,6 +5,7 @@ It presents; it can never lower what the scheduler decided.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -16,8 +17,10 @@ from vllm.sampling_params import RequestOutputKind
 from monitor.attempt import Attempt
 from monitor.audit.writer import Ticket
 from monitor.canary import Failed
+from monitor.events import PolicyReloaded
 from monitor.exporter import Exporter
 from monitor.outcome import HandledRule, Outcome
+from monitor.policy import Plan
 from monitor.rollout import Subjects
 from probes.errors import TelltaleError
 from serving.deployment import Deployment
@@ -63,7 +66,7 @@ class Frontend:
         self._exporter: Exporter | None = None
         self._ledger: Ledger | None = None
         self._origins: WeakValueDictionary[str, Origin] = WeakValueDictionary()
-        self._canaries: set[str] = set()
+        self._canaries: dict[str, str] = {}
         self._rereads: dict[str, tuple[int, ...]] = {}
         self._reread_ids: dict[str, str] = {}
 
@@ -72,6 +75,26 @@ class Frontend:
         if self._deployment is None:
             self._deployment = deployment
             self._records = Records(deployment.plan)
+
+    def hold(self, plans: Mapping[str, Plan]) -> None:
+        """Which plans the engine may report on from now on, by their digests."""
+        if self._records is not None:
+            self._records.hold(plans)
+        if self._exporter is not None:
+            self._exporter.hold(plans)
+
+    def adopt(self, deployment: Deployment) -> None:
+        """Another policy is in force: requests that come from now on are signed under it."""
+        self._deployment = deployment
+        if self._exporter is not None:
+            self._exporter.adopt(deployment.plan)
+
+    def policy_reloaded(self, event: PolicyReloaded) -> None:
+        """The server was given a policy."""
+        if self._exporter is not None:
+            self._exporter.reloaded(event.outcome)
+        if self._ledger is not None:
+            self._ledger.policy_reloaded(event)
 
     def export_to(self, exporter: Exporter) -> None:
         """Count reports from now on."""
@@ -112,13 +135,18 @@ class Frontend:
         number = next((number for number, policy in enumerate(plan.policies) if policy.name == named), 0)
         return asked_steers(extra, plan, number)
 
-    def begin_canary(self, request_id: str) -> None:
-        """The request that our own process is about to send under this id is a canary."""
-        self._canaries.add(request_id)
+    def begin_canary(self, request_id: str, plan: str | None = None) -> None:
+        """The request that our own process is about to send under this id is a canary.
+
+        Args:
+            request_id: its own.
+            plan: digest of the one that it is to prove; the one that runs if left out.
+        """
+        self._canaries[request_id] = plan or self.deployment.plan.digest
 
     def end_canary(self, request_id: str) -> None:
         """It has ended."""
-        self._canaries.discard(request_id)
+        self._canaries.pop(request_id, None)
 
     def begin_reread(self, request_id: str, positions: Sequence[int]) -> None:
         """The request that our own process is about to send under this id reads a flagged one again.
@@ -191,6 +219,7 @@ class Frontend:
                 reread=self._rereads.get(request.external_req_id),
                 steers={**steers, **(hold.steers if hold is not None else {})},
                 subjects=Subjects(origin.caller.tenant, origin.caller.session, subject),
+                plan=self._canaries.get(request.external_req_id, self.deployment.plan.digest),
                 attempt=hold.attempt if hold is not None else Attempt.UNHELD,
                 refusal=hold.refusal if hold is not None else None,
                 judge=request.external_req_id in self.questions,
@@ -201,15 +230,18 @@ class Frontend:
 
     def take_out(self, outputs: Sequence[EngineCoreOutput]) -> list[EngineCoreOutput]:
         """Take the reports out of a step's outputs and note them."""
+        began = time.perf_counter()
         reports, rest = take_reports(outputs)
+        left = self._records.take_in(*reports) if self._records is not None and reports else {}
+        if self._ledger is not None:
+            self._enter_left(self._ledger, left)
         for report in reports:
-            left = self._records.take_in(report) if self._records is not None else {}
-            if self._ledger is not None:
-                self._enter_left(self._ledger, left)
-                if report.tally is not None and report.tally.gaps:
-                    self._ledger.gaps(report.tally.gaps)
+            if self._ledger is not None and report.tally is not None and report.tally.gaps:
+                self._ledger.gaps(report.tally.gaps)
             if self._exporter is not None:
                 self._exporter.record(report)
+        if reports and self._exporter is not None:
+            self._exporter.took(time.perf_counter() - began)
         return rest
 
     def dress(self, state: RequestState, output: CompletionOutput) -> CompletionOutput:

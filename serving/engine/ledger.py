@@ -20,12 +20,13 @@ from monitor.events import (
     Explanation,
     GapSeen,
     Handled,
+    PolicyReloaded,
     SteerRecord,
     Verdict,
 )
 from monitor.outcome import HandledRule, Outcome
 from monitor.policy import Plan
-from monitor.types import ON_GAP, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, PromptEvent, Skip
+from monitor.types import ON_GAP, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, PromptEvent, ReloadOutcome, Skip
 from monitor.verdicts import AnyCheck
 from probes.card import Format, Stage
 from serving.engine.flagged import Flagged, flagged_by
@@ -59,19 +60,19 @@ class Ledger:
     """The audit trail of one API process.
 
     Args:
-        plan: what runs.
+        plan: what runs first.
         writer: started.
         texts: which texts are stored.
         decode: makes text of tokens; called in the writer's thread only.
     """
 
     def __init__(self, plan: Plan, writer: AuditWriter, texts: KeptTexts, decode: Callable[[TokenIds], str]) -> None:
-        self._plan = plan
+        self._current = plan.digest
         self._writer = writer
         self._texts = texts
         self._decode = decode
         self._flags: Callable[[Flagged], None] | None = None
-        self._artifacts = [artifacts_of(plan, policy) for policy in plan.policies]
+        self._artifacts: dict[tuple[str, str], dict[str, str]] = {}
 
     def tell_flags(self, take: Callable[[Flagged], None]) -> None:
         """From now on, say which requests a rule has fired on."""
@@ -87,7 +88,7 @@ class Ledger:
         about = Content(request_id=ending.request_id, client_request_id=ending.client_request_id, tenant=ending.tenant)
         if self._flags is not None and event.rules:
             names = (rule.name for rule in event.rules)
-            flagged = flagged_by(self._plan, record, about, event.id, names)
+            flagged = flagged_by(record.plan, record, about, event.id, names)
             if flagged is not None:
                 self._flags(flagged)
         if not self._texts.keeps(flagged=event.action is not Action.ALLOW or bool(event.rules)):
@@ -112,32 +113,44 @@ class Ledger:
 
     def gaps(self, gaps: Mapping[str, int]) -> None:
         """A step has left positions unscored, by reason."""
-        self._writer.submit(
-            GapSeen(plan=self._plan.digest, gaps={Gap(reason): count for reason, count in gaps.items()})
-        )
+        self._writer.submit(GapSeen(plan=self._current, gaps={Gap(reason): count for reason, count in gaps.items()}))
 
     def handled(self, rule: HandledRule, outcome: Outcome) -> Ticket | None:
         """A rule that withholds was carried out behind the engine.
 
         Returns: the ticket that the response has to wait for, if any.
         """
-        event = Handled(plan=self._plan.digest, policy=rule.policy, rule=rule.name, action=rule.action, outcome=outcome)
+        event = Handled(plan=self._current, policy=rule.policy, rule=rule.name, action=rule.action, outcome=outcome)
         return self._writer.submit(event, lambda: Content(request_id=rule.request_id))
 
     def canary_failed(self, failure: Failed) -> None:
         """A round of canaries has not passed."""
-        self._writer.submit(CanaryFailed(plan=self._plan.digest, reason=failure.reason, detail=failure.detail))
+        self._writer.submit(CanaryFailed(plan=self._current, reason=failure.reason, detail=failure.detail))
+
+    def policy_reloaded(self, event: PolicyReloaded) -> None:
+        """Another policy was to be put in force. If it was, what follows is said of it."""
+        if event.outcome is ReloadOutcome.APPLIED and event.plan is not None:
+            self._current = event.plan
+            self._artifacts.clear()
+        self._writer.submit(event)
+
+    def _artifacts_of(self, plan: Plan, policy: CompiledPolicy) -> dict[str, str]:
+        key = plan.digest, policy.name
+        if key not in self._artifacts:
+            self._artifacts[key] = artifacts_of(plan, policy)
+        return self._artifacts[key]
 
     def _decision(self, record: Record, ending: Ending) -> Decision:
-        policy = self._plan.policies[record.policy]
+        plan = record.plan
+        policy = plan.policies[record.policy]
         account = record.account()
         skips = {skip: account[skip.value] for skip in Skip if skip.value in account}
         gaps = {gap: account[gap.value] for gap in Gap if gap.value in account}
         decided = record.decided
         return Decision(
-            plan=self._plan.digest,
+            plan=plan.digest,
             policy=policy.name,
-            artifacts=self._artifacts[record.policy],
+            artifacts=self._artifacts_of(plan, policy),
             format=record.fmt,
             action=ActionCode(decided.action).action if decided is not None else Action.ALLOW,
             rule=decided.rule if decided is not None else None,
@@ -149,7 +162,7 @@ class Ledger:
             noticed=tuple(PromptEvent(event) for event in record.events),
             steers=tuple(
                 SteerRecord(
-                    name=self._plan.steering.steers[item.steer].name,
+                    name=plan.steering.steers[item.steer].name,
                     tokens=item.tokens,
                     mean=_finite(item.mean),
                     largest=_finite(item.largest),
@@ -175,7 +188,7 @@ class Ledger:
         return tuple(named)
 
     def _verdict(self, record: Record, position: int, ending: Ending) -> Verdict:
-        check = self._plan.checks[position]
+        check = record.plan.checks[position]
         statistic = record.statistics[position] if record.statistics else -math.inf
         fired = bool(record.fired[position]) if record.fired else False
         return Verdict(

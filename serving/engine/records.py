@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ class Record:
     """One request. Every output that vLLM makes for it points here, so that merged outputs lose nothing.
 
     Attributes:
+        plan: that it is under.
         ended: the engine has said so.
         counted: it is a user's, and not our own way of saying what is decided.
         withheld: somebody waits to carry out what is decided; else what cannot be carried out any more is a block.
@@ -28,7 +30,7 @@ class Record:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+        self.plan = plan
         self.policy = 0
         self.fmt = Format.RAW
         self.scored = 0
@@ -57,7 +59,7 @@ class Record:
     @property
     def rule(self) -> CompiledRule | None:
         """What decided it; None if nothing did, or none of the policy's rules."""
-        rules = self._plan.policies[self.policy].rules
+        rules = self.plan.policies[self.policy].rules
         named = self.decided.rule if self.decided is not None else None
         return next((rule for rule in rules if rule.name == named), None)
 
@@ -72,7 +74,7 @@ class Record:
         def known(number: int) -> Truth:
             if number < len(self.fired) and self.fired[number]:
                 return True
-            return False if self.fmt in self._plan.checks[number].thresholds else None
+            return False if self.fmt in self.plan.checks[number].thresholds else None
 
         return condition.truth(known)
 
@@ -81,18 +83,18 @@ class Record:
         """Whether it was blocked by a rule that blocks all choices of a request."""
         if self.blocked_text is None or self.decided is None:
             return False
-        rules = self._plan.policies[self.policy].rules
+        rules = self.plan.policies[self.policy].rules
         return any(rule.name == self.decided.rule and rule.scope is Scope.REQUEST for rule in rules)
 
     def statistic(self, number: int) -> tuple[str, float]:
         """Of a check, by its position in the plan: what it reads, and its statistic; NaN if there is none."""
-        check = self._plan.checks[number]
+        check = self.plan.checks[number]
         return check.detector, self.statistics[number] if self.statistics else math.nan
 
     @property
     def policy_name(self) -> str:
         """The policy that it is under."""
-        return self._plan.policies[self.policy].name
+        return self.plan.policies[self.policy].name
 
     def close(self, num_positions: int) -> None:
         """The reply has been made with so many tokens in all, the engine may not have said so yet (stop strings)."""
@@ -100,7 +102,7 @@ class Record:
 
     def describe(self) -> dict[str, Any]:
         """The ``telltale`` object of a choice."""
-        policy = self._plan.policies[self.policy]
+        policy = self.plan.policies[self.policy]
         decided = self.decided
         described: dict[str, Any] = {
             "action": ActionCode(decided.action).action.value if decided is not None else "allow",
@@ -115,7 +117,7 @@ class Record:
         return described
 
     def _describe_check(self, position: int, expose: Expose, skipped: dict[str, int]) -> dict[str, Any]:
-        check = self._plan.checks[position]
+        check = self.plan.checks[position]
         described: dict[str, Any] = {
             "name": check.detector,
             "stage": check.stage.value,
@@ -128,7 +130,7 @@ class Record:
             statistic = self.statistics[position] if self.statistics else -math.inf
             threshold = check.thresholds.get(self.fmt)
             described["score"] = round(statistic, 4) if math.isfinite(statistic) else None
-            probability = self._plan.probability(position, self.fmt, statistic) if math.isfinite(statistic) else None
+            probability = self.plan.probability(position, self.fmt, statistic) if math.isfinite(statistic) else None
             if probability is not None:
                 described["probability"] = round(probability, 4)
             described["threshold"] = round(threshold, 4) if threshold is not None else None
@@ -142,7 +144,7 @@ class Record:
 
     def _describe_steered(self, steered: Steered) -> dict[str, Any]:
         dose = {"mean": round(steered.mean, 4), "max": round(steered.largest, 4)}
-        return {"name": self._plan.steering.steers[steered.steer].name, "tokens": steered.tokens, "dose": dose}
+        return {"name": self.plan.steering.steers[steered.steer].name, "tokens": steered.tokens, "dose": dose}
 
     def account(self) -> dict[str, int]:
         """Positions that were not scored, by reason: skipped rightly, or gaps."""
@@ -162,30 +164,43 @@ class Records:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+        self._plans = {plan.digest: plan}
         self._records: dict[str, Record] = {}
         self._leaving: list[str] = []
 
-    def take_in(self, report: StepReport) -> dict[str, Record]:
+    def hold(self, plans: Mapping[str, Plan]) -> None:
+        """Which plans reports may speak of from now on, by their digests."""
+        self._plans = dict(plans)
+
+    def take_in(self, *reports: StepReport) -> dict[str, Record]:
         """Update the records of a step.
 
-        Records of ended requests stay until the next report: their last output comes behind the one that ends them.
+        Records of ended requests stay until the next step: their last output comes behind the one that ends them.
 
+        Args:
+            reports: of one step, one for each plan.
         Returns: those that leave now, by their ids.
+        Raises:
+            KeyError: a report speaks of a plan that is not held.
         """
         left = {name: self._records.pop(name) for name in self._leaving if name in self._records}
-        self._leaving = [ended.request_id for ended in report.ended]
+        self._leaving = [ended.request_id for report in reports for ended in report.ended]
+        for report in reports:
+            self._take(report, self._plans[report.plan])
+        return left
+
+    def _take(self, report: StepReport, plan: Plan) -> None:
         for ended in report.ended:
-            self._end(ended)
+            self._end(ended, plan)
         if not report.request_ids:
-            return left
+            return
         count = len(report.request_ids)
         scored = np.frombuffer(report.scored, dtype=np.int64)
         sink = np.frombuffer(report.sink, dtype=np.int64)
         statistics = np.frombuffer(report.statistics, dtype=np.float32).reshape(-1, count).T.tolist()
         fired = np.frombuffer(report.fired, dtype=np.bool_).reshape(-1, count).T.tolist()
         for row, request_id in enumerate(report.request_ids):
-            record = self._record(request_id)
+            record = self._record(request_id, plan)
             record.policy, record.fmt = report.policies[row], Format(report.formats[row])
             record.scored = int(scored[row])
             record.skipped = dict(report.gaps.get(request_id, ()))
@@ -197,7 +212,6 @@ class Records:
             record.events = report.events.get(request_id, [])
             record.steered = report.steered.get(request_id, [])
             record.trail = report.trails.get(request_id)
-        return left
 
     def take_all(self) -> dict[str, Record]:
         """Every record that is left, by its id; nobody will hear more of them."""
@@ -208,13 +222,13 @@ class Records:
         """The record of a request that the engine has reported on."""
         return self._records.get(request_id)
 
-    def _record(self, request_id: str) -> Record:
+    def _record(self, request_id: str, plan: Plan) -> Record:
         if request_id not in self._records:
-            self._records[request_id] = Record(self._plan)
+            self._records[request_id] = Record(plan)
         return self._records[request_id]
 
-    def _end(self, ended: EndedReport) -> None:
-        record = self._record(ended.request_id)
+    def _end(self, ended: EndedReport, plan: Plan) -> None:
+        record = self._record(ended.request_id, plan)
         record.policy, record.fmt = ended.policy, Format(ended.fmt)
         record.scored, record.skipped = ended.scored, ended.skipped
         record.statistics, record.fired = ended.statistics, ended.fired

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 CONFIG_VARIABLE = "TELLTALE_CONFIG"
 """Path of the policy file. Telltale is active in a vLLM process if and only if it is set."""
 
+WATCH_VARIABLE = "TELLTALE_WATCH_POLICY"
+"""Set to 1 (by ``telltale serve --watch-policy``): the policy file is watched, and read again when it changes."""
+
 
 class RuntimeConfigError(TelltaleError, RuntimeError):
     """A process was started as part of a monitored server, but cannot find what to run."""

@@ -16,15 +16,16 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 
-import serving
 from monitor.attempt import Attempt
-from monitor.monitor import Monitor, StepReadouts
+from monitor.generations import Generations
+from monitor.monitor import StepReadouts
 from monitor.request import is_blocked
 from monitor.types import STRICTEST, Gap
 from probes.card import Format
+from serving.engine.door import Door
 from serving.engine.drafts import step_readouts
 from serving.engine.faulty import faulty_requests, without
-from serving.engine.heartbeat import Heartbeat
+from serving.engine.heartbeats import Heartbeats
 from serving.engine.holdback import BLOCKED, HoldBack
 from serving.engine.prefix import PrefixReadouts, whole_group
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
@@ -49,52 +50,46 @@ class MonitoredScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         deployment = load_deployment(self.vllm_config)
-        self._digest = deployment.plan.digest
         plan = deployment.plan
-        self._monitor = Monitor(plan, rollout_key=rollout_key() if plan.is_rolled_out else b"")
+        self._monitor = Generations(plan, rollout_key=rollout_key)
         self._hold_back = HoldBack()
-        self._heartbeat = Heartbeat(
-            deployment.plan, deployment.file.config.canary, vocab=self.vllm_config.model_config.get_vocab_size()
+        self._heartbeat = Heartbeats(
+            plan, deployment.file.config.canary, vocab=self.vllm_config.model_config.get_vocab_size()
         )
-        self._reporting = Reporting(self._monitor)
+        self._reporting = Reporting(self._monitor, self._hold_back.count)
         explain = deployment.file.config.explain
         self._rereads = Rereads(keep=explain.queue if explain is not None else 0, width=plan.bank.width)
         # Scored positions of requests before their cached prefixes were replayed, until their step is judged.
         self._before_replay: dict[str, int] = {}
         ahead = bool(self.vllm_config.scheduler_config.async_scheduling)
-        self._steerbook = SteerBook(deployment.plan, block_size=self.hash_block_size, ahead=ahead)
+        self._steerbook = SteerBook(plan, block_size=self.hash_block_size, ahead=ahead)
         manager = self.kv_cache_manager
         # Where no layers keep a block for every token, cached prefixes are computed again.
         group = whole_group(manager) if manager.enable_caching else None
         self._prefix = (
-            PrefixReadouts(manager, group, deployment.plan.bank, margin=self.num_spec_tokens)
+            PrefixReadouts(manager, group, plan.bank, margin=self.num_spec_tokens, plan=plan.digest)
             if group is not None
             else None
         )
+        self._door = Door(deployment, self._monitor, self._heartbeat, self._prefix, self._steerbook)
 
     def telltale_control(self, op: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """What the API process asks between two steps.
 
         Args:
-            op: ``handshake`` (version and digest of what runs here), ``canary`` (how its canaries do), ``flagged`` or
-                ``reread`` (tokens of a flagged request, and what came of computing one again).
-            body: of the operation: ``request_id`` for the last two, else empty.
+            op: ``flagged`` or ``reread`` (tokens of a flagged request, and what came of computing one again); or one of
+                ``Door.answer``.
+            body: of the operation: ``request_id`` for the first two.
         Raises:
             ValueError: another operation.
         """
         match op:
-            case "handshake":
-                return {"version": serving.__version__, "digest": self._digest}
-            case "canary":
-                return self._heartbeat.status()
             case "flagged":
                 return self._rereads.take_flagged(body["request_id"])
             case "reread":
                 return self._rereads.take_result(body["request_id"])
             case _:
-                raise ValueError(
-                    f"telltale_control knows handshake, canary, flagged and reread, not {op!r} with {sorted(body)}"
-                )
+                return self._door.answer(op, body)
 
     def add_request(self, request: Request) -> None:
         """Admit a request to the monitor. Nothing gets past this method, whatever front end it came from."""
@@ -103,7 +98,7 @@ class MonitoredScheduler(Scheduler):
         if trusted is not None and (trusted.canary or trusted.judge or trusted.reread is not None):
             # Our own, and nobody's request.
             if trusted.canary:
-                self._heartbeat.admit(request.request_id, request.prompt_token_ids or ())
+                self._heartbeat.admit(request.request_id, request.prompt_token_ids or (), trusted.plan)
             elif trusted.reread is not None:
                 self._rereads.admit(request.request_id, request.num_prompt_tokens, trusted.reread)
             request.skip_reading_prefix_cache = True
@@ -113,7 +108,8 @@ class MonitoredScheduler(Scheduler):
             log.warning(
                 "a request without our signature: judged as raw text by the strictest policy", id=request.request_id
             )
-        admitted = self._monitor.admit(
+        monitor = self._monitor.monitor_of(trusted.plan if trusted is not None else None)
+        admitted = monitor.admit(
             request.request_id,
             num_prompt=request.num_prompt_tokens,
             policy=trusted.policy if trusted is not None else STRICTEST,
@@ -123,11 +119,12 @@ class MonitoredScheduler(Scheduler):
             attempt=trusted.attempt if trusted is not None else Attempt.UNHELD,
             refusal=trusted.refusal if trusted is not None else None,
         )
-        depth = self._monitor.policy_of(admitted).hold_back
+        self._monitor.keep(admitted)
+        depth = monitor.policy_of(admitted).hold_back
         self._hold_back.begin(request.request_id, depth=depth, num_prompt=request.num_prompt_tokens)
         self._reporting.admit(request)
         asked = trusted.steers if trusted is not None else {}
-        self._steerbook.admit(request, admitted, self._monitor.policy_of(admitted), asked)
+        self._steerbook.admit(request, admitted, monitor.policy_of(admitted), asked, monitor.plan)
         if self._prefix is None:
             # Cached positions are not computed, so nothing would read them.
             request.skip_reading_prefix_cache = True
@@ -157,7 +154,8 @@ class MonitoredScheduler(Scheduler):
         blocks, num_tokens, boundary, divergent = super()._get_local_prefix_cache_hit(request)
         if self._prefix is not None:
             filed = self._steerbook.needs_filed(request.request_id)
-            allowed = self._prefix.allow(request.request_id, blocks, num_tokens, filed=filed) if num_tokens else 0
+            plan, name = self._monitor.plan_of(request.request_id).digest, request.request_id
+            allowed = self._prefix.allow(name, blocks, num_tokens, filed=filed, plan=plan) if num_tokens else 0
             if allowed < num_tokens:
                 blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, allowed)
                 num_tokens = allowed
@@ -171,7 +169,7 @@ class MonitoredScheduler(Scheduler):
         if step_ids:
             started = time.perf_counter()
             self._observe(scheduler_output, model_runner_output)
-            self._reporting.took(time.perf_counter() - started)
+            self._reporting.took(time.perf_counter() - started, getattr(model_runner_output, ATTRIBUTE, None))
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         for client in outputs.values():
             client.outputs = [
@@ -286,7 +284,8 @@ class MonitoredScheduler(Scheduler):
         scored, the fault lies elsewhere and the whole step is lost.
         """
         scheduled = scheduler_output.num_scheduled_tokens
-        faulty = faulty_requests(step, self._monitor.plan.bank)
+        parts = self._monitor.parts(step)
+        faulty = frozenset().union(*(faulty_requests(part, monitor.plan.bank) for monitor, part in parts))
         if faulty:
             rest = without(step, faulty)
             self._replay(rest)

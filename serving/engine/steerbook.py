@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from monitor.compiled import CompiledPolicy
+from monitor.gates import SteerGate
+from monitor.generations import Generations
 from monitor.monitor import Monitor, StepReadouts
 from monitor.policy import Plan
 from monitor.request import Request as Admitted
@@ -44,6 +46,7 @@ class SteerBook:
     """
 
     def __init__(self, plan: Plan, *, block_size: int, ahead: bool = False) -> None:
+        self._first = plan
         self._plan = plan.steering
         self._block_size = block_size
         self._ahead = ahead
@@ -55,7 +58,14 @@ class SteerBook:
         self._secret = os.urandom(16)
         self._live: dict[str, SteeredRequest] = {}
 
-    def admit(self, request: Request, live: Admitted, policy: CompiledPolicy, asked: Mapping[str, float]) -> None:
+    def admit(
+        self,
+        request: Request,
+        live: Admitted,
+        policy: CompiledPolicy,
+        asked: Mapping[str, float],
+        plan: Plan | None = None,
+    ) -> None:
         """A request has come. Its block hashes are made anew where its steers write to its prompt.
 
         Args:
@@ -63,7 +73,9 @@ class SteerBook:
             live: the monitor's.
             policy: that it is under.
             asked: what it asked for and may have: by a steer's name, the share of its strength.
+            plan: that its policy is of; None for the first one. All have the same steers and places of gates.
         """
+        under = plan or self._first
         rules = [
             rule
             for rule in policy.rules
@@ -76,7 +88,9 @@ class SteerBook:
         may_ask = (*policy.on_request, *policy.second_steers)
         scales |= {number: asked[steers[number].name] for number in may_ask if steers[number].name in asked}
         orders = [SteerOrder(number, *steers[number].span(num_prompt), scale) for number, scale in scales.items()]
-        gates = [self._open(rule.gate, live) for rule in rules if rule.gate is not None]
+        gates = [
+            self._open(rule.gate, under.steering.gates[rule.gate], live) for rule in rules if rule.gate is not None
+        ]
         state = SteeredRequest(orders, None, [gate for gate in gates if gate is not None])
         state.in_prompt = any(gate.writes[0] < num_prompt for gate in state.gates)
         inner = request._block_hasher
@@ -85,7 +99,7 @@ class SteerBook:
             in_prompt = [(steer, scale) for steer, scale in always if steer.positions is not Positions.GENERATED]
             salted = bool(in_prompt) or state.in_prompt
             if salted:
-                request.cache_salt = self._salt(request.cache_salt, in_prompt, state)
+                request.cache_salt = self._salt(request.cache_salt, in_prompt, state, under.digest)
                 request.block_hashes.clear()
             # Where some rows are written to by their place in the request, its tokens do not say which; nor do those
             # of a reply where the same tokens, as a part of the next prompt, could open a gate.
@@ -136,7 +150,7 @@ class SteerBook:
         for request_id in self.gated(request_ids):
             self._live[request_id].lose()
 
-    def judged(self, request_ids: Sequence[str], monitor: Monitor) -> None:
+    def judged(self, request_ids: Sequence[str], monitor: Monitor | Generations) -> None:
         """Take over the steers that rules have switched on in this step.
 
         Args:
@@ -169,7 +183,7 @@ class SteerBook:
         if orders:
             setattr(step, STEERS, orders)
 
-    def tell(self, step: StepReadouts, doses: npt.NDArray[np.float32] | None, monitor: Monitor) -> None:
+    def tell(self, step: StepReadouts, doses: npt.NDArray[np.float32] | None, monitor: Monitor | Generations) -> None:
         """Tell the monitor how far rows were moved; those that should have been written to and were not are gaps.
 
         Args:
@@ -212,16 +226,22 @@ class SteerBook:
         """The request has ended."""
         self._live.pop(request_id, None)
 
-    def _open(self, number: int, live: Admitted) -> OpenGate | None:
-        gate = self._plan.gates[number]
+    def hold(self, plans: Iterable[Plan]) -> None:
+        """These plans may have requests: what lies above none of their gates' limits opens nothing."""
+        floors = [[gate.lowest_limit for gate in plan.steering.gates] for plan in plans]
+        self._floors = np.array(floors, dtype=np.float32).min(axis=0) if self._columns else self._floors
+
+    def _open(self, number: int, gate: SteerGate, live: Admitted) -> OpenGate | None:
         span = self._plan.steers[gate.steer].span(live.num_prompt)
         return OpenGate.of(number, gate, live.fmt, span, num_prompt=live.num_prompt, stream_from=live.stream_from)
 
-    def _salt(self, own: str | None, steers: Sequence[tuple[Steer, float]], state: SteeredRequest) -> str:
+    def _salt(self, own: str | None, steers: Sequence[tuple[Steer, float]], state: SteeredRequest, plan: str) -> str:
         """The salt of requests whose prompts are written to alike, and that have the same salt of their own."""
         opened = [
             [self._plan.steers[gate.gate.steer].digest(), gate.number, float(gate.limit), gate.reads[0]]
             for gate in state.gates
         ]
-        content = json.dumps([own, [[steer.digest(), scale] for steer, scale in steers], opened])
+        # A column may hold another direction under another plan; a position among gates another gate.
+        told = plan if opened else ""
+        content = json.dumps([own, [[steer.digest(), scale] for steer, scale in steers], opened, told])
         return hashlib.sha256(content.encode() + self._secret).hexdigest()

@@ -95,8 +95,23 @@ class ReadoutStore:
         Returns: (len(blocks) * block_size, width) float32; NaN where nothing was filed, which the monitor counts as a
             gap.
         """
-        count = len(blocks) * self.block_size
-        rows = np.zeros((count, self._width), dtype=np.float32)
-        rows[:, self._columns] = self._rows[blocks].reshape(count, -1)
-        rows[(self._state[blocks] != RowState.FILED).reshape(count)] = np.nan
+        rows = np.zeros((len(blocks) * self.block_size, self._width), dtype=np.float32)
+        rows[:, self._columns], filed = self.kept(blocks)
+        rows[~filed] = np.nan
         return rows
+
+    def kept(
+        self, blocks: Index, places: npt.NDArray[np.intp] | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Some of what is kept of whole blocks, in order.
+
+        Args:
+            blocks: their ids.
+            places: (k,) among the columns that are kept; None for all.
+        Returns: (n, k) float32 and (n,) whether it was filed; where it was not, the numbers mean nothing.
+        """
+        count = len(blocks) * self.block_size
+        rows = self._rows[blocks].reshape(count, -1)
+        if places is not None and len(places) < rows.shape[1]:
+            rows = rows[:, places]
+        return rows, (self._state[blocks] == RowState.FILED).reshape(count)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from probes.bank import Bank, TapMatrix
+from probes.columns import direction_digest
 from probes.taps import Site, Tap
 from serving.engine import ops
 from serving.engine.layers import LayerClass, LayerError, Stack, decoder_stack
@@ -19,6 +23,13 @@ Pick = Callable[[Any], tuple[torch.Tensor, torch.Tensor | None]]
 """From what a module returned, the one or two tensors whose sum is read."""
 _PREFIX = "telltale_"
 """Of the names of our buffers."""
+
+
+@dataclass(slots=True)
+class TapClock:
+    """What a tap has cost in forwards that are not compiled; on a device that runs by itself, only to start it."""
+
+    seconds: float = 0.0
 
 
 class TapSet:
@@ -94,6 +105,17 @@ class TapSet:
             rows[:, columns] = part
         return rows
 
+    def take_seconds(self) -> float | None:
+        """What the taps of this worker have cost since the call before; None where nobody can tell.
+
+        That is in compiled forwards, in graphs, and on devices that run by themselves: there only a benchmark tells.
+        """
+        clocks: list[TapClock] = [module.telltale_clock for module in self._modules.values()]  # type: ignore[misc]
+        spent = sum(clock.seconds for clock in clocks)
+        for clock in clocks:
+            clock.seconds = 0.0
+        return spent if spent and self._device.type == "cpu" else None
+
     @property
     def nbytes(self) -> int:
         """Memory of all buffers of this worker, on its device."""
@@ -111,9 +133,30 @@ class TapSet:
         for tap, module in self._modules.items():
             weight: torch.Tensor = module.telltale_weight  # type: ignore[assignment]
             bias: torch.Tensor = module.telltale_bias  # type: ignore[assignment]
-            matrix = TapMatrix(tap, weight.cpu().numpy(), bias.cpu().numpy(), weight.shape[1])
+            matrix = TapMatrix(tap, weight.cpu().numpy(), bias.cpu().numpy(), np.arange(weight.shape[1]))
             digests[str(tap)] = matrix.digest()
         return digests
+
+    @torch.inference_mode()
+    def write(self, tap: Tap, columns: Sequence[int], weight: torch.Tensor, bias: torch.Tensor) -> list[str] | None:
+        """Put directions into columns that nothing reads yet, between two steps.
+
+        Args:
+            tap: where.
+            columns: (k,) counted from the tap's first.
+            weight: (d_model, k) float32.
+            bias: (k,) float32.
+        Returns: the digests of what stands there now, read back from the device; None if the tap is on another worker.
+        """
+        module = self._modules.get(tap)
+        if module is None:
+            return None
+        held: tuple[torch.Tensor, torch.Tensor] = module.telltale_weight, module.telltale_bias  # type: ignore[assignment]
+        places = torch.tensor(columns, dtype=torch.int64, device=held[0].device)
+        held[0].index_copy_(1, places, weight.to(held[0].device))
+        held[1].index_copy_(0, places, bias.to(held[1].device))
+        found, offsets = held[0].index_select(1, places).cpu().numpy(), held[1].index_select(0, places).cpu().numpy()
+        return [direction_digest(tap, found[:, number], offsets[number]) for number in range(len(columns))]
 
     def fired(self) -> dict[str, int]:
         """How often each tap of this worker has run, by its name."""
@@ -202,6 +245,7 @@ def tap_buffers(matrix: TapMatrix, *, max_rows: int, device: torch.device) -> di
 def _tap(module: nn.Module, pick: Pick, matrix: TapMatrix, *, max_rows: int, device: torch.device) -> None:
     for name, buffer in tap_buffers(matrix, max_rows=max_rows, device=device).items():
         module.register_buffer(name, buffer, persistent=False)
+    module.telltale_clock = TapClock()  # type: ignore[assignment]
     # The class of this instance alone: draft models reuse the class, and must not be read.
     module.__class__ = _tapped_class(module, pick)
 
@@ -213,7 +257,9 @@ def _tapped_class(module: nn.Module, pick: Pick) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         output = inner(self, *args, **kwargs)
         hidden, residual = pick(output)
-        read: Callable[..., None] = ops.read if torch.compiler.is_compiling() else ops.read_rows
+        compiling = torch.compiler.is_compiling()
+        read: Callable[..., None] = ops.read if compiling else ops.read_rows
+        began = 0.0 if compiling else time.perf_counter()
         read(
             rows_of(hidden),
             None if residual is None else rows_of(residual),
@@ -222,6 +268,9 @@ def _tapped_class(module: nn.Module, pick: Pick) -> type[nn.Module]:
             self.telltale_out,
             self.telltale_fired,
         )
+        if not compiling:
+            clock: TapClock = self.telltale_clock  # type: ignore[assignment]
+            clock.seconds += time.perf_counter() - began
         return output
 
     return type(f"Tapped{cls.__name__}", (cls,), {"forward": forward, "__module__": cls.__module__})

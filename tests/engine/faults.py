@@ -133,7 +133,7 @@ class Bench:
         self.llm = LLM(model, dtype="float32", enforce_eager=True, kv_cache_memory_bytes=134217728, max_model_len=512)
         core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = core.scheduler
-        self.monitor = core.scheduler._monitor
+        self.monitor = core.scheduler._monitor.monitor_of(None)
         self.worker = core.model_executor.driver_worker.worker
         self.runner = self.worker.model_runner
         self.frontend = getattr(EngineArgs, INSTALLED)

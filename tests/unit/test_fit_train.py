@@ -12,6 +12,7 @@ from probes.aggregate import parse_aggregator
 from probes.artifact import Artifact, write_card
 from probes.card import Format
 from probes.detectors import load_detector
+from probes.fit.evaluation.text_encoder import InputEmbeddings
 from probes.fit.reading.activations import ActivationError, ActivationReader
 from probes.fit.reading.weights import WeightsError, score_weights
 from probes.fit.rows.example import Example
@@ -81,8 +82,15 @@ def test_train_and_serve(model_dir: Path, recipe: Path, tmp_path: Path) -> None:
     lines: list[str] = []
 
     def trained(folder: str) -> Artifact:
-        out, cache = tmp_path / folder, tmp_path / "cache"
-        return train(recipe, model_dir=model_dir, model_id="tiny", out=out, progress=lines.append, cache_dir=cache)
+        return train(
+            recipe,
+            model_dir=model_dir,
+            model_id="tiny",
+            out=tmp_path / folder,
+            progress=lines.append,
+            cache_dir=tmp_path / "cache",
+            encoder=InputEmbeddings(model_dir),
+        )
 
     made = trained("out")
     loaded = Artifact.load(tmp_path / "out" / "stealing.safetensors")
@@ -92,6 +100,14 @@ def test_train_and_serve(model_dir: Path, recipe: Path, tmp_path: Path) -> None:
     report = loaded.card.evaluation["chat"]["pairs"]
     assert report["probe"]["auroc"][0] > 0.9
     assert {"tf_idf", "length_only", "question_mark_only", "shuffled_labels", "random_direction"} <= set(report)
+    # The second text-only peer stands wherever the first does; it finds a word too.
+    tables = [*loaded.card.evaluation["leave_one_source_out"]["raw"].values(), report]
+    assert all(table["bag_of_embeddings"]["auroc"][0] > 0.9 for table in tables)
+    # So do the probes that cannot know anything: random directions lie around chance, on both sides of it.
+    for table in tables:
+        middle, low, high = table["random_direction"]["auroc"]
+        assert low < 0.4 < middle < 0.6 < high
+        assert table["shuffled_labels"]["auroc"][0] < 0.8 < table["probe"]["auroc"][0]
     assert loaded.card.evaluation["chat"]["at_threshold"]["pairs"]["fired_positive"][1] == 40
     # A word is in the text: TF-IDF finds it too, on a careless split the fit is as good as elsewhere.
     assert loaded.card.evaluation["chat"]["in_distribution"]["auroc"][0] > 0.9
@@ -143,6 +159,7 @@ def require_canary(artifact: Artifact, model_dir: Path) -> None:
 def test_a_canary_is_added_without_training_anew(model_dir: Path, recipe: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     made = train(recipe, model_dir=model_dir, model_id="t", out=tmp_path, progress=lambda _: None, cache_dir=cache)
+    assert "bag_of_embeddings" not in made.card.evaluation["chat"]["pairs"]
     path, before = made.path, made.path.read_bytes()
     write_card(path, made.card.model_copy(update={"canary": None}))
     without = Artifact.load(path)

@@ -15,10 +15,10 @@ from monitor.audit.settings import AuditSettings, TextKept
 from monitor.audit.store import open_store
 from monitor.audit.writer import AuditWriter
 from monitor.canary import CanaryFailure, Failed
-from monitor.events import CanaryFailed, Content, Decision, Event, GapSeen, Started
+from monitor.events import CanaryFailed, Content, Decision, Event, GapSeen, PolicyReloaded, Started
 from monitor.report import encode_report
 from monitor.rollout import Subjects
-from monitor.types import Action, Gap, Mode, Skip
+from monitor.types import Action, Gap, Mode, ReloadOutcome, ReloadSource, Skip
 from monitor.yaml_file import PolicyError
 from serving.engine.carrier import CARRIER_ID
 from serving.engine.frontend import Frontend
@@ -290,3 +290,18 @@ def test_settings_have_defaults_that_keep_what_they_promise(tmp_path: Path) -> N
     assert (absolute.url, absolute.key_file) == ("jsonl:////var/audit", "/run/key")
     server = AuditSettings(url="postgresql://u@h/d").resolved(tmp_path)
     assert server.url == "postgresql://u@h/d"
+
+
+@pytest.mark.parametrize("outcome", list(ReloadOutcome))
+def test_each_attempt_to_change_the_policy_is_written_down(tmp_path: Path, outcome: ReloadOutcome) -> None:
+    trail = Trail(tmp_path)
+    before, wanted = trail.plan.digest, "f" * 64
+    trail.ledger.policy_reloaded(
+        PolicyReloaded(plan=wanted, before=before, source=ReloadSource.API, outcome=outcome, setting=None)
+    )
+    trail.ledger.gaps({"unseen": 1})
+    (changed, _), (gap, _) = trail.events()
+    assert isinstance(changed, PolicyReloaded)
+    assert (changed.plan, changed.before, changed.outcome) == (wanted, before, outcome)
+    assert isinstance(gap, GapSeen)
+    assert gap.plan == (wanted if outcome is ReloadOutcome.APPLIED else before)

@@ -10,8 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from monitor.access import Access, ApiKey
+from monitor.alert_entry import AlertEntry
 from monitor.config import CanarySettings, Config, DetectorEntry, Policy, Reserve, SteerEntry
 from monitor.destination import Destination
+from monitor.explain import ExplainSettings
 from monitor.rule import Do, Rollout, Rule
 from monitor.tenants import Tenant
 from monitor.when import CONDITION_KEYS, CONDITION_MODELS, Above, Limit, Weighed
@@ -32,7 +34,8 @@ policies:
     rules:
 """
 MODELS = (
-    *(Config, CanarySettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant, Access, ApiKey),
+    *(Config, CanarySettings, ExplainSettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant),
+    *(Access, AlertEntry, ApiKey),
     *(Above, Limit, Weighed, *CONDITION_MODELS, Destination),
 )
 

@@ -33,7 +33,7 @@ class Beside:
         self.manager = KVCacheManager(
             config, max_model_len=64, scheduler_block_size=SIZE, hash_block_size=SIZE, enable_caching=True
         )
-        bank = SimpleNamespace(width=WIDTH, used_columns=lambda: np.arange(WIDTH))
+        bank = SimpleNamespace(width=WIDTH, entries=lambda: tuple((column, "direction") for column in range(WIDTH)))
         self.prefix = PrefixReadouts(self.manager, whole_group(self.manager), bank, margin=0)
         self.requests: dict[str, Request] = {}
 

@@ -55,8 +55,8 @@ def test_what_lies_on_the_device_is_told_from_anything_else() -> None:
     layer = Tapped(3)
     taps = tap_set({4: layer}, capacity=WIDTH)
     weight, bias = layer.telltale_weight.numpy().copy(), layer.telltale_bias.numpy().copy()
-    digest = TapMatrix(Tap(4), weight, bias, WIDTH).digest()
+    digest = TapMatrix(Tap(4), weight, bias, np.arange(WIDTH)).digest()
     assert taps.resident() == {"resid_post.4": digest}
-    assert TapMatrix(Tap(5), weight, bias, WIDTH).digest() != digest
+    assert TapMatrix(Tap(5), weight, bias, np.arange(WIDTH)).digest() != digest
     layer.telltale_bias[0] = float(np.nextafter(np.float32(bias[0]), np.float32(9e9)))
     assert taps.resident()["resid_post.4"] != digest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from torch import nn
 
 from probes.bank import TapMatrix
+from probes.columns import direction_digest
 from probes.taps import Tap
 from serving.engine.layers import Convention, LayerError
-from serving.engine.taps import Pick, _tap, output_of
+from serving.engine.taps import Pick, TapSet, _tap, output_of
 
 WIDTH, COLUMNS, ROWS = 6, 3, 5
 
@@ -32,7 +34,7 @@ class Layer(nn.Module):
 def matrix() -> TapMatrix:
     generator = np.random.default_rng(2)
     weight = generator.normal(size=(WIDTH, COLUMNS)).astype(np.float32)
-    return TapMatrix(Tap(0), weight, generator.normal(size=COLUMNS).astype(np.float32), COLUMNS)
+    return TapMatrix(Tap(0), weight, generator.normal(size=COLUMNS).astype(np.float32), np.arange(COLUMNS))
 
 
 def tapped(layer: nn.Module, pick: Pick) -> TapMatrix:
@@ -105,3 +107,27 @@ def test_an_output_that_is_no_tensor_is_refused() -> None:
     tapped(layer, output_of)
     with pytest.raises(LayerError, match="dict"):
         layer(torch.ones(ROWS, WIDTH))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("made_in_inference_mode", [False, True])
+def test_directions_go_into_free_columns_and_nothing_is_compiled_again(
+    compiled: bool, made_in_inference_mode: bool
+) -> None:
+    layer = Layer(lambda h, r: h)
+    with torch.inference_mode(made_in_inference_mode):
+        read = tapped(layer, Convention.PLAIN.stream)
+    taps = TapSet(SimpleNamespace(taps=(Tap(0),)), {Tap(0): layer}, SimpleNamespace(), torch.device("cpu"))  # type: ignore[arg-type]
+    run: Any = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True) if compiled else layer
+    hidden = torch.randn(ROWS, WIDTH)
+    with torch.inference_mode():
+        run(hidden)
+    weight, bias = read.weight.copy(), read.bias.copy()
+    weight[:, [2, 0]], bias[[2, 0]] = np.float32(3.0), np.float32([7.0, 8.0])
+    fresh = torch.from_numpy(weight[:, [2, 0]]), torch.from_numpy(bias[[2, 0]])
+    written = taps.write(Tap(0), [2, 0], *fresh)
+    assert written == [direction_digest(Tap(0), weight[:, column], bias[column]) for column in (2, 0)]
+    assert taps.write(Tap(1), [0], fresh[0][:, :1], fresh[1][:1]) is None
+    with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
+        run(hidden)
+    require_rows(layer, TapMatrix(Tap(0), weight, bias, np.arange(COLUMNS)), hidden)

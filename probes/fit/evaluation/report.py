@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from probes.card import Calibration, Format
-from probes.fit.evaluation.baselines import TfIdfPeer
+from probes.fit.evaluation.baselines import TextPeer
 from probes.fit.evaluation.controls import Control
 from probes.fit.evaluation.cross_source import FoldScores, in_distribution, leave_one_out, peer_scores, random_folds
 from probes.fit.evaluation.evaluate import ScoredRows, at_threshold, compare, labels_of, limits_of, trivial_in
 from probes.fit.evaluation.evaluation import SplitPolicy
+from probes.fit.evaluation.fold_controls import fold_controls
 from probes.fit.evaluation.weigh import Home, weigh, weigh_folds
 from probes.fit.rows.split import Fold, length_matched_pairs
-from probes.fit.training.linear_probe import Float64
-from probes.fit.training.search import Candidate, Choice, Probe, score_values
+from probes.fit.training.linear_probe import Float64, Labels
+from probes.fit.training.search import Candidate, Choice, Features, Probe, score_values
 from probes.fit.training.session import FitSession, statistics_of
 
 __all__ = ["Trained", "development", "training_rows"]
@@ -36,7 +37,14 @@ class Trained:
     home: Mapping[Format, Home]
 
 
-def training_rows(session: FitSession, choice: Choice, folds: Sequence[Fold], formats: Sequence[Format]) -> Trained:
+def training_rows(
+    session: FitSession,
+    choice: Choice,
+    folds: Sequence[Fold],
+    formats: Sequence[Format],
+    *,
+    peers: Sequence[TextPeer],
+) -> Trained:
     """Each source of positives held out in turn; layer, aggregate and fitter were chosen on these same folds.
 
     Beside it stands the same fit on a careless split: the distance between the two is what tells a shortcut.
@@ -46,28 +54,37 @@ def training_rows(session: FitSession, choice: Choice, folds: Sequence[Fold], fo
         choice: its scores are those of every fold in the first format, then in the next.
         folds: splits of the training rows.
         formats: that were trained on.
+        peers: the text-only classifiers that it is held against.
     """
     rows, seed = session.data.train, session.recipe.seed
-    texts = peer_scores([TfIdfPeer()], rows, folds)
+    texts = peer_scores(peers, rows, folds)
     careless = random_folds(rows, seed=seed)
+    setting, labels = choice.fitted, labels_of(rows)
     report: dict[str, Any] = {}
     homes = {}
     for copy, text_format in enumerate(formats):
         scores = choice.fold_scores[copy * len(folds) : (copy + 1) * len(folds)]
         found = [
-            FoldScores(fold=fold, detector=statistics, peers=peers)
-            for fold, statistics, peers in zip(folds, scores, texts, strict=True)
+            FoldScores(fold=fold, detector=statistics, peers=read)
+            for fold, statistics, read in zip(folds, scores, texts, strict=True)
         ]
+        features = session.features(rows, text_format, setting, "training rows")
+        controls = fold_controls(setting, features, labels, folds, seed=seed)
         report[text_format.value] = {
             each.fold.name: compare(
-                ScoredRows(examples=[rows[i] for i in each.fold.test], scores=each.detector, peers=each.peers),
+                ScoredRows(
+                    examples=[rows[i] for i in each.fold.test],
+                    scores=each.detector,
+                    peers=each.peers,
+                    bands=bands,
+                ),
                 seed=seed,
             ).card()
-            for each in found
+            for each, bands in zip(found, controls, strict=True)
         }
         at_random = [
             FoldScores(fold=fold, detector=statistics, peers={})
-            for fold, statistics in zip(careless, _fold_scores(session, choice, careless, text_format), strict=True)
+            for fold, statistics in zip(careless, _fold_scores(setting, features, labels, careless), strict=True)
         ]
         homes[text_format] = Home(
             leave_one_out=leave_one_out(rows, found, seed=seed),
@@ -85,6 +102,7 @@ def development(
     *,
     controls: Mapping[Control, Sequence[Probe]],
     trained: Trained,
+    peers: Sequence[TextPeer],
 ) -> dict[str, Any]:
     """The finished detector on rows of other sources, in the format of one calibration.
 
@@ -95,6 +113,7 @@ def development(
         calibration: its threshold.
         controls: probes that cannot know anything.
         trained: what the training rows tell.
+        peers: the text-only classifiers that it is held against.
     """
     recipe, data = session.recipe, session.data
     home = trained.home.get(calibration.format, Home())
@@ -109,7 +128,7 @@ def development(
         return report
     read = session.read(rows, calibration.format, "development rows")
     statistics = statistics_of(probe, read, candidate)
-    texts = TfIdfPeer().scores(data.train, rows)
+    texts = {peer.control: peer.scores(data.train, rows) for peer in peers}
     place = {id(example): i for i, example in enumerate(rows)}
     drawn = {name: [statistics_of(each, read, candidate) for each in probes] for name, probes in controls.items()}
     tolerance = recipe.development.length_tolerance
@@ -128,7 +147,7 @@ def development(
             ScoredRows(
                 examples=examples,
                 scores=statistics[index],
-                peers={Control.TF_IDF: texts[index]},
+                peers={control: scores[index] for control, scores in texts.items()},
                 bands={control: [scores[index] for scores in some] for control, some in drawn.items()},
             ),
             seed=recipe.seed,
@@ -153,11 +172,8 @@ def development(
     return report
 
 
-def _fold_scores(session: FitSession, choice: Choice, folds: Sequence[Fold], text_format: Format) -> list[Float64]:
+def _fold_scores(setting: Candidate, features: Features, labels: Labels, folds: Sequence[Fold]) -> list[Float64]:
     """For each fold, its test rows by the chosen fit on its training rows, on what it is fitted on."""
-    setting = choice.fitted
-    features = session.features(session.data.train, text_format, setting, "training rows")
-    labels = labels_of(session.data.train)
     found = []
     for fold in folds:
         probe = setting.fit(features.some(fold.train), labels[list(fold.train)])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from probes.card import Calibration
-from probes.fit.evaluation.baselines import TfIdfPeer
-from probes.fit.evaluation.controls import Control
+from probes.fit.evaluation.baselines import TextPeer
 from probes.fit.evaluation.evaluate import ScoredRows, at_threshold, compare, labels_of, limits_of
 from probes.fit.training.search import Probe
 from probes.fit.training.session import FitSession, statistics_of
@@ -14,7 +14,9 @@ from probes.fit.training.session import FitSession, statistics_of
 __all__ = ["measure_apart"]
 
 
-def measure_apart(session: FitSession, probe: Probe, calibration: Calibration) -> dict[str, Any]:
+def measure_apart(
+    session: FitSession, probe: Probe, calibration: Calibration, *, peers: Sequence[TextPeer]
+) -> dict[str, Any]:
     """Figures by name of the set, beside the text baselines, in the format of one calibration.
 
     Of a set with one label alone there is only the number of rows that fire.
@@ -23,6 +25,7 @@ def measure_apart(session: FitSession, probe: Probe, calibration: Calibration) -
         session: rows and reader, finished.
         probe: the detector.
         calibration: its threshold.
+        peers: the text-only classifiers that it is held against.
     """
     report: dict[str, Any] = {}
     for name, rows in session.data.apart.items():
@@ -39,7 +42,7 @@ def measure_apart(session: FitSession, probe: Probe, calibration: Calibration) -
         tested = ScoredRows(
             examples=rows,
             scores=statistics,
-            peers={Control.TF_IDF: TfIdfPeer().scores(session.data.train, rows)},
+            peers={peer.control: peer.scores(session.data.train, rows) for peer in peers},
         )
         report[name] = compare(tested, seed=session.recipe.seed).card() | {"at_threshold": fired[name]}
     return {"apart": report} if report else {}

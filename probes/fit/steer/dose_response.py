@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -13,7 +13,8 @@ from probes.fit.evaluation.measure import Estimate
 from probes.fit.steer.behaviour import Judge
 from probes.fit.steer.side_effects import NeutralText, distinct_2, harmless_prompts, longest_repeat, refusal_rate
 from probes.fit.steer.steered_model import Reply, SteeredModel
-from probes.fit.steer.trial import Trial
+from probes.fit.steer.trial import EvalError, Trial
+from probes.fit.steer.writes import Writes
 from probes.steering.artifact import SteerArtifact
 from probes.steering.base import Float64, Sign
 from probes.steering.steer import Steer, make_steer
@@ -25,9 +26,11 @@ __all__ = [
     "Figures",
     "Spread",
     "random_steer",
+    "run_conditions",
     "run_trial",
 ]
 
+S = TypeVar("S", bound=Writes)
 ANTI_STEERED_BY = 0.05
 """A prompt is anti-steered if its score falls by more than this below its plain score."""
 _RESAMPLES = 2000
@@ -140,17 +143,14 @@ def run_trial(
             its absence: 1 - P(behaviour).
         progress: told what is being done.
     Raises:
+        EvalError: the trial has no operators.
         SteerError: a strength exceeds ``trial.max_dose``, or the direction cannot be used.
     """
-    run = _Run(trial, artifact.tap.layer, model, judge)
-    progress("plain replies")
-    plain_scores, plain = run.plain()
-    progress("replies to the instruction")
-    instruction = run.condition("instruction", plain_scores, system=trial.instruction)
-    steered, random = [], []
-    for operator in trial.operators:
+    if not trial.operators:
+        raise EvalError("there is no strength to try. Give at least one operator.")
+    steers = [
         # Evaluated, not served: what a steer does to safety is for the policy file to allow.
-        steer = make_steer(
+        make_steer(
             artifact.card.name,
             artifact,
             operator,
@@ -158,15 +158,49 @@ def run_trial(
             max_dose=trial.max_dose,
             allow_safety_reducing=True,
         )
-        progress(f"{operator.kind} {steer.strength:g}")
+        for operator in trial.operators
+    ]
+    sign = trial.operators[0].sign
+    return run_conditions(trial, steers, random_steer, sign=sign, model=model, judge=judge, progress=progress)
+
+
+def run_conditions(
+    trial: Trial,
+    steers: Sequence[S],
+    at_random: Callable[[S, np.random.Generator], S],
+    *,
+    sign: Sign,
+    model: SteeredModel,
+    judge: Judge,
+    progress: Callable[[str], None],
+) -> DoseResponse:
+    """Every condition of what is written at several strengths.
+
+    Args:
+        trial: prompts and counts.
+        steers: weakest first, all after one layer.
+        at_random: the control of one: the same doses along a random direction.
+        sign: whether they make more or less of the behaviour.
+        model: that is steered.
+        judge: of the behaviour.
+        progress: told what is being done.
+    """
+    run = _Run(trial, steers[0].tap.layer, model, judge, sign)
+    progress("plain replies")
+    plain_scores, plain = run.plain()
+    progress("replies to the instruction")
+    instruction = run.condition("instruction", plain_scores, system=trial.instruction)
+    steered, random = [], []
+    for steer in steers:
+        progress(f"{steer.name} {steer.strength:g}")
         steered.append(run.condition("steer", plain_scores, steer=steer))
         drawn = []
         for number in range(trial.seeds):
-            progress(f"{operator.kind} {steer.strength:g}, random direction {number + 1} of {trial.seeds}")
+            progress(f"{steer.name} {steer.strength:g}, random direction {number + 1} of {trial.seeds}")
             # The same directions at every strength, so that their curve is one.
             drawn.append(
                 run.condition(
-                    "random", plain_scores, steer=random_steer(steer, np.random.default_rng((trial.seed, number)))
+                    "random", plain_scores, steer=at_random(steer, np.random.default_rng((trial.seed, number)))
                 )
             )
         random.append(_mean_of(drawn))
@@ -174,8 +208,8 @@ def run_trial(
 
 
 class _Run:
-    def __init__(self, trial: Trial, layer: int, model: SteeredModel, judge: Judge) -> None:
-        self._trial, self._model, self._judge = trial, model, judge
+    def __init__(self, trial: Trial, layer: int, model: SteeredModel, judge: Judge, sign: Sign) -> None:
+        self._trial, self._model, self._judge, self._sign = trial, model, judge, sign
         self._neutral = NeutralText(model, layer=layer, lines=trial.neutral_lines)
 
     def plain(self) -> tuple[Float64, Condition]:
@@ -184,20 +218,20 @@ class _Run:
         return scores, self._condition("plain", replies, scores, None)
 
     def condition(
-        self, name: str, plain_scores: Float64, *, steer: Steer | None = None, system: str | None = None
+        self, name: str, plain_scores: Float64, *, steer: Writes | None = None, system: str | None = None
     ) -> Condition:
         return self._condition(name, self._replies(steer, system), plain_scores, steer)
 
-    def _replies(self, steer: Steer | None, system: str | None) -> list[Reply]:
+    def _replies(self, steer: Writes | None, system: str | None) -> list[Reply]:
         prompts = [*self._trial.prompts, *harmless_prompts()]
         tokens = [self._model.chat(prompt, system=system) for prompt in prompts]
         return self._model.generate(tokens, steer=steer, max_new_tokens=self._trial.max_tokens)
 
     def _scores(self, replies: Sequence[Reply]) -> Float64:
         chances = self._judge([reply.text for reply in replies[: len(self._trial.prompts)]])
-        return chances if self._trial.operators[0].sign is Sign.MORE else 1 - chances
+        return chances if self._sign is Sign.MORE else 1 - chances
 
-    def _condition(self, name: str, replies: Sequence[Reply], plain_scores: Float64, steer: Steer | None) -> Condition:
+    def _condition(self, name: str, replies: Sequence[Reply], plain_scores: Float64, steer: Writes | None) -> Condition:
         target, harmless = replies[: len(self._trial.prompts)], replies[len(self._trial.prompts) :]
         scores = self._scores(replies)
         change = scores - plain_scores

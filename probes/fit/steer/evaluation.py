@@ -19,7 +19,7 @@ from probes.fit.steer.trial import Trial
 from probes.fit.steer.verdict import Reference, SteerVerdict, Strength, decide
 from probes.steering.artifact import SteerArtifact
 
-__all__ = ["CARD_KEY", "SteerEvaluation", "evaluate_steer"]
+__all__ = ["CARD_KEY", "SteerEvaluation", "evaluate_steer", "figures_of", "verdict_of"]
 
 CARD_KEY = "dose_response"
 """Under ``evaluation`` of the direction's card."""
@@ -75,10 +75,10 @@ class SteerEvaluation:
                 "digest": self.judge.digest,
                 "same_texts_as_direction": self.same_texts,
             },
-            "plain": _figures(self.response.plain),
-            "prompt_only": _figures(self.response.instruction),
-            "steered": [_figures(condition) for condition in self.response.steered],
-            "random": [_figures(condition) for condition in self.response.random],
+            "plain": figures_of(self.response.plain),
+            "prompt_only": figures_of(self.response.instruction),
+            "steered": [figures_of(condition) for condition in self.response.steered],
+            "random": [figures_of(condition) for condition in self.response.random],
             "created_by": self.created_by,
         }
 
@@ -118,12 +118,13 @@ def evaluate_steer(
         trial=trial,
         judge=judge,
         response=response,
-        verdict=_verdict(response, judge),
+        verdict=verdict_of(response, judge),
         created_by=created_by,
     )
 
 
-def _verdict(response: DoseResponse, judge: Judge) -> SteerVerdict:
+def verdict_of(response: DoseResponse, judge: Judge) -> SteerVerdict:
+    """The verdict by rule on what was measured."""
     plain, instruction = response.plain.figures, response.instruction.figures
     reference = Reference(
         judge_auroc=judge.auroc.value,
@@ -151,7 +152,8 @@ def _verdict(response: DoseResponse, judge: Judge) -> SteerVerdict:
     return decide(strengths, reference)
 
 
-def _figures(condition: Condition) -> dict[str, Any]:
+def figures_of(condition: Condition) -> dict[str, Any]:
+    """A condition as JSON, without replies."""
     found = condition.figures
     made: dict[str, Any] = {} if condition.strength is None else {"strength": condition.strength}
     made |= {field.name: _rounded(getattr(found, field.name)) for field in fields(Figures)}

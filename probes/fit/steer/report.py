@@ -10,13 +10,13 @@ from typing import Any
 
 from probes.fit.evaluation.measure import Estimate
 from probes.fit.steer.behaviour import MIN_AUROC
-from probes.fit.steer.dose_response import ANTI_STEERED_BY, Condition
+from probes.fit.steer.dose_response import ANTI_STEERED_BY, Condition, DoseResponse
 from probes.fit.steer.evaluation import SteerEvaluation
 from probes.fit.steer.side_effects import harmless_prompts
 from probes.fit.steer.verdict import LIMITS
 from probes.steering.base import Sign
 
-__all__ = ["write_report"]
+__all__ = ["response_table", "write_report"]
 
 _HEAD = (
     "condition",
@@ -65,7 +65,7 @@ def _markdown(evaluation: SteerEvaluation, command: str) -> str:
         f"**Verdict: `{verdict.grade.value}`; recommended strength: {recommended}.**",
         "\n".join(f"* {reason}" for reason in verdict.reasons),
         _direction(evaluation),
-        _table(evaluation),
+        response_table(evaluation.response),
         f"![P(target), KL and distinct-2 by strength]({card.name}.png)",
         "## What stands in the table",
         "\n".join(_legend(evaluation, shows)),
@@ -116,8 +116,8 @@ def _direction(evaluation: SteerEvaluation) -> str:
     return f"The direction: {settings}." if settings else "Nobody has written down where the direction comes from."
 
 
-def _table(evaluation: SteerEvaluation) -> str:
-    response = evaluation.response
+def response_table(response: DoseResponse) -> str:
+    """All conditions, as a table of Markdown."""
     rows = [_row(response.plain), _row(response.instruction)]
     for steered, random in zip(response.steered, response.random, strict=True):
         rows += [_row(steered), _row(random)]

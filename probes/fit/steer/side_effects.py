@@ -15,7 +15,7 @@ import torch
 from probes.fit.rows.ordinary import ordinary_lines
 from probes.fit.steer.steered_model import SteeredModel
 from probes.fit.steer.teacher_forced import Line, TeacherForced
-from probes.steering.steer import Steer
+from probes.fit.steer.writes import Writes
 
 __all__ = [
     "REFUSAL_PHRASES",
@@ -140,7 +140,7 @@ class NeutralText:
         self._forced = TeacherForced(model, found, layer=layer)
         self._plain = dict(self._forced.predictions(None))
 
-    def cost(self, steer: Steer | None) -> NeutralCost:
+    def cost(self, steer: Writes | None) -> NeutralCost:
         """KL and change of cross-entropy; both exactly 0 without a steer."""
         divergences, changes = [], []
         for number, predicted in self._forced.predictions(steer):

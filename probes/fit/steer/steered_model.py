@@ -22,8 +22,8 @@ from probes.fit.reading.network import decoder_layers
 from probes.fit.reading.padded import NO_POSITION, Padded, batches_by_length, left_padded
 from probes.fit.reading.rendered import prompt_tokens
 from probes.fit.rows.example import Example
+from probes.fit.steer.writes import Writes
 from probes.steering.base import Float64
-from probes.steering.steer import Steer
 
 __all__ = ["Reply", "SteeredModel", "SteeredModelError"]
 
@@ -94,7 +94,7 @@ class SteeredModel:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, steer: Steer | None = None, max_new_tokens: int
+        self, prompts: Sequence[Sequence[int]], *, steer: Writes | None = None, max_new_tokens: int
     ) -> list[Reply]:
         """Answer every prompt greedily, up to the model's end-of-sequence token.
 
@@ -113,7 +113,7 @@ class SteeredModel:
         return [replies[i] for i in range(len(prompts))]
 
     @torch.inference_mode()
-    def logits(self, padded: Padded, *, steer: Steer | None, num_prompts: Sequence[int], keep: int) -> torch.Tensor:
+    def logits(self, padded: Padded, *, steer: Writes | None, num_prompts: Sequence[int], keep: int) -> torch.Tensor:
         """Next-token logits of given tokens.
 
         Args:
@@ -160,7 +160,7 @@ class SteeredModel:
             for module in skipped:
                 del module.forward
 
-    def _generate(self, rows: Sequence[Sequence[int]], steer: Steer | None, max_new_tokens: int) -> list[Reply]:
+    def _generate(self, rows: Sequence[Sequence[int]], steer: Writes | None, max_new_tokens: int) -> list[Reply]:
         padded = left_padded(rows)
         lengths = torch.tensor([len(row) for row in rows])
         replies: list[list[int]] = [[] for _ in rows]
@@ -203,13 +203,13 @@ class SteeredModel:
         )
 
     @contextmanager
-    def _written(self, steer: Steer | None, num_prompts: Sequence[int], padded: Padded) -> Iterator[_Writer | None]:
+    def _written(self, steer: Writes | None, num_prompts: Sequence[int], padded: Padded) -> Iterator[_Writer | None]:
         if steer is None:
             yield None
             return
-        if steer.tap.layer >= len(self._layers) or steer.update.read.shape != (self.model.d_model,):
+        if steer.tap.layer >= len(self._layers) or steer.update.d_model != self.model.d_model:
             raise SteeredModelError(
-                f"steer {steer.name!r} writes {len(steer.update.read)} dimensions after {steer.tap}; {self.model.id} "
+                f"steer {steer.name!r} writes {steer.update.d_model} dimensions after {steer.tap}; {self.model.id} "
                 f"has {self.model.d_model} and the layers 0 to {len(self._layers) - 1}. It belongs to another model."
             )
         writer = _Writer(steer, num_prompts, padded.positions)
@@ -223,7 +223,7 @@ class SteeredModel:
 class _Writer:
     """The hook. ``positions`` is set before each forward pass: (n, rows of the pass), -1 for what is no token."""
 
-    def __init__(self, steer: Steer, num_prompts: Sequence[int], positions: torch.Tensor) -> None:
+    def __init__(self, steer: Writes, num_prompts: Sequence[int], positions: torch.Tensor) -> None:
         spans = torch.tensor([steer.span(number) for number in num_prompts])
         self._start, self._stop = spans[:, :1], spans[:, 1:]
         self._update = steer.update

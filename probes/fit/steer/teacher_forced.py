@@ -13,7 +13,7 @@ import torch
 
 from probes.fit.reading.padded import Padded, batches_by_length, left_padded
 from probes.fit.steer.steered_model import SteeredModel
-from probes.steering.steer import Steer
+from probes.fit.steer.writes import Writes
 
 __all__ = ["Line", "TeacherForced"]
 
@@ -64,7 +64,7 @@ class TeacherForced:
             self._batches.append(_Batch(numbers, padded, model.stream(padded, layer), keep))
         self._can_resume = bool(self._batches) and self._resumes(self._batches[0])
 
-    def predictions(self, steer: Steer | None) -> Iterator[tuple[int, torch.Tensor]]:
+    def predictions(self, steer: Writes | None) -> Iterator[tuple[int, torch.Tensor]]:
         """Each line's number, and its log-probabilities: (looked at, vocabulary) float32.
 
         Args:
@@ -91,7 +91,7 @@ class TeacherForced:
             resumed = self._model.logits(batch.padded, steer=None, num_prompts=num_prompts, keep=1)
         return torch.allclose(whole, resumed, rtol=1e-4, atol=1e-4)
 
-    def of_tokens(self, steer: Steer | None) -> list[torch.Tensor]:
+    def of_tokens(self, steer: Writes | None) -> list[torch.Tensor]:
         """For each line the log-probabilities of its own tokens from ``first`` on: (looked at,) float64."""
         found: dict[int, torch.Tensor] = {}
         for number, predicted in self.predictions(steer):

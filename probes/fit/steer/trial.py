@@ -39,7 +39,7 @@ class Trial:
     Attributes:
         prompts: user messages whose replies are judged.
         instruction: system message of the prompt-only baseline.
-        operators: one operator at each strength, weakest first, as ``operators_at`` gives them.
+        operators: one operator at each strength, weakest first, as ``operators_at`` gives them; of a direction alone.
         positions: which rows are written to.
         max_dose: largest change of a row, in median norms.
         max_tokens: of a reply.
@@ -50,7 +50,7 @@ class Trial:
 
     prompts: tuple[str, ...]
     instruction: str
-    operators: tuple[Operator, ...]
+    operators: tuple[Operator, ...] = ()
     positions: Positions = Positions.GENERATED
     max_dose: float = 0.5
     max_tokens: int = 40
@@ -63,8 +63,8 @@ class Trial:
         for name, low in (("max_tokens", 4), ("seeds", 1), ("neutral_lines", 1)):
             if getattr(self, name) < low:
                 raise EvalError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
-        if not self.operators or not self.prompts or not self.instruction.strip():
-            raise EvalError("prompts, strengths and the instruction of the prompt-only baseline are needed. Give all.")
+        if not self.prompts or not self.instruction.strip():
+            raise EvalError("prompts and the instruction of the prompt-only baseline are needed. Give both.")
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from probes.card import Calibration, Card, Format, ModelRef
 from probes.detectors import load_detector
 from probes.fit.calibration.buckets import edges_where_it_grows
 from probes.fit.calibration.calibrate import Promise, calibrate, shortfall
-from probes.fit.evaluation.baselines import random_probes
+from probes.fit.evaluation.baselines import EmbeddingPeer, TextEncoder, TextPeer, TfIdfPeer, random_probes
 from probes.fit.evaluation.controls import Control
 from probes.fit.evaluation.model_controls import NUM_RANDOM, NUM_SHUFFLED
 from probes.fit.evaluation.report import development, training_rows
@@ -54,6 +54,7 @@ def train(
     out: Path,
     progress: Callable[[str], None],
     cache_dir: Path | None = None,
+    encoder: TextEncoder | None = None,
 ) -> Artifact:
     """Make the detector of a recipe for one model; the same recipe, model and libraries give the same detector.
 
@@ -64,6 +65,7 @@ def train(
         out: folder for ``NAME.safetensors`` and ``NAME.card.json``.
         progress: told what is being done, one line each time.
         cache_dir: for wheels and activations, if not the user's own.
+        encoder: of the second text-only peer, logistic regression on its vectors; None: TF-IDF is the only one.
     Raises:
         TelltaleError: of the recipe, a set, the model or the calibration; the text says which.
     """
@@ -109,11 +111,14 @@ def train(
     }
     if isinstance(probe, LinearProbe):
         controls[Control.RANDOM_DIRECTION] = random_probes(probe, count=NUM_RANDOM, generator=generator)
-    trained = training_rows(session, choice, folds, recipe.training.formats)
+    peers: list[TextPeer] = [TfIdfPeer(), *([EmbeddingPeer(encoder)] if encoder is not None else [])]
+    trained = training_rows(session, choice, folds, recipe.training.formats, peers=peers)
     evaluation: dict[str, Any] = {"leave_one_source_out": trained.report}
     for calibration in calibrations:
-        measured = development(session, probe, choice.candidate, calibration, controls=controls, trained=trained)
-        evaluation[calibration.format.value] = measured | measure_apart(session, probe, calibration)
+        measured = development(
+            session, probe, choice.candidate, calibration, controls=controls, trained=trained, peers=peers
+        )
+        evaluation[calibration.format.value] = measured | measure_apart(session, probe, calibration, peers=peers)
     layers = choice.candidate.layers
     kind, tensors = _stored(probe, len(layers))
     card = Card(

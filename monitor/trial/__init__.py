@@ -1,0 +1,1 @@
+"""Trying a policy on recorded scores: the cases, a bank that gives them, and what the monitor decides."""

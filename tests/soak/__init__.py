@@ -1,0 +1,1 @@
+"""Long runs of a real server under load; `make soak`."""
