@@ -119,6 +119,7 @@ class Case:
         self.sae = save_sae(folder / "sae.safetensors", sae, stored_sae(sae).card)
         text = policy_text(rule("watch", action="flag")) + SETTINGS
         plan = plan_of(folder, text, {"harm": artifact})
+        self.plan, self.artifact = plan, artifact
         file = read_policy_file(folder / "telltale.yaml")
         explainer = find_explainer(file, artifact.card.model)
         self.frontend = Frontend()
@@ -141,6 +142,9 @@ class Case:
 
     def counted(self, outcome: Outcome) -> float:
         return self.registry.get_sample_value("telltale_explanations_total", {"outcome": outcome.value}) or 0.0
+
+    def flagged(self, name: str, *, at: int | None = None) -> Flagged:
+        return Flagged(self.plan, Content(request_id=name), uuid4(), "watch", 0, at, steered=False)
 
     def run(self, *offered: Flagged, until: int) -> None:
         """Offer these, and watch until so many have been explained or have failed."""
@@ -223,6 +227,16 @@ def test_whatever_fails_costs_one_explanation(case: Case) -> None:
     case.run(case.flagged("b", at=3), until=3)
     assert case.counted(Outcome.EXPLAINED) == 1
     assert (case.frontend._rereads, case.frontend._reread_ids) == ({}, {})
+
+
+def test_what_another_policy_judged_is_not_explained_by_the_columns_of_this_one(case: Case, tmp_path: Path) -> None:
+    old = case.flagged("a", at=3)
+    case.engine.flag("a", range(10, 10 + TOKENS))
+    text = policy_text(rule("watch", action="flag", when="above: {value: 0.5}")) + SETTINGS
+    plan = plan_of(tmp_path, text, {"harm": case.artifact})
+    case.frontend.adopt(replace(case.frontend.deployment, plan=plan))
+    case.run(old, until=1)
+    assert (case.counted(Outcome.FAILED), case.entered) == (1, [])
 
 
 def test_rows_that_the_tap_did_not_read_are_not_explained(case: Case) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,10 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, M
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
+from probes.taps import Tap
+from serving.engine import pick_op
+from serving.engine.pick_order import PICKS
+from serving.engine.picks import install_pick
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
 from serving.engine.rows import AsyncOutputWithReadouts, RowError, StepRows
 from serving.engine.runner_v2 import TappedV2Runner
@@ -168,6 +173,32 @@ def test_the_copy_waits_for_the_forward_pass_and_the_result_for_the_copy(
     assert device.log == began
     output.get_output()
     assert device.log == [*began, "waited"]
+
+
+def test_whole_rows_that_were_asked_for_come_with_the_step_and_no_later_one(
+    device: Device, buffers: InputBuffers, stock: dict[str, Any]
+) -> None:
+    runner, layer = make_runner(device)
+    stream = torch.randn(MAX_ROWS, WIDTH, generator=torch.Generator().manual_seed(2))
+    found = install_pick(runner.telltale_taps, Tap(0), d_model=WIDTH, device=CPU)
+    assert found is not None
+    runner.telltale_picks = found
+    batch = make_batch(buffers, [1, 5, 3], padded_to=12)
+    orders = {"request-1": (103, 999), "nobody": (1,)}
+    told = []
+    for wanted in (orders, {}):
+        stock["prepare_inputs"], stock["sample_tokens"] = batch, Inner(sampled(batch.req_ids))
+        scheduled = SimpleNamespace(**{PICKS: wanted})
+        runner.execute_model(scheduled)
+        runner.prepare_inputs(scheduled, None, None, 0)
+        pick_op.pick_rows(stream, None, layer.telltale_pick_index, layer.telltale_pick_rows)  # as a graph runs it
+        told.append(runner.sample_tokens(None))
+    layer.telltale_pick_rows.fill_(-1.0)
+    first, second = (getattr(output.get_output(), ATTRIBUTE) for output in told)
+    assert first.picked.wanted == (("request-1", 103), ("request-1", 999))
+    np.testing.assert_array_equal(first.picked.rows[0], stream[3].numpy())  # its rows begin at 1, with position 101
+    assert np.isnan(first.picked.rows[1]).all()
+    assert second.picked is None
 
 
 def test_a_dummy_run_and_an_empty_step_have_no_rows(
