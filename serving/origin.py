@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from monitor.segments import PromptMap
 from probes.card import Format
 from serving.hold import Hold
+
+if TYPE_CHECKING:
+    from monitor.policy import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +42,14 @@ class Origin:
         fmt: whether its text goes through the chat template.
         caller: who sent it.
         tickets: of the events that have to be stored before anything more of its response leaves.
+        plan: that was in force when it came, and that it keeps; None where nobody says: that of its signature.
         hold: the attempt at an answer, where its reply is withheld; None where nobody does.
     """
 
     fmt: Format = Format.RAW
     caller: Caller = NOBODY
     hold: Hold | None = field(default=None, repr=False, compare=False)
+    plan: Plan | None = field(default=None, repr=False, compare=False)
     # One object for all tasks of a request: a chat is rendered in one task and, when streamed, signed in another.
     tickets: list[Future[None]] = field(default_factory=list, repr=False, compare=False)
     _prompts: list[tuple[list[int], PromptMap]] = field(default_factory=list, repr=False, compare=False)

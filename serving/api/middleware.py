@@ -13,6 +13,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from monitor.policy import Plan
 from probes.card import Format
 from serving.api.auditing import Audit
 from serving.api.callers import Callers, RefusedCallerError
@@ -49,6 +50,7 @@ class MonitorMiddleware:
         patience: seconds that a request may wait for the audit trail.
         check_xargs: looks at a body's ``vllm_xargs`` and raises what is wrong with the steer that they ask for.
         callers: tell who sends a request; without them it is nobody in particular.
+        plan: gives the plan that is in force.
     """
 
     def __init__(
@@ -60,12 +62,14 @@ class MonitorMiddleware:
         callers: Callers | None = None,
         audit: Callable[[], Audit | None] = lambda: None,
         patience: float = PATIENCE_SECONDS,
+        plan: Callable[[], Plan | None] = lambda: None,
     ) -> None:
         self._app = app
         self._patience = patience
         self._audit = audit
         self._check_xargs = check_xargs
         self._callers = callers or Callers()
+        self._plan = plan
         self._root = root_path.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,11 +91,12 @@ class MonitorMiddleware:
         except RefusedCallerError as error:
             await _refuse(send, param=error.param, code=error.code, message=str(error), status=error.status)
             return
+        plan = self._plan()  # before anything is waited for: its tenants are those who were asked
         audit = self._audit() if scope["method"] == "POST" else None
         if audit is not None and not await has_room(audit, self._patience):
             await refuse(audit, send)
             return
-        origin = Origin(_format_of(path, body), caller)
+        origin = Origin(_format_of(path, body), caller, plan=plan)
         if audit is not None:
             send = HeldResponse(audit, origin, send, patience=self._patience)
         token = enter_origin(origin)

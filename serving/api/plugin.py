@@ -75,6 +75,7 @@ class TelltaleEndpoints:
             check_xargs=check,
             callers=self._callers,
             audit=lambda: self._audit,
+            plan=lambda: frontend.deployment.plan,
         )
 
         app.include_router(control_routes(lambda: self._reloader))

@@ -136,10 +136,6 @@ class Case:
             clock=lambda: 0.0,
         )
 
-    def flagged(self, name: str, *, at: int | None = None) -> Flagged:
-        plan = self.frontend.deployment.plan
-        return Flagged(plan, Content(request_id=name), uuid4(), "watch", 0, at, steered=False)
-
     def counted(self, outcome: Outcome) -> float:
         return self.registry.get_sample_value("telltale_explanations_total", {"outcome": outcome.value}) or 0.0
 
