@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from monitor.segments import PromptMap
 from probes.card import Format
 from serving.hold import Hold
+from serving.sitting import Sitting
 
 if TYPE_CHECKING:
     from monitor.policy import Plan
@@ -41,6 +42,7 @@ class Origin:
     Attributes:
         fmt: whether its text goes through the chat template.
         caller: who sent it.
+        sitting: its part in its session; None where no rule is over conversations.
         tickets: of the events that have to be stored before anything more of its response leaves.
         plan: that was in force when it came, and that it keeps; None where nobody says: that of its signature.
         hold: the attempt at an answer, where its reply is withheld; None where nobody does.
@@ -48,6 +50,7 @@ class Origin:
 
     fmt: Format = Format.RAW
     caller: Caller = NOBODY
+    sitting: Sitting | None = field(default=None, repr=False, compare=False)
     hold: Hold | None = field(default=None, repr=False, compare=False)
     plan: Plan | None = field(default=None, repr=False, compare=False)
     # One object for all tasks of a request: a chat is rendered in one task and, when streamed, signed in another.
