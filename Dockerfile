@@ -2,9 +2,11 @@
 #
 #   docker build --target cpu --build-arg EXTRA_INDEX_URL=<an index with PyTorch's CPU wheels> -t telltale:cpu .
 #   docker build --target cuda -t telltale:cuda .
-#   docker run --rm -p 8000:8000 telltale:cpu
+#   docker run --rm -p 8000:8000 -e VLLM_API_KEY telltale:cpu
 #   docker run --rm --gpus all -p 8000:8000 -v $PWD/telltale.yaml:/etc/telltale.yaml telltale:cuda \
 #       MODEL --policy /etc/telltale.yaml --host 0.0.0.0
+#
+# Others than the container reach the server, so it does not start without a key: in VLLM_API_KEY, or in the policy file.
 #
 # The package indexes are those of pip: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and EXTRA_INDEX_URL may be given as build arguments.
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm

@@ -7,9 +7,9 @@ consequence leaves out what the alert on the cause already says: one page for on
 from __future__ import annotations
 
 from dashboards import recordings as recorded
-from dashboards.rule import RUNBOOKS, Alert, RuleGroup, Severity
 from dashboards.window import DAY, HOUR, MINUTE, SECOND, Clock
 from monitor import catalogue
+from monitor.prometheus_rule import RUNBOOKS, Alert, RuleGroup, Severity
 
 BURN_FAST = 14.4
 BURN_SLOW = 6.0
@@ -17,6 +17,8 @@ MIN_REQUESTS = 50
 OBSERVE_BUDGET_SECONDS = 0.005
 AUDIT_BUDGET_SECONDS = 1.0
 DRIFT_IN_SPREADS = 2.0
+PSI_LIMIT = 0.25
+FAMILIAR_LIMIT = 0.8
 
 
 def alert_groups(clock: Clock) -> tuple[RuleGroup, ...]:
@@ -24,6 +26,7 @@ def alert_groups(clock: Clock) -> tuple[RuleGroup, ...]:
     return (
         RuleGroup("telltale-coverage", coverage_alerts(clock), _interval(clock)),
         RuleGroup("telltale-decisions", decision_alerts(clock), _interval(clock)),
+        RuleGroup("telltale-drift", drift_alerts(clock), _interval(clock)),
         RuleGroup("telltale-operation", operation_alerts(clock), _interval(clock)),
         RuleGroup("telltale-audit", audit_alerts(clock), _interval(clock)),
     )
@@ -99,11 +102,6 @@ def decision_alerts(clock: Clock) -> tuple[Alert, ...]:
     requests = f"sum by (job) (increase({catalogue.REQUESTS.name}[{jump}]))"
     # Where on_gap blocks, the gap is the failure, or the canary behind it: both have alerts of their own.
     gaps = f"sum by (job) (increase({catalogue.GAPS.name}[{jump}]))"
-    hour, day = clock(HOUR), clock(DAY)
-    past = f"offset {hour}"
-    now_median = recorded.score_quantile(0.5, hour)
-    then = {q: recorded.score_quantile(q, day, past) for q in (0.25, 0.5, 0.75)}
-    count = f"sum by (job, detector, stage) (increase({catalogue.DETECTOR_SCORE.name}_count[{hour}]))"
     target = f"max by (job, rule) ({catalogue.RULE_TARGET_FPR.name})"
     return (
         _alert(
@@ -119,15 +117,49 @@ def decision_alerts(clock: Clock) -> tuple[Alert, ...]:
         _burn(
             "TelltaleAlarmBudgetBurns", clock, BURN_SLOW, (recorded.FIRED_SLOW_LONG, recorded.FIRED_SLOW_SHORT), target
         ),
+    )
+
+
+def drift_alerts(clock: Clock) -> tuple[Alert, ...]:
+    """Requests are no longer what detectors were calibrated on. None of this acts on a request."""
+    hour, day = clock(HOUR), clock(DAY)
+    past, same = f"offset {hour}", f"on (job, {recorded.STATISTIC})"
+    now_median = recorded.score_quantile(0.5, hour)
+    then = {q: recorded.score_quantile(q, day, past) for q in (0.25, 0.5, 0.75)}
+    count = f"sum by (job, {recorded.STATISTIC}) (increase({catalogue.DETECTOR_SCORE.name}_count[{hour}]))"
+    psi = f"max by (job, {recorded.STATISTIC}) ({catalogue.SCORE_PSI.name})"
+    louder = "|".join(("TelltaleBlockRateJump", "TelltaleAlarmBudgetBurnsFast", "TelltaleAlarmBudgetBurns"))
+    return (
         _alert(
             "TelltaleScoreDrift",
-            f"abs(\n{now_median}\n- {then[0.5]}\n)\n> {DRIFT_IN_SPREADS:g} * (\n{then[0.75]}\n- {then[0.25]}\n)\n"
-            f"and on (job, detector, stage) {count} >= {MIN_REQUESTS}",
+            f"{psi} > {PSI_LIMIT:g}\n"
+            f"or (\nabs(\n{now_median}\n- {then[0.5]}\n)\n> {DRIFT_IN_SPREADS:g} * (\n{then[0.75]}\n- {then[0.25]}\n)\n"
+            f"and {same} {count} >= {MIN_REQUESTS}\nunless {same} {psi}\n)",
             clock(15 * MINUTE),
             Severity.WARNING,
-            "the scores of {{ $labels.detector }} have moved",
-            "The middle of an hour's scores lies far outside of the middle half of the day's before. Thresholds were "
-            "promised for other traffic than this.",
+            "the scores of {{ $labels.detector }} are not what they were calibrated on, or were a day ago",
+            "The newest 500 statistics do not lie as those of the calibration on the card. Where the card holds no "
+            "quantiles: the middle of an hour's lies far outside of the middle half of the day's before. Thresholds "
+            "were promised for other traffic than this.",
+        ),
+        _alert(
+            "TelltaleAlarmRateExceeded",
+            f"sum by (job, rule) (increase({catalogue.ALARM_EXCEEDED.name}[{hour}])) > 0\n"
+            f'unless on (job) max by (job) (max_over_time(ALERTS{{alertname=~"{louder}"}}[{hour}]))',
+            clock(5 * MINUTE),
+            Severity.WARNING,
+            "the rule {{ $labels.rule }} fires on more requests than was promised",
+            "Shown by a test that is wrong once in a thousand servers, however long they run. The excess may be small: "
+            "a large one has alerts of its own, which come in the place of this.",
+        ),
+        _alert(
+            "TelltaleUnfamiliarTraffic",
+            f"min by (job, detector) ({catalogue.FAMILIAR.name}) < {FAMILIAR_LIMIT:g}",
+            clock(15 * MINUTE),
+            Severity.INFO,
+            "{{ $value | humanizePercentage }} of requests lie within what {{ $labels.detector }} was fitted on",
+            "Detectors say little about text that is unlike what they were fitted on. It need not be harmful: another "
+            "language, or code, for one.",
         ),
     )
 
@@ -147,6 +179,15 @@ def operation_alerts(clock: Clock) -> tuple[Alert, ...]:
             "a server runs another policy than ten minutes ago",
             "The digest of policy and detectors is now {{ $labels.digest }}. If nobody rolled out a change, find out "
             "who did.",
+        ),
+        _alert(
+            "TelltalePolicyNotTaken",
+            f"sum by (job, instance, outcome) (increase({catalogue.POLICY_RELOADS.name}"
+            f'{{outcome!~"applied|unchanged"}}[{ten}])) > 0',
+            clock(0),
+            Severity.WARNING,
+            "a server was given a policy and did not take it: {{ $labels.outcome }}",
+            "What ran before still runs. The server's log and telltale policy history say why.",
         ),
         _alert(
             "TelltalePoliciesDiffer",

@@ -45,6 +45,9 @@ def grafana_json(board: Board) -> str:
     if board.by_detector:
         source = f'label_values({catalogue.DETECTOR_SCORE.name}_count{{job=~"$job"}}, detector)'
         made = made.with_variable(_label_variable("detector", source))
+    if board.by_tenant:
+        source = f'label_values({catalogue.TENANT_REQUESTS.name}{{job=~"$job"}}, tenant)'
+        made = made.with_variable(_label_variable("tenant", source).multi(False).include_all(False))
     for row in board.rows:
         made = _with_row(made, row.title, row.panels)
     return JSONEncoder(sort_keys=True, indent=2).encode(made.build()) + "\n"

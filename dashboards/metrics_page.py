@@ -15,8 +15,10 @@ def metrics_page(origin: str) -> str:
 
 {origin}
 
-Labels are bounded by the policy file, never by requests. With several API server processes gauges are those of the
-process that wrote last. vLLM's own metrics (`vllm:...`) stand beside these on the same page.
+Labels are bounded by the policy file, never by requests. With several API server processes (`--api-server-count`)
+counters and histograms are added up, and of `telltale_ready`, the canary's and drift's gauges the worst is told;
+other gauges are those of the process that wrote last. vLLM's own metrics (`vllm:...`) stand beside these on the same
+page.
 
 | name | type | labels | what it counts |
 | --- | --- | --- | --- |

@@ -30,7 +30,7 @@ class Series:
     """A query and how its lines are called.
 
     Attributes:
-        expression: PromQL; ``$job`` and ``$detector`` are the dashboard's variables.
+        expression: PromQL; ``$job``, ``$detector`` and ``$tenant`` are the dashboard's variables.
         legend: with labels in double braces.
     """
 
@@ -81,6 +81,7 @@ class Board:
         description: what it is for.
         rows: from top to bottom.
         by_detector: whether one can choose detectors.
+        by_tenant: whether one chooses a tenant.
     """
 
     uid: str
@@ -88,6 +89,7 @@ class Board:
     description: str
     rows: tuple[Row, ...]
     by_detector: bool = False
+    by_tenant: bool = False
 
     def expressions(self) -> Iterator[str]:
         """Every query."""

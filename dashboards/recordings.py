@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dashboards.rule import Recording, RuleGroup
 from dashboards.window import DAY, HOUR, MINUTE, Clock
 from monitor import catalogue
+from monitor.prometheus_rule import Recording, RuleGroup
 
 REQUESTS = "telltale:requests:rate5m"
 BLOCKED = "telltale:blocked:ratio_rate15m"
@@ -16,6 +16,8 @@ FIRED_LONG = "telltale:rule_fired:ratio_rate1h"
 FIRED_SLOW_SHORT = "telltale:rule_fired:ratio_rate30m"
 FIRED_SLOW_LONG = "telltale:rule_fired:ratio_rate6h"
 SCORE_MEDIAN = "telltale:detector_score:p50_rate1h"
+STATISTIC = ", ".join(catalogue.DETECTOR_SCORE.labels)
+"""The labels that tell one statistic from another."""
 
 
 def fired_ratio(window: str) -> str:
@@ -32,8 +34,9 @@ def score_quantile(quantile: float, window: str, offset: str = "") -> str:
         window: over which.
         offset: how long ago the window ended, e.g. ``offset 1h``.
     """
+    # By all labels of the statistic: the buckets of another one are cut elsewhere.
     buckets = f"rate({catalogue.DETECTOR_SCORE.name}_bucket[{window}]{' ' + offset if offset else ''})"
-    return f"histogram_quantile({quantile}, sum by (job, detector, stage, le) ({buckets}))"
+    return f"histogram_quantile({quantile}, sum by (job, {STATISTIC}, le) ({buckets}))"
 
 
 def recordings(clock: Clock) -> RuleGroup:

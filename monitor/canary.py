@@ -108,6 +108,18 @@ class CanaryPrompt:
             f"{scores[position, expected.column + channel]:.5g}",
         )
 
+    def deviation(self, scores: Float64) -> float:
+        """The largest difference from the cards as a share of what each allows; NaN where a score is none.
+
+        Args:
+            scores: (tokens, width of the bank's scores).
+        """
+        found = [
+            np.max(np.abs(scores[e.skip_first :, e.column : e.column + e.scores.shape[1]] - e.scores)) / e.tolerance
+            for e in self.expected
+        ]
+        return float(max(found, default=0.0))
+
     def _name(self, column: int) -> str:
         names = [e.detector for e in self.expected if 0 <= column - e.column < e.scores.shape[1]]
         return f"detector {names[0]!r}" if names else f"score number {column}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from monitor.attempt import DEFERRED, Attempt, Holds
 from monitor.condition import Condition, verdicts_of
+from monitor.handling import Handling
 from monitor.rollout import Share, Subjects
 from monitor.rule import Scope
 from monitor.types import Action, Expose, Mode
@@ -19,7 +21,8 @@ class CompiledRule:
 
     ``steer`` is the position of a steer, ``gate`` that of the gate by which the engine finds its rows in the pass
     itself; None where the scheduler has to. ``share`` says for whom it is enforced; None for everybody. ``scope`` is
-    of a block.
+    of a block. ``handling`` is how the API process carries it out; None where the engine does. ``holds`` says how long
+    replies are withheld because of it, while it is enforced.
     """
 
     name: str
@@ -32,6 +35,31 @@ class CompiledRule:
     share: Share | None = None
     scope: Scope = Scope.CHOICE
     target_fpr: Mapping[Format, float] = field(default_factory=dict)
+    handling: Handling | None = None
+    holds: Holds = Holds.NOTHING
+
+    def does(self, attempt: Attempt) -> Action:
+        """What it does to a request.
+
+        What was decided about a prompt and led to a second attempt is done: it flags. A reply is judged anew.
+
+        Args:
+            attempt: which one at an answer the request is.
+        """
+        if self.action not in DEFERRED or attempt is Attempt.FIRST:
+            return self.action
+        if attempt is Attempt.UNHELD:
+            return Action.BLOCK
+        if self.holds is Holds.PROMPT:
+            return Action.FLAG
+        better = self.handling is not None and self.handling.releases_the_better
+        return self.action if self.action is Action.ESCALATE or better else Action.BLOCK
+
+    def ends(self, attempt: Attempt) -> bool:
+        """Whether further tokens of a request on which it has fired are of no use."""
+        does = self.does(attempt)
+        better = self.handling is not None and self.handling.releases_the_better
+        return does in {Action.ROUTE, Action.BLOCK} or (does is Action.REGENERATE and not better)
 
     @property
     def verdicts(self) -> tuple[int, ...]:
@@ -77,6 +105,18 @@ class CompiledPolicy:
     checks: tuple[int, ...]
     steers: tuple[int, ...] = ()
     on_request: tuple[int, ...] = ()
+
+    @property
+    def holds(self) -> Holds:
+        """How long replies are withheld because of some rule."""
+        return max((rule.holds for rule in self.rules), key=lambda holds: holds.rank, default=Holds.NOTHING)
+
+    @property
+    def second_steers(self) -> tuple[int, ...]:
+        """Steers of second attempts, by their positions."""
+        return tuple(
+            rule.handling.steer for rule in self.rules if rule.handling is not None and rule.handling.steer is not None
+        )
 
     @property
     def blocks_requests(self) -> bool:

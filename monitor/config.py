@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from monitor.access import Access
 from monitor.audit.settings import AuditSettings
+from monitor.duration import Duration, seconds_of
 from monitor.entries import DetectorEntry, SteerEntry
 from monitor.explain import ExplainSettings
 from monitor.rule import Rule
@@ -15,10 +16,6 @@ from monitor.strict import Name, Strict
 from monitor.tenants import Tenant
 from monitor.types import STRICTEST, Action, Expose
 
-Duration = Annotated[
-    str, Field(pattern=r"^[0-9]{1,6}(ms|s|m|h)$", description="a whole number with its unit: 500ms, 60s, 5m, 1h")
-]
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 DEFAULT_TEXT = "I can't help with that."
 
 
@@ -97,12 +94,6 @@ class CanarySettings(Strict):
     def deadline_seconds(self) -> float:
         """``deadline`` in seconds."""
         return seconds_of(self.deadline)
-
-
-def seconds_of(duration: str) -> float:
-    """A ``Duration`` in seconds."""
-    unit = duration.lstrip("0123456789")
-    return int(duration.removesuffix(unit)) * _SECONDS[unit]
 
 
 class Config(Strict):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from monitor.alert_entry import AlertEntry
 from monitor.strict import DetectorName, Name, Strict
 from monitor.when import Above
 from probes.aggregate import AnyAggregator
@@ -47,6 +48,9 @@ class DetectorEntry(Strict):
         default=None, description="of rules that name none, for latents; max if left out"
     )
     threshold: Above | None = Field(default=None, description="of rules that state none, for latents")
+    alert: AlertEntry | None = Field(
+        default=None, description="whom requests above a threshold of it wake; of a pack: for each of its detectors"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

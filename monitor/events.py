@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 from monitor.canary import CanaryFailure
+from monitor.outcome import Outcome
 from monitor.types import Action, Gap, Mode, PromptEvent, ReloadOutcome, ReloadSource, Role, Skip
 from probes.card import Format, Stage
 
@@ -110,6 +111,17 @@ class Decision(_Event):
     prompt_tokens: Count | None = Field(default=None, description="null: it never came back to the API process")
     reply_tokens: Count | None = None
     finish_reason: str | None = Field(default=None, description="as the client was told")
+
+
+class Handled(_Event):
+    """A rule that withholds was carried out behind the engine: what came of it."""
+
+    kind: Literal["handled"] = "handled"
+    plan: str
+    policy: str
+    rule: str
+    action: Action
+    outcome: Outcome
 
 
 class LatentSeen(_Strict):
@@ -229,7 +241,19 @@ class Pruned(_Event):
     chains: tuple[PrunedChain, ...] = Field(description="all that do not begin with their first record any more")
 
 
-Event = Decision | Explanation | GapSeen | CanaryFailed | PolicyReloaded | Started | Stopped | Dropped | Erased | Pruned
+Event = (
+    Decision
+    | Explanation
+    | Handled
+    | GapSeen
+    | CanaryFailed
+    | PolicyReloaded
+    | Started
+    | Stopped
+    | Dropped
+    | Erased
+    | Pruned
+)
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from monitor import catalogue
 from monitor.canary import CanaryFailure
 from monitor.catalogue import Metric
+from monitor.check import Check
 from monitor.compiled import CompiledPolicy
+from monitor.drift_metrics import DriftMetrics
+from monitor.outcome import HandledRule, Outcome
 from monitor.policy import Plan
-from monitor.report import EndedReport, StepReport
-from monitor.types import Action, ActionCode, Gap, Mode, PromptEvent, ReloadOutcome, Skip
+from monitor.report import EndedReport, StepReport, TallyReport, Trail
+from monitor.score_histograms import Labels, ScoreHistograms, labels_of
+from monitor.tenant_metrics import TenantMetrics
+from monitor.types import Action, ActionCode, Gap, Mode, Phase, PromptEvent, ReloadOutcome, Skip
+from probes.card import Stage
 
 
 class Exporter:
@@ -26,11 +33,17 @@ class Exporter:
 
     def __init__(self, plan: Plan, registry: CollectorRegistry) -> None:
         self._plans = {plan.digest: plan}
+        self._labels: dict[str, tuple[Labels, ...]] = {}
         self._requests = _counter(catalogue.REQUESTS, registry)
         self._actions = _counter(catalogue.ACTIONS, registry)
-        self._scores = _histogram(catalogue.DETECTOR_SCORE, registry)
-        self._score_by_check: dict[tuple[str, int], Histogram] = {}
+        self._outcomes = _counter(catalogue.OUTCOMES, registry)
+        self._scores = ScoreHistograms()
+        registry.register(self._scores)
+        self._drift = DriftMetrics(registry)
+        self._tenants = TenantMetrics(registry)
         self._fired = _counter(catalogue.DETECTOR_FIRED, registry)
+        self._flagged = _counter(catalogue.FLAGGED, registry)
+        self._delay = _histogram(catalogue.DETECTION_DELAY, registry)
         self._scored = _counter(catalogue.TOKENS_SCORED, registry)
         self._skipped = _counter(catalogue.TOKENS_SKIPPED, registry)
         self._gaps = _counter(catalogue.GAPS, registry)
@@ -38,15 +51,20 @@ class Exporter:
         self._steered = _counter(catalogue.TOKENS_STEERED, registry)
         self._unsigned = _counter(catalogue.UNSIGNED, registry)
         self._observe = _histogram(catalogue.OBSERVE_SECONDS, registry)
-        self._ready = _gauge(catalogue.READY, registry)
-        self._canary_ok = _gauge(catalogue.CANARY_OK, registry)
-        self._canary_success = _gauge(catalogue.CANARY_LAST_SUCCESS, registry)
-        self._canary_seconds = _gauge(catalogue.CANARY_SECONDS, registry)
+        self._overhead = _histogram(catalogue.OVERHEAD_SECONDS, registry)
+        self._held = _gauge(catalogue.HELD_BACK, registry)
+        # Of several API processes each sends its own canaries: the server is as good as the worst of them.
+        self._ready = _gauge(catalogue.READY, registry, "min")
+        self._canary_ok = _gauge(catalogue.CANARY_OK, registry, "min")
+        self._canary_success = _gauge(catalogue.CANARY_LAST_SUCCESS, registry, "min")
+        self._canary_seconds = _gauge(catalogue.CANARY_SECONDS, registry, "max")
+        self._canary_deviation = _gauge(catalogue.CANARY_DEVIATION, registry, "max")
         self._canary_failures = _counter(catalogue.CANARY_FAILURES, registry)
         self._threshold = _gauge(catalogue.DETECTOR_THRESHOLD, registry)
         self._target = _gauge(catalogue.RULE_TARGET_FPR, registry)
         self._info = _gauge(catalogue.POLICY_INFO, registry)
         self._reloads = _counter(catalogue.POLICY_RELOADS, registry)
+        self._artifacts = _gauge(catalogue.ARTIFACT_INFO, registry)
         # A series that starts at zero makes the first gap or block a visible increase.
         for gap in Gap:
             self._gaps.labels(gap.value)
@@ -58,6 +76,8 @@ class Exporter:
             self._canary_failures.labels(failure.value)
         for outcome in ReloadOutcome:
             self._reloads.labels(outcome.value)
+        for phase in Phase:
+            self._overhead.labels(phase.value)
         for steer in plan.steering.steers:
             self._steered.labels(steer.name)
         self._show(plan)
@@ -65,11 +85,11 @@ class Exporter:
     def hold(self, plans: Mapping[str, Plan]) -> None:
         """Which plans reports may speak of from now on, by their digests."""
         self._plans = dict(plans)
-        self._score_by_check = {key: found for key, found in self._score_by_check.items() if key[0] in plans}
+        self._labels = {digest: labels_of(plan) for digest, plan in plans.items()}
 
     def adopt(self, plan: Plan) -> None:
         """Another plan is in force. What was counted goes on; thresholds are those of the new one alone."""
-        for gauge in (self._threshold, self._target, self._info):
+        for gauge in (self._threshold, self._target, self._info, self._artifacts):
             gauge.clear()
         self._show(plan)
 
@@ -79,11 +99,17 @@ class Exporter:
 
     def _show(self, plan: Plan) -> None:
         self._info.labels(plan.digest[:16]).set(1)
+        self._labels[plan.digest] = labels_of(plan)
+        self._drift.adopt(plan)
+        self._tenants.adopt(plan)
+        for name, card in plan.cards.items():
+            self._artifacts.labels(name, card.kind, card.tensors_digest[:16]).set(1)
+            self._flagged.labels(name)
         for policy in plan.policies:
             owners = {number: rule.name for rule in policy.rules for number in rule.verdicts}
             for position in policy.checks:
                 check, owner = plan.checks[position], owners.get(position, "")
-                self._fired.labels(*_labels_of(plan, position))
+                self._fired.labels(*self._labels[plan.digest][position])
                 for fmt, value in check.thresholds.items():
                     labels = owner, check.detector, check.stage.value, fmt.value, policy.name
                     self._threshold.labels(*labels).set(value)
@@ -99,9 +125,15 @@ class Exporter:
             for mode in (rule.mode,) if rule.share is None else Mode:
                 self._actions.labels(rule.name, rule.action.value, mode.value, policy.name)
 
-    def canary_passed(self, seconds: float) -> None:
-        """A round of canaries has passed on every engine: the server sees, and is ready."""
+    def canary_passed(self, seconds: float, deviation: float = 0.0) -> None:
+        """A round of canaries has passed on every engine: the server sees, and is ready.
+
+        Args:
+            seconds: that it took.
+            deviation: largest difference from the cards, as a share of what is allowed.
+        """
         self._canary_seconds.set(seconds)
+        self._canary_deviation.set(deviation)
         self._canary_success.set_to_current_time()
         self._canary_ok.set(1)
         self._ready.set(1)
@@ -120,9 +152,14 @@ class Exporter:
         """Count one report."""
         for ended in report.ended:
             self._record_ended(ended, self._plans[report.plan])
-        tally = report.tally
-        if tally is None:
-            return
+        if report.tally is not None:
+            self._record_tally(report.tally)
+
+    def took(self, seconds: float) -> None:
+        """This process has dealt with the reports of a step in so many seconds."""
+        self._overhead.labels(Phase.API.value).observe(seconds)
+
+    def _record_tally(self, tally: TallyReport) -> None:
         self._scored.inc(tally.scored)
         for reason, count in tally.skipped.items():
             self._skipped.labels(reason).inc(count)
@@ -137,37 +174,61 @@ class Exporter:
         self._unsigned.inc(tally.unsigned)
         for seconds in tally.observe_seconds:
             self._observe.observe(seconds)
+        for phase, spent in tally.overhead.items():
+            histogram = self._overhead.labels(phase)
+            for seconds in spent:
+                histogram.observe(seconds)
+        self._held.set(tally.held)
+
+    def handled(self, rule: HandledRule, outcome: Outcome) -> None:
+        """A rule that withholds was carried out."""
+        self._outcomes.labels(rule.name, rule.action.value, outcome.value, rule.policy).inc()
 
     def _record_ended(self, ended: EndedReport, plan: Plan) -> None:
+        if not ended.counted:
+            return
         action = ActionCode(ended.decided.action).action if ended.decided is not None else Action.ALLOW
         policy = plan.policies[ended.policy]
         self._requests.labels(action.value, policy.name).inc()
+        # Two rules may judge one statistic by two thresholds: it counts once, and above either is above.
+        of = self._labels[plan.digest]
+        statistics: dict[Labels, int] = {}
+        above: set[Labels] = set()
+        flagged: set[str] = set()
         for position in policy.checks:
-            statistic = ended.statistics[position]
-            if math.isfinite(statistic):
-                self._score_of(plan, position).observe(statistic)
+            labels, check = of[position], plan.checks[position]
+            statistics.setdefault(labels, position)
             if ended.fired[position]:
-                self._fired.labels(*_labels_of(plan, position)).inc()
+                above.add(labels)
+                flagged |= {check.detector} if isinstance(check, Check) else set()
+        for labels, position in statistics.items():
+            if math.isfinite(ended.statistics[position]):
+                self._scores.observe(plan, labels, ended.statistics[position])
+        for labels in above:
+            self._fired.labels(*labels).inc()
+        for name in flagged:
+            self._flagged.labels(name).inc()
+        if ended.trail is not None:
+            self._record_delays(ended.trail, plan)
+        self._tenants.ended(plan, ended, action)
+        self._drift.ended(plan, ended)
 
-    def _score_of(self, plan: Plan, position: int) -> Histogram:
-        """The histogram of a check, which is there once the first request was judged by it."""
-        key = plan.digest, position
-        if key not in self._score_by_check:
-            self._score_by_check[key] = self._scores.labels(*_labels_of(plan, position))
-        return self._score_by_check[key]
-
-
-def _labels_of(plan: Plan, position: int) -> tuple[str, str, str, str]:
-    check = plan.checks[position]
-    return check.detector, check.stage.value, check.statistic, ",".join(check.segments or ())
+    def _record_delays(self, trail: Trail, plan: Plan) -> None:
+        for position, fired_at in trail.fired_at.items():
+            check = plan.checks[position]
+            if check.stage is Stage.STREAM:
+                self._delay.labels(check.detector, check.statistic).observe(fired_at - trail.stream_from + 1)
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
     return Counter(metric.name, metric.help, metric.labels, registry=registry)
 
 
-def _gauge(metric: Metric, registry: CollectorRegistry) -> Gauge:
-    return Gauge(metric.name, metric.help, metric.labels, registry=registry, multiprocess_mode="mostrecent")
+def _gauge(
+    metric: Metric, registry: CollectorRegistry, mode: Literal["mostrecent", "min", "max"] = "mostrecent"
+) -> Gauge:
+    """Args: mode: what several processes' values are together."""
+    return Gauge(metric.name, metric.help, metric.labels, registry=registry, multiprocess_mode=mode)
 
 
 def _histogram(metric: Metric, registry: CollectorRegistry) -> Histogram:

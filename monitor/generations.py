@@ -171,6 +171,11 @@ class Generations:
             return None
         return monitor.finish(request_id, num_positions=num_positions, sampled=sampled, aborted=aborted)
 
+    @property
+    def policy_seconds(self) -> float:
+        """What rules have taken since the tally was taken, in all generations."""
+        return self._left.policy_seconds + sum(item.tally.policy_seconds for item in self._monitors.values())
+
     def take_tally(self) -> Tally:
         """Counts since the call before, of all generations."""
         tally, self._left = self._left, Tally()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from monitor.request import Decision, Float64, Index, Request
 from monitor.rule import Scope
 from monitor.state import StateTable
 from monitor.tally import Tally
-from monitor.types import ON_GAP, Action, ActionCode, Gap, Mode
+from monitor.types import ON_GAP, RESERVED_RULES, Action, ActionCode, Gap, Mode
 from monitor.verdicts import AnyCheck
 from probes.card import Format, Stage
 
@@ -86,6 +87,7 @@ class Judge:
         """
         if len(slots) == 0:
             return
+        began = time.perf_counter()
         table = self._table
         table.weigh(slots)
         found = set()
@@ -97,6 +99,7 @@ class Judge:
             found.update(self._prompts_done(slots))
         for place in sorted(found):
             self._decide(live[request_ids[numbers[place]]])
+        self.tally.policy_seconds += time.perf_counter() - began
 
     def judge_end(self, request: Request) -> None:
         """The reply has ended: let fire what is judged only then."""
@@ -148,17 +151,26 @@ class Judge:
 
     def act(self, request: Request, rule: str, action: Action, mode: Mode, text: str) -> None:
         """A rule, or one of the reserved names, acts on a request: once."""
-        if rule in request.decided:
-            return
-        request.decided.add(rule)
-        self.tally.acted[rule, action, mode, self._policy_of(request).name] += 1
-        if mode is Mode.ENFORCE:
+        if self._is_new(request, rule, action, mode) and mode is Mode.ENFORCE:
             request.raise_to(action, rule, text)
+
+    def refuse(self, request: Request, rule: str, text: str) -> None:
+        """What is decided already: nothing more is, and nothing is counted twice."""
+        request.counted = False
+        request.decided.update(RESERVED_RULES, (known.name for known in self._policy_of(request).rules))
+        request.raise_to(Action.BLOCK, rule, text)
 
     def take_tally(self) -> Tally:
         """Counts since the call before."""
         tally, self.tally = self.tally, Tally()
         return tally
+
+    def _is_new(self, request: Request, rule: str, action: Action, mode: Mode) -> bool:
+        if rule in request.decided:
+            return False
+        request.decided.add(rule)
+        self.tally.acted[rule, action, mode, self._policy_of(request).name] += 1
+        return True
 
     def _has_fired(self, slot: int, column: int) -> bool:
         """Note that a statistic lies above its limit, unless it is too early to say so."""
@@ -187,7 +199,9 @@ class Judge:
         for rule in self._policy_of(request).rules:
             if rule.name not in request.decided and rule.condition.truth(known):
                 mode = _mode(request, rule)
-                self.act(request, rule.name, rule.action, mode, rule.text)
+                if self._is_new(request, rule.name, rule.action, mode) and mode is Mode.ENFORCE:
+                    does, ends = rule.does(request.attempt), rule.ends(request.attempt)
+                    request.raise_to(does, rule.name, rule.text, ends=ends)
                 if rule.scope is Scope.REQUEST and mode is Mode.ENFORCE and request.choices is not None:
                     request.choices.block(rule.name, rule.text)
                 if rule.steer is not None and rule.gate is None and mode is Mode.ENFORCE:
@@ -198,7 +212,7 @@ class Judge:
         decided = Decision(request.action, request.rule, request.text)
         known = self._known(request, fired, ended=True)
         for rule in self._end_rules[request.policy]:
-            code = ActionCode(rule.action.severity)
+            code = ActionCode(rule.does(request.attempt).severity)
             acts = _mode(request, rule) is Mode.ENFORCE
             if acts and code > decided.action and rule.condition.truth(known):
                 decided = Decision(code, rule.name, rule.text)

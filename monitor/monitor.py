@@ -9,6 +9,7 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
+from monitor.attempt import Attempt
 from monitor.compiled import CompiledPolicy
 from monitor.coverage import Coverage, close_account
 from monitor.dose import Dose
@@ -20,7 +21,7 @@ from monitor.rollout import Subjects
 from monitor.segments import PromptMap
 from monitor.state import StateTable
 from monitor.tally import Tally
-from monitor.types import ON_UNCALIBRATED, ActionCode, Gap, Mode, Skip
+from monitor.types import ON_UNCALIBRATED, Gap, Mode, Skip
 from monitor.weighed import WeighedCheck
 from probes.card import Format
 
@@ -105,6 +106,8 @@ class Monitor:
         fmt: Format,
         prompt: PromptMap | None = None,
         subjects: Subjects | None = None,
+        attempt: Attempt = Attempt.UNHELD,
+        refusal: tuple[str, str] | None = None,
     ) -> Request:
         """Begin a request.
 
@@ -116,6 +119,8 @@ class Monitor:
             prompt: what the front end says of its prompt. None if nobody who may say so said anything: it is counted,
                 every rule reads everything, and streams are read from the first position on.
             subjects: whom it belongs to. None if nobody who may say so said anything: every rule is enforced.
+            attempt: which one at an answer it is, and whether somebody withholds the reply.
+            refusal: rule and text of a block that is decided already.
         """
         if request_id in self._live:
             raise ValueError(f"request {request_id!r} is live already; the engine's ids are unique")
@@ -133,7 +138,11 @@ class Monitor:
             events=prompt.events if prompt is not None else (),
             outside=compiled.outside(self._rollout_key, subjects) if subjects is not None else frozenset(),
             plan=self.plan.digest,
+            tenant=subjects.tenant if subjects is not None else "",
+            attempt=attempt,
         )
+        if refusal is not None:
+            self._judge.refuse(request, *refusal)
         self.tally.unsigned += prompt is None
         self.tally.events.update(request.events)
         self._live[request_id] = request
@@ -387,8 +396,3 @@ class Monitor:
             used = readouts if len(self._used) == readouts.shape[1] else readouts.take(self._used, axis=1)
             seen = np.einsum("rc->r", used)
             return np.asarray(np.isfinite(seen) & np.isfinite(np.einsum("rc->r", scores)))
-
-
-def is_blocked(request: Request | None) -> bool:
-    """Whether a request is to be stopped."""
-    return request is not None and request.action is ActionCode.BLOCK

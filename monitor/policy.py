@@ -8,12 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from pydantic.main import IncEx
+
+from monitor.attempt import DEFERRED, Holds
 from monitor.card_segments import card_segments
 from monitor.check import Check
 from monitor.compiled import CompiledPolicy, CompiledRule
-from monitor.condition import Verdict
+from monitor.condition import Condition, Verdict, verdicts_of
 from monitor.config import Config, Policy
+from monitor.duration import seconds_of
+from monitor.flag_alert import FlagAlert, flag_alerts
 from monitor.gates import SteerGate, gate_of_rule
+from monitor.handling import DEFAULT_TIMEOUT, Handling
 from monitor.rollout import Share
 from monitor.rule import Rule, Scope
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
@@ -25,7 +31,7 @@ from monitor.weighed import WeighedCheck
 from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.artifact import Artifact
 from probes.bank import Bank
-from probes.card import Card, Format, Stage
+from probes.card import Calibration, Card, Format, Stage
 from probes.columns import Room
 from probes.detectors import load_detector
 from probes.steering.steer import Steerable
@@ -44,6 +50,7 @@ class Plan:
         steering: what may be written.
         tenants: by the SHA-256 of their API keys.
         strictest: position of the policy of requests that nobody vouches for.
+        alerts: whom flagged requests wake; decides nothing.
     """
 
     bank: Bank
@@ -54,6 +61,7 @@ class Plan:
     steering: SteerPlan
     tenants: Mapping[str, CompiledTenant] = field(default_factory=lambda: MappingProxyType({}))
     strictest: int = 0
+    alerts: tuple[FlagAlert, ...] = ()
 
     @property
     def is_rolled_out(self) -> bool:
@@ -69,16 +77,25 @@ class Plan:
             statistic: finite.
         Returns: None where the card has no Platt scaling for this stage, format and aggregate, over the same text.
         """
-        check = self.checks[position]
-        if isinstance(check, WeighedCheck):
-            return None
-        card = self.cards[check.detector]
-        if check.segments != card_segments(card):
-            return None
-        wanted = (check.stage, fmt, check.aggregate)
-        found = (item.platt for item in card.calibrations if (item.stage, item.format, item.aggregate) == wanted)
+        found = (item.platt for item in self.calibrations(position) if item.format is fmt)
         platt = next(found, None)
         return None if platt is None else platt.probability(statistic)
+
+    def calibrations(self, position: int) -> tuple[Calibration, ...]:
+        """What a card has calibrated of the very statistic of a check, per format; nothing of a weighted sum.
+
+        Args:
+            position: of the check.
+        """
+        check = self.checks[position]
+        if isinstance(check, WeighedCheck):
+            return ()
+        card = self.cards[check.detector]
+        if check.segments != card_segments(card):
+            return ()
+        return tuple(
+            item for item in card.calibrations if (item.stage, item.aggregate) == (check.stage, check.aggregate)
+        )
 
 
 def compile_plan(
@@ -124,6 +141,8 @@ def compile_plan(
         policies.append(compiled)
     if len(policies) > 1:
         policies.append(strictest(policies))
+    kept = [verdicts.checks[number] for policy in policies for number in policy.checks]
+    alerts = flag_alerts(file, artifacts, [check for check in kept if isinstance(check, Check)])
     return Plan(
         bank=bank,
         checks=tuple(verdicts.checks),
@@ -133,6 +152,7 @@ def compile_plan(
         steering=replace(steering, gates=tuple(parts.gates)),
         tenants=compile_tenants(config.tenants),
         strictest=len(policies) - 1,
+        alerts=alerts,
     )
 
 
@@ -156,6 +176,8 @@ def _compile_policy(parts: _Parts, where: Place, policy: Policy) -> CompiledPoli
         for key, names in (("steers", policy.steers), ("on_request", policy.on_request))
     )
     kept = {number for rule in rules for number in verdicts.read_by(rule.condition)}
+    probes = (rule.handling.probe for rule in rules if rule.handling is not None)
+    kept |= {number for probe in probes if probe is not None for number in verdicts.read_by(probe)}
     read = {name for number in kept for name in verdicts.detectors_of(number)}
     kept |= {
         number
@@ -188,6 +210,9 @@ def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> Co
     file, verdicts, steering, gates = parts.file, parts.verdicts, parts.steering, parts.gates
     condition = verdicts.condition(where, rule)
     steer, opened = steer_of_rule(file, where, rule, steering), None
+    handling = _handling(rule, verdicts.second(where, rule), steer)
+    if rule.do.action is not Action.STEER:
+        steer = None
     if steer is not None:
         check = verdicts.checks[condition.number] if isinstance(condition, Verdict) else None
         alone = check if isinstance(check, Check) else None
@@ -206,7 +231,27 @@ def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> Co
         share=Share(rule.rollout.percent, rule.rollout.by) if rule.rollout is not None else None,
         scope=rule.do.scope or Scope.CHOICE,
         target_fpr=verdicts.target_rates(rule, condition),
+        handling=handling,
+        holds=_holds(rule, condition, verdicts),
     )
+
+
+def _handling(rule: Rule, probe: Condition | None, steer: int | None) -> Handling | None:
+    if rule.do.action not in DEFERRED:
+        return None
+    timeout = seconds_of(rule.do.timeout or DEFAULT_TIMEOUT)
+    return Handling(rule.do, timeout, rule.do.budget, probe, steer)
+
+
+def _holds(rule: Rule, condition: Condition, verdicts: Verdicts) -> Holds:
+    """How long replies are withheld because of a rule."""
+    read = [(verdicts.checks[number].stage, negated) for number, negated in verdicts_of(condition)]
+    if rule.mode is not Mode.ENFORCE:
+        return Holds.NOTHING
+    if rule.do.action in DEFERRED:
+        return Holds.PROMPT if all(stage is Stage.PROMPT for stage, _ in read) else Holds.REPLY
+    late = any(stage is Stage.RESPONSE or (negated and stage is Stage.STREAM) for stage, negated in read)
+    return Holds.REPLY if late and rule.do.action is Action.BLOCK else Holds.NOTHING
 
 
 def _digest(
@@ -216,8 +261,10 @@ def _digest(
     # What a kind computes behind the directions stands in its other tensors and its parameters.
     judged = [_judged(check) for check in checks]
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
-    # Where events are written, and who is let in, decides nothing.
-    content = json.dumps([config.model_dump(mode="json", exclude={"access", "audit"}), judged, made], sort_keys=True)
+    # Where events are written, whom they wake, and who is let in, decides nothing.
+    alert: IncEx = {"__all__": {"alert"}}
+    untold: IncEx = {"access": True, "audit": True, "detectors": alert, "policies": {"__all__": {"rules": alert}}}
+    content = json.dumps([config.model_dump(mode="json", exclude=untold), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
 
 

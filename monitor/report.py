@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 import numpy as np
@@ -38,15 +39,23 @@ class Steered(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Trail(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What fired on a request: rules by name, by a check's position in the plan where it did, rules not enforced."""
+    """What fired on a request: rules by name, by a check's position in the plan where it did, rules not enforced.
+
+    ``stream_from`` is the position from which stream checks read.
+    """
 
     acted: list[str]
     fired_at: dict[int, int]
     outside: list[str] = []
+    stream_from: int = 0
 
 
 class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A request that has ended. Statistics and fired are ordered as the plan's checks; events are of its prompt."""
+    """A request that has ended. Statistics and fired are ordered as the plan's checks; events are of its prompt.
+
+    ``tenant`` is who sent it, as the front end made sure of it; empty where nobody tells. One that is not ``counted``
+    is none of a user's.
+    """
 
     request_id: str
     policy: int
@@ -59,10 +68,15 @@ class EndedReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     events: list[str]
     steered: list[Steered]
     trail: Trail | None = None
+    tenant: str = ""
+    counted: bool = True
 
 
 class TallyReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Counts since the report before, over all requests of the engine."""
+    """Counts since the report before, over all requests of the engine.
+
+    ``overhead`` holds seconds by phase, one number for each step; ``held`` outputs are held back at present.
+    """
 
     scored: int
     skipped: dict[str, int]
@@ -72,6 +86,8 @@ class TallyReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     events: dict[str, int]
     unsigned: int
     steered: dict[str, int]
+    overhead: dict[str, list[float]] = {}
+    held: int = 0
 
 
 class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -167,8 +183,20 @@ def make_report(
     )
 
 
-def take_tally(monitor: Monitor | Generations, observe_seconds: list[float]) -> TallyReport:
-    """The monitor's counts since the call before; they start anew."""
+def take_tally(
+    monitor: Monitor | Generations,
+    observe_seconds: list[float],
+    overhead: Mapping[str, list[float]] = MappingProxyType({}),
+    held: int = 0,
+) -> TallyReport:
+    """The monitor's counts since the call before; they start anew.
+
+    Args:
+        monitor: whose.
+        observe_seconds: of each step since then.
+        overhead: of each step since then, by phase.
+        held: outputs that are held back at present.
+    """
     tally = monitor.take_tally()
     return TallyReport(
         scored=tally.scored,
@@ -182,6 +210,8 @@ def take_tally(monitor: Monitor | Generations, observe_seconds: list[float]) -> 
         events={event.value: count for event, count in tally.events.items()},
         unsigned=tally.unsigned,
         steered=dict(tally.steered),
+        overhead=dict(overhead),
+        held=held,
     )
 
 
@@ -198,13 +228,15 @@ def _ended(item: Ended) -> EndedReport:
         events=list(item.request.events),
         steered=_steered(item.request),
         trail=_trail(item.request),
+        tenant=item.request.tenant,
+        counted=item.request.counted,
     )
 
 
 def _trail(request: Request) -> Trail | None:
     if not (request.decided or request.fired_at or request.outside):
         return None
-    return Trail(sorted(request.decided), dict(request.fired_at), sorted(request.outside))
+    return Trail(sorted(request.decided), dict(request.fired_at), sorted(request.outside), request.stream_from)
 
 
 def _steered(request: Request) -> list[Steered]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from monitor.attempt import Attempt
 from monitor.dose import Dose
 from monitor.segments import Codes
 from monitor.types import Action, ActionCode, Gap, PromptEvent
@@ -82,6 +83,10 @@ class Request:
         fired_at: by a check's position in the plan, the newest token position when it fired.
         steers: positions of the steers that rules have switched on; those behind gates are the engine's to find.
         doses: what steers did to it, by their positions.
+        tenant: who sent it; empty where nobody who may say so does.
+        attempt: which attempt at an answer it is.
+        counted: whether it is a user's; else our own, made to say in the route's words what is decided already.
+        ends: whether further tokens are of no use.
         choices: it and the others that were asked for with it; None where they have nothing to do with each other.
         plan: digest of the plan that it is under.
     """
@@ -103,11 +108,28 @@ class Request:
     fired_at: dict[int, int] = field(default_factory=dict)
     steers: set[int] = field(default_factory=set)
     doses: dict[int, Dose] = field(default_factory=dict)
+    tenant: str = ""
+    attempt: Attempt = Attempt.UNHELD
+    counted: bool = True
+    ends: bool = False
     choices: Choices | None = None
     plan: str = ""
 
-    def raise_to(self, action: Action, rule: str, text: str) -> None:
-        """Take over an action if it is more severe than the present one."""
+    def raise_to(self, action: Action, rule: str, text: str, *, ends: bool = False) -> None:
+        """Take over an action if it is more severe than the present one.
+
+        Args:
+            action: a block ends the request.
+            rule: that decided it.
+            text: what a blocked reply says.
+            ends: whether further tokens are of no use for another reason.
+        """
         code = ActionCode(action.severity)
         if code > self.action:
             self.action, self.rule, self.text = code, rule, text
+            self.ends = ends or action is Action.BLOCK
+
+
+def is_blocked(request: Request | None) -> bool:
+    """Whether a request is to be stopped: it is blocked, or its reply will be of no use."""
+    return request is not None and request.ends

@@ -7,10 +7,14 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from monitor.alert_entry import AlertEntry
+from monitor.attempt import DEFERRED
+from monitor.destination import Destination
+from monitor.duration import Duration, seconds_of
 from monitor.rollout import Subject
 from monitor.strict import Name, Strict
 from monitor.types import RESERVED_RULES, Action, Mode
-from monitor.when import Condition, parts_of
+from monitor.when import Condition, When, WhenWeighed, known_by_prompt, parts_of
 from probes.card import Stage
 
 
@@ -23,11 +27,24 @@ class Gate(StrEnum):
     """All behind the first one that made the rule fire."""
 
 
-_TOO_LATE = {
-    Action.BLOCK: "by then the reply has been sent. Use 'stage: stream', which stops it at the token that shows it, or "
-    "'action: flag'.",
-    Action.STEER: "by then nothing is left to be written to. Use 'stage: prompt' or 'stage: stream'.",
+_REQUIRED = {
+    Action.STEER: ("steer", "gate"),
+    Action.ESCALATE: ("to", "on_failure"),
+    Action.ROUTE: ("to",),
 }
+_BELONGS: dict[str, tuple[frozenset[Action], str]] = {
+    "steer": (frozenset({Action.STEER, Action.REGENERATE}), "says how to steer"),
+    "gate": (frozenset({Action.STEER}), "says how to steer"),
+    "text": (frozenset({Action.BLOCK, *DEFERRED}), "is what a blocked reply says"),
+    "scope": (frozenset({Action.BLOCK}), "says which choices a block stops"),
+    "system": (frozenset({Action.REGENERATE}), "stands before the conversation when it is answered again"),
+    "otherwise": (frozenset({Action.REGENERATE}), "says what becomes of two replies on which the rule fires"),
+    "to": (frozenset({Action.ESCALATE, Action.ROUTE}), "says who judges or answers"),
+    "on_failure": (frozenset({Action.ESCALATE}), "says what is done without a second opinion"),
+    "timeout": (frozenset({Action.ESCALATE, Action.ROUTE}), "is how long somebody else is waited for"),
+    "budget": (frozenset({*DEFERRED}), "is how often a minute somebody is asked"),
+}
+"""Which actions a key belongs to."""
 
 
 class Scope(StrEnum):
@@ -39,10 +56,19 @@ class Scope(StrEnum):
     """All choices: whoever asks for many gets none, if one of them is blocked."""
 
 
+class Otherwise(StrEnum):
+    """What becomes of two replies of which neither is good."""
+
+    BLOCK = "block"
+    """Neither is released; the first one ends as soon as the rule fires."""
+    RELEASE = "release"
+    """The one with the lower statistic is released."""
+
+
 class Do(Strict):
     """What a rule does."""
 
-    action: Literal[Action.FLAG, Action.STEER, Action.BLOCK]
+    action: Literal[Action.FLAG, Action.STEER, Action.ESCALATE, Action.ROUTE, Action.REGENERATE, Action.BLOCK]
     steer: Name | None = Field(default=None, description="which steer; one of those under 'steers'")
     gate: Gate | None = Field(
         default=None,
@@ -56,20 +82,47 @@ class Do(Strict):
         "the rule fire (the default), or request, all of them",
     )
 
+    system: str | None = Field(
+        default=None, min_length=1, max_length=16384, description="system prompt under which the model answers again"
+    )
+    otherwise: Otherwise | None = Field(
+        default=None,
+        description="if the rule fires on the second reply too: block (the default), or release, the one of the two "
+        "with the lower statistic",
+    )
+    to: Destination | None = Field(default=None, description="who gives a second opinion, or who answers instead")
+    on_failure: Literal[Action.ALLOW, Action.FLAG, Action.BLOCK] | None = Field(
+        default=None, description="what to do where there is no second opinion: block, flag or allow"
+    )
+    timeout: Duration | None = Field(default=None, description="how long to wait for somebody else: 100ms to 5m")
+    budget: int | None = Field(
+        default=None, ge=1, le=100_000, description="how often a minute, in each API process; more has failed"
+    )
+
     @model_validator(mode="after")
-    def _text_of_block(self) -> Self:
-        if self.text is not None and self.action is not Action.BLOCK:
-            raise ValueError("'text' is what a blocked reply says; only 'action: block' has one")
-        if self.scope is not None and self.action is not Action.BLOCK:
-            raise ValueError("'scope' says which choices a block stops; only 'action: block' has one")
+    def _keys_of_the_action(self) -> Self:
+        for key, (actions, meaning) in _BELONGS.items():
+            if getattr(self, key) is not None and self.action not in actions:
+                named = ", ".join(action.value for action in Action if action in actions)
+                raise ValueError(f"{key!r} {meaning}; it stands with 'action: {named}' alone")
+        if missing := [key for key in _REQUIRED.get(self.action, ()) if getattr(self, key) is None]:
+            raise ValueError(f"'action: {self.action.value}' also needs {' and '.join(map(repr, missing))}")
         return self
 
     @model_validator(mode="after")
-    def _steer_of_steer(self) -> Self:
-        if self.action is Action.STEER and (self.steer is None or self.gate is None):
-            raise ValueError("'action: steer' also needs 'steer', the name of one, and 'gate', latched or token")
-        if self.action is not Action.STEER and (self.steer is not None or self.gate is not None):
-            raise ValueError("'steer' and 'gate' say how to steer; only 'action: steer' has them")
+    def _other_conditions(self) -> Self:
+        if self.action is Action.REGENERATE and (self.system is None) == (self.steer is None):
+            raise ValueError(
+                "'action: regenerate' has exactly one of 'system', a system prompt, and 'steer', the name of a steer: "
+                "what is to be different the second time"
+            )
+        if self.to is not None and self.to.is_opinion != (self.action is Action.ESCALATE):
+            raise ValueError(
+                "'to' of 'escalate' names a 'probe', a 'judge' or a 'classifier'; that of 'route' a 'model' or an "
+                "'upstream'"
+            )
+        if self.timeout is not None and not 0.1 <= seconds_of(self.timeout) <= 300:  # noqa: PLR2004 - as stated
+            raise ValueError(f"'timeout' is {self.timeout}; it must lie between 100ms and 5m")
         return self
 
 
@@ -92,6 +145,7 @@ class Rule(Strict):
     do: Do
     mode: Mode
     rollout: Rollout | None = Field(default=None, description="for whom it is enforced; for everybody if left out")
+    alert: AlertEntry | None = Field(default=None, description="whom requests that it fires on wake, in shadow too")
 
     @model_validator(mode="after")
     def _rolled_out_if_enforced(self) -> Self:
@@ -110,17 +164,38 @@ class Rule(Strict):
 
     @model_validator(mode="after")
     def _possible_action(self) -> Self:
-        action = self.do.action
-        if action not in _TOO_LATE:
+        if self.do.action is not Action.STEER:
             return self
         for part in parts_of(self.when):
             place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in part.path)
             at = f" (when{place})" if place else ""
+            late = "by then nothing is left to be written to. Use 'stage: prompt' or 'stage: stream'."
             if part.verdict.stage is Stage.RESPONSE:
-                raise ValueError(f"{action.value}s at the stage 'response'{at}: {_TOO_LATE[action]}")
+                raise ValueError(f"steers at the stage 'response'{at}: {late}")
             if part.negated and part.verdict.stage is Stage.STREAM:
                 raise ValueError(
-                    f"{action.value}s on 'not' of a verdict at the stage 'stream'{at}, which is known only when the "
-                    f"reply has ended: {_TOO_LATE[action]}"
+                    f"steers on 'not' of a verdict at the stage 'stream'{at}, which is known only when the reply has "
+                    f"ended: {late}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _one_statistic(self) -> Self:
+        if self.do.otherwise is not Otherwise.RELEASE:
+            return self
+        if not isinstance(self.when, When | WhenWeighed) or self.when.stage is Stage.PROMPT:
+            raise ValueError(
+                "'otherwise: release' compares the statistic of two replies: it needs a rule with one verdict, at the "
+                "stage 'stream' or 'response'. Use 'otherwise: block'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_moment(self) -> Self:
+        stages = {part.verdict.stage is Stage.PROMPT for part in parts_of(self.when)}
+        if self.do.action in DEFERRED and len(stages) > 1 and known_by_prompt(self.when):
+            raise ValueError(
+                f"{self.do.action.value}s on 'any' of a prompt's and a reply's verdict: what is done about a prompt is "
+                "done once, what is done about a reply is looked at again. Make two rules of it"
+            )
         return self

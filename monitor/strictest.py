@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from monitor.attempt import Attempt
 from monitor.compiled import CompiledPolicy, CompiledRule
 from monitor.rule import Scope
 from monitor.types import STRICTEST, Action, Expose
@@ -14,7 +15,8 @@ def strictest(policies: Sequence[CompiledPolicy]) -> CompiledPolicy:
     """All rules of all policies at once, and the most severe of everything else.
 
     Rules act under ``policy/rule``, for everybody, whatever their rollout. One that steers flags here: steers of two
-    policies were never tried together, and what one writes another would read.
+    policies were never tried together, and what one writes another would read. One that escalates, routes or
+    regenerates blocks: nobody withholds the reply until that is done.
 
     Args:
         policies: at least one.
@@ -32,13 +34,14 @@ def strictest(policies: Sequence[CompiledPolicy]) -> CompiledPolicy:
 
 
 def _of(policy: CompiledPolicy, rule: CompiledRule) -> CompiledRule:
-    action = Action.FLAG if rule.action is Action.STEER else rule.action
+    action = Action.FLAG if rule.action is Action.STEER else rule.does(Attempt.UNHELD)
     return replace(
         rule,
         name=f"{policy.name}/{rule.name}",
         action=action,
         steer=None,
         gate=None,
+        handling=None,
         share=None,
         scope=Scope.REQUEST if action is Action.BLOCK else Scope.CHOICE,
     )

@@ -20,6 +20,7 @@ class Tally:
         events: requests with something noteworthy in their prompt.
         unsigned: requests that came without our front end's data.
         steered: rows that steers changed, by the steer's name.
+        policy_seconds: that rules took to be judged.
     """
 
     scored: int = 0
@@ -29,11 +30,13 @@ class Tally:
     events: Counter[PromptEvent] = field(default_factory=Counter)
     unsigned: int = 0
     steered: Counter[str] = field(default_factory=Counter)
+    policy_seconds: float = 0.0
 
     def add(self, other: Tally) -> None:
         """Add what another one has counted."""
         self.scored += other.scored
         self.unsigned += other.unsigned
+        self.policy_seconds += other.policy_seconds
         self.skipped.update(other.skipped)
         self.gaps.update(other.gaps)
         self.acted.update(other.acted)

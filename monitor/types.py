@@ -12,6 +12,12 @@ class Action(StrEnum):
     FLAG = "flag"
     STEER = "steer"
     """From the next row on, the model is written to."""
+    ESCALATE = "escalate"
+    """Somebody else is asked, and the reply waits for the answer."""
+    ROUTE = "route"
+    """Another model answers."""
+    REGENERATE = "regenerate"
+    """The model answers once more, under other conditions."""
     BLOCK = "block"
 
     @property
@@ -20,7 +26,15 @@ class Action(StrEnum):
         return _SEVERITY.index(self)
 
 
-_SEVERITY = (Action.ALLOW, Action.FLAG, Action.STEER, Action.BLOCK)
+_SEVERITY = (
+    Action.ALLOW,
+    Action.FLAG,
+    Action.STEER,
+    Action.ESCALATE,
+    Action.ROUTE,
+    Action.REGENERATE,
+    Action.BLOCK,
+)
 
 
 class Mode(StrEnum):
@@ -63,6 +77,23 @@ class Skip(StrEnum):
     """One of the leading positions with a huge norm that the detector's card excludes."""
     FINAL = "final"
     """The last sampled token: it is never fed back, so the model never computes it."""
+
+
+class Phase(StrEnum):
+    """What a step spends time on because it is monitored."""
+
+    TAP = "tap"
+    """Reading, inside the forward pass; told where the pass runs on a CPU and is not compiled, nobody can elsewhere."""
+    TRANSFER = "transfer"
+    """Readouts leave the worker's buffers for the scheduler."""
+    OBSERVE = "observe"
+    """Scores and aggregates."""
+    POLICY = "policy"
+    """Rules are judged."""
+    REPORT = "report"
+    """The API process is told."""
+    API = "api"
+    """The API process takes note."""
 
 
 class Role(StrEnum):
@@ -132,7 +163,10 @@ class ActionCode(IntEnum):
     ALLOW = 0
     FLAG = 1
     STEER = 2
-    BLOCK = 3
+    ESCALATE = 3
+    ROUTE = 4
+    REGENERATE = 5
+    BLOCK = 6
 
     @property
     def action(self) -> Action:

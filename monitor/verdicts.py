@@ -66,7 +66,7 @@ class Verdicts:
         """
         found = self._compile(where, rule, rule.when, ("when",))
         action = rule.do.action
-        if action.severity > Action.STEER.severity and self._is_only_unusual(found):
+        if action.severity > Action.ESCALATE.severity and self._is_only_unusual(found):
             read = {name for number in self.read_by(found) for name in self.detectors_of(number)}
             odd = [d for d in (self.bank.detector(name) for name in sorted(read)) if not d.may_block_alone]
             raise self._file.error(
@@ -76,6 +76,15 @@ class Verdicts:
                 "for 'all' of it and a detector of another kind.",
             )
         return found
+
+    def second(self, where: Place, rule: Rule) -> Condition | None:
+        """The second condition of a rule that escalates to detectors; None of others.
+
+        Raises:
+            PolicyError: as for ``condition``.
+        """
+        probe = rule.do.to.probe if rule.do.to is not None else None
+        return None if probe is None else self._compile(where, rule, probe, ("do", "to", "probe"))
 
     def watched(self, name: str) -> list[int]:
         """What is kept of a detector that no rule reads: its calibrated statistics, so that they can be watched."""

@@ -210,3 +210,17 @@ def parts_of(when: Condition, path: Path = (), *, negated: bool = False) -> Iter
                 yield from parts_of(inner, (*path, "any", number), negated=negated)
         case _:
             yield Part(path, when, negated)
+
+
+def known_by_prompt(when: Condition, *, negated: bool = False) -> bool:
+    """Whether a condition may become true by verdicts on the prompt alone."""
+    match when:
+        case WhenNot():
+            return known_by_prompt(when.negated, negated=not negated)
+        case WhenAll() | WhenAny():
+            parts = when.all if isinstance(when, WhenAll) else when.any
+            found = [known_by_prompt(part, negated=negated) for part in parts]
+            # What makes "all" false is what makes "any" of the opposites true.
+            return all(found) if isinstance(when, WhenAll) != negated else any(found)
+        case _:
+            return when.stage is Stage.PROMPT

@@ -57,6 +57,23 @@ TopScores = Annotated[
 ]
 
 
+def _least_first(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(values) == 1 or any(left > right for left, right in pairwise(values)):
+        raise ValueError("must be two at least and stand least first")
+    return values
+
+
+Quantiles = Annotated[
+    tuple[float, ...],
+    Field(
+        exclude_if=lambda values: not values,
+        description="evenly spaced quantiles of the benign statistics, from the least to the largest: what live ones "
+        "are compared with; empty on cards that were made before there were any",
+    ),
+    AfterValidator(_least_first),
+]
+
+
 class ModelRef(_Strict):
     """The model that a detector was trained and calibrated on. It is served with exactly this one."""
 
@@ -118,6 +135,7 @@ class Calibration(_Strict):
     method: ThresholdMethod = Field(default=ThresholdMethod.PAC, description="what the threshold promises")
     num_benign: int = Field(gt=0, description="benign requests that were scored")
     top_scores: TopScores
+    quantiles: Quantiles = ()
     data_digest: Digest
     certified: bool = Field(description="whether num_benign suffices for target_fpr at this confidence")
     buckets: tuple[LengthBucket, ...] = Field(

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import serving
+from serving.commands.alerts import alerts_app
 from serving.commands.audit import audit_app, tail
 from serving.commands.detector import detector_app
 from serving.commands.gate import gate_app
@@ -40,6 +41,7 @@ sae_app.add_typer(sae_features_app)
 app.add_typer(sae_app, name="sae")
 app.add_typer(audit_app, name="audit")
 app.add_typer(policy_app, name="policy")
+app.add_typer(alerts_app, name="alerts")
 app.command()(tail)
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 

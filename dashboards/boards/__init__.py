@@ -6,6 +6,7 @@ from dashboards.boards.detectors import DETECTORS
 from dashboards.boards.overhead import OVERHEAD
 from dashboards.boards.overview import OVERVIEW
 from dashboards.boards.rules import RULES
+from dashboards.boards.tenant import TENANT
 from dashboards.panel import Board
 
-BOARDS: tuple[Board, ...] = (OVERVIEW, DETECTORS, RULES, OVERHEAD)
+BOARDS: tuple[Board, ...] = (OVERVIEW, DETECTORS, RULES, OVERHEAD, TENANT)

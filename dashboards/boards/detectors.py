@@ -46,6 +46,43 @@ DETECTORS = Board(
             ),
         ),
         Row(
+            "Against the calibration",
+            (
+                Panel(
+                    "Population stability index",
+                    (
+                        Series(
+                            f"max by (detector, stage, format) ({catalogue.SCORE_PSI.name}{_OF})",
+                            "{{detector}} at {{stage}}, {{format}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Of the newest 500 requests. Below 0.1 they are as in calibration, above 0.25 they are not.",
+                    width=8,
+                    alarm_above=0.25,
+                ),
+                Panel(
+                    "Kolmogorov-Smirnov distance",
+                    (
+                        Series(
+                            f"max by (detector, stage, format) ({catalogue.SCORE_KS.name}{_OF})",
+                            "{{detector}} at {{stage}}, {{format}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "The largest difference of the two distribution functions, 0 to 1.",
+                    width=8,
+                ),
+                Panel(
+                    "Familiar traffic",
+                    (Series(f"min by (detector) ({catalogue.FAMILIAR.name}{_OF})", "{{detector}}"),),
+                    Unit.SHARE,
+                    "Requests that a novelty detector did not find unusual: inside of what it was fitted on.",
+                    width=8,
+                ),
+            ),
+        ),
+        Row(
             "Exceedances",
             (
                 Panel(
@@ -60,6 +97,29 @@ DETECTORS = Board(
                     ),
                     Unit.SHARE,
                     "Whether a rule rests on the detector or not.",
+                ),
+                Panel(
+                    "Tokens until it is seen",
+                    (
+                        Series(
+                            "histogram_quantile(0.5, sum by (detector, le) "
+                            f"(increase({catalogue.DETECTION_DELAY.name}_bucket{_OF}[$__rate_interval])))",
+                            "{{detector}}, half of them",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Of replies, up to the token at which a statistic first exceeds its threshold.",
+                ),
+                Panel(
+                    "Requests by detector",
+                    (
+                        Series(
+                            f"sum by (detector) (increase({catalogue.FLAGGED.name}{_OF}[$__rate_interval]))",
+                            "{{detector}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Above any threshold, once each.",
                 ),
                 Panel(
                     "Requests above the threshold",

@@ -40,6 +40,24 @@ OVERHEAD = Board(
                     "That the engine's process spends in the monitor.",
                 ),
                 Panel(
+                    "By phase",
+                    (
+                        Series(
+                            "histogram_quantile(0.95, sum by (phase, le) "
+                            f"(rate({catalogue.OVERHEAD_SECONDS.name}_bucket{_JOB}[$__rate_interval])))",
+                            "{{phase}}",
+                        ),
+                    ),
+                    Unit.SECONDS,
+                    "95% of the steps. What taps cost inside a compiled pass or on a GPU, `telltale bench` measures.",
+                ),
+                Panel(
+                    "Held back",
+                    (Series(f"sum({catalogue.HELD_BACK.name}{_JOB})", "outputs"),),
+                    Unit.NUMBER,
+                    "Outputs that wait until what follows them is scored.",
+                ),
+                Panel(
                     "A round of canaries",
                     (Series(f"max by (instance) ({catalogue.CANARY_SECONDS.name}{_JOB})", "{{instance}}"),),
                     Unit.SECONDS,

@@ -44,6 +44,15 @@ OVERVIEW = Board(
                     alarm_above=300,
                 ),
                 Panel(
+                    "Distance of the canary",
+                    (Series(f"max({catalogue.CANARY_DEVIATION.name}{_JOB})"),),
+                    Unit.SHARE,
+                    "Of its scores from the cards', as a share of what is allowed.",
+                    Form.NUMBER,
+                    width=4,
+                    alarm_above=1,
+                ),
+                Panel(
                     "Gaps by reason",
                     (
                         Series(
@@ -52,6 +61,7 @@ OVERVIEW = Board(
                     ),
                     Unit.NUMBER,
                     "Token positions that no detector has read. Their requests follow on_gap.",
+                    width=8,
                 ),
             ),
         ),
@@ -95,6 +105,17 @@ OVERVIEW = Board(
                     ),
                     Unit.NUMBER,
                     "Special tokens inside content, roles that nobody could tell, requests around the front end.",
+                ),
+                Panel(
+                    "Turned away",
+                    (
+                        Series(
+                            f"sum by (reason) (increase({catalogue.TURNED_AWAY.name}{_JOB}[$__rate_interval]))",
+                            "{{reason}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Requests without a key or with another scope, too many of them, or too large.",
                 ),
             ),
         ),

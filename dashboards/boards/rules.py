@@ -43,6 +43,24 @@ RULES = Board(
             ),
         ),
         Row(
+            "What came of withheld replies",
+            (
+                Panel(
+                    "Outcomes",
+                    (
+                        Series(
+                            "sum by (rule, action, outcome) "
+                            f"(increase({catalogue.OUTCOMES.name}{_JOB}[$__rate_interval]))",
+                            "{{rule}}: {{action}}, {{outcome}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Replies that waited for a second opinion, a second attempt, another server or their own end.",
+                    width=24,
+                ),
+            ),
+        ),
+        Row(
             "The false-alarm budget",
             (
                 Panel(
@@ -53,6 +71,18 @@ RULES = Board(
                     ),
                     Unit.SHARE,
                     "A rule may fire for the promised share of benign requests. More is an attack, or drift.",
+                ),
+                Panel(
+                    "Evidence against the promise",
+                    (
+                        Series(f"max by (rule) ({catalogue.ALARM_EVIDENCE.name}{_JOB})", "{{rule}}"),
+                        Series(
+                            f"sum by (rule) (increase({catalogue.ALARM_EXCEEDED.name}{_JOB}[$__rate_interval]))",
+                            "{{rule}}, shown",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Powers of ten that a fair bet against the promised rate has won; a little above 3 it is shown.",
                 ),
                 Panel(
                     "Tokens that were steered",
@@ -84,12 +114,35 @@ RULES = Board(
                     width=24,
                 ),
                 Panel(
+                    "Policies loaded while running",
+                    (
+                        Series(
+                            f"sum by (outcome) (increase({catalogue.POLICY_RELOADS.name}{_JOB}[$__rate_interval]))",
+                            "{{outcome}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Only applied has changed anything; all others say in the log why not.",
+                    width=24,
+                ),
+                Panel(
                     "Policies",
                     (Series(f"count by (digest) ({catalogue.POLICY_INFO.name}{_JOB})", "{{digest}}"),),
                     Unit.NUMBER,
                     "Servers by the digest of policy and detectors. More than one digest: a roll-out is under way.",
                     Form.NUMBER,
-                    width=24,
+                ),
+                Panel(
+                    "Detectors",
+                    (
+                        Series(
+                            f"count by (detector, kind, digest) ({catalogue.ARTIFACT_INFO.name}{_JOB})",
+                            "{{detector}} ({{kind}}) {{digest}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Servers by the digest of each detector's tensors.",
+                    Form.NUMBER,
                 ),
             ),
         ),

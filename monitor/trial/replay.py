@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from monitor.compiled import CompiledPolicy
-from monitor.monitor import Monitor, StepReadouts, is_blocked
+from monitor.monitor import Monitor, StepReadouts
 from monitor.policy import Plan
-from monitor.request import Float64, Request
+from monitor.request import Float64, Request, is_blocked
 from monitor.segments import PromptMap, Run
 from monitor.trial.cases import Case, CaseError, Expected, Trace
 from monitor.types import Action

@@ -76,7 +76,7 @@ class Callers:
         Raises:
             RefusedCallerError: it has no known key, or asks for what its key does not give.
         """
-        key = _key(headers)
+        key = key_of(headers)
         named = headers.get(SESSION_HEADER, "")
         session = _digest(named) if named else ""
         if self._tenants and is_for_tenants(path):
@@ -148,7 +148,8 @@ def _by_model(tenant: CompiledTenant, body: bytes) -> str:
     return tenant.by_model[model]
 
 
-def _key(headers: Headers) -> str:
+def key_of(headers: Headers) -> str:
+    """The API key that a request sends; empty if it sends none."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key if scheme.lower() == "bearer" else ""
 

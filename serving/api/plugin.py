@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ from starlette.datastructures import State
 from monitor.explain_metrics import ExplainMetrics
 from monitor.exporter import Exporter
 from serving.api.access import Gate, put_before
+from serving.api.access_metrics import AccessMetrics
 from serving.api.auditing import Audit, open_audit
 from serving.api.binding import is_local, require_keys
 from serving.api.callers import Callers
 from serving.api.control import control_routes
+from serving.api.desk import Desk
+from serving.api.holding import HoldMiddleware
 from serving.api.keyring import KeyRing
 from serving.api.keys import ring_of, sender_digests
 from serving.api.middleware import MonitorMiddleware
 from serving.api.open_routes import refuse_open_routes
+from serving.api.opening import open_desk, require_destinations
 from serving.api.protocol import use_bounded_protocol
 from serving.api.triggers import Triggers
 from serving.deployment import Deployment
@@ -52,6 +57,7 @@ class TelltaleEndpoints:
         self._gate = Gate()
         self._audit: Audit | None = None
         self._reloader: Reloader | None = None
+        self._desk: Desk | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._explaining: asyncio.Task[None] | None = None
 
@@ -59,7 +65,10 @@ class TelltaleEndpoints:
         """Add our route and the middleware."""
         use_bounded_protocol()
         put_before(app, self._gate)
-        check = engine_plugin.install().asked_steers
+        frontend = engine_plugin.install()
+        check = frontend.asked_steers
+        # Inside of the other, which says where a request comes from: what is added first stands further inside.
+        app.add_middleware(HoldMiddleware, frontend=frontend, desk=lambda: self._desk, root_path=app.root_path or "")
         app.add_middleware(
             MonitorMiddleware,
             root_path=app.root_path or "",
@@ -104,7 +113,7 @@ class TelltaleEndpoints:
         def check(deployment: Deployment) -> None:
             from_requests = bool(getattr(args, "trust_request_chat_template", False))
             require_template(deployment, template=text, from_requests=from_requests)
-
+            require_destinations(deployment.plan, _names(state), os.environ)
             self._ring_of(deployment, args)
 
         def adopt(deployment: Deployment) -> None:
@@ -123,6 +132,7 @@ class TelltaleEndpoints:
         # From here on: the proof's own request is no user's.
         exporter = Exporter(frontend.deployment.plan, prometheus_client.REGISTRY)
         frontend.export_to(exporter)
+        self._gate.turned_away = AccessMetrics(prometheus_client.REGISTRY).turned_away
         self._audit = open_audit(frontend.deployment, engine_client.get_tokenizer(), prometheus_client.REGISTRY)
         if self._audit is not None:
             frontend.enter_into(self._audit.ledger)
@@ -137,7 +147,8 @@ class TelltaleEndpoints:
                     ),
                     self._audit,
                 )
-        exporter.canary_passed(canaries.seconds)
+        self._desk = open_desk(engine_client, frontend)
+        exporter.canary_passed(canaries.seconds, canaries.deviation)
 
         def engine_ended() -> None:
             exporter.not_ready()
@@ -169,6 +180,12 @@ class TelltaleEndpoints:
         """Explain what is flagged from now on. Where that ends, serving goes on: it decides nothing."""
         audit.ledger.tell_flags(explanations.offer)
         self._explaining = asyncio.create_task(explanations.watch(), name="telltale-explanations")
+
+
+def _names(state: State) -> frozenset[str]:
+    """Names of models that this server answers to."""
+    models = state.openai_serving_models
+    return frozenset({*(path.name for path in models.base_model_paths), *models.lora_requests})
 
 
 def endpoint_plugin() -> TelltaleEndpoints:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from monitor.access import Door, KeyScope
 from monitor.audit.settings import AuditSettings
-from monitor.compiled import CompiledRule
+from monitor.compiled import CompiledPolicy, CompiledRule
 from monitor.condition import verdicts_of
+from monitor.config import Config
+from monitor.flag_alert import FlagAlert
 from monitor.policy import Plan
 from monitor.rollout import Subject
 from monitor.rule import Gate
@@ -32,37 +36,26 @@ def check(policy: Path) -> None:
     plan = check_policy(policy)
     console = Console()
     for compiled in plan.policies:
-        table = Table(title=f"policy {compiled.name}", title_justify="left")
-        for column in ("rule", "reads", "statistic", "threshold", "does", "mode"):
-            table.add_column(column, overflow="fold")
-        for rule in compiled.rules:
-            mode = rule.mode.value if rule.share is None else f"{rule.mode.value} for {share_in_words(rule.share)}"
-            said = [rule.name, _does(rule, plan), mode]
-            for number, negated in verdicts_of(rule.condition):
-                read = plan.checks[number]
-                name = f"not {read.detector}" if negated else read.detector
-                limits = ", ".join(_limit(read, fmt) for fmt in sorted(read.thresholds))
-                table.add_row(said[0], name, f"{read.statistic} at {read.stage.value}", limits, *said[1:])
-                said = ["", "", ""]  # the next verdict of the same rule
-        console.print(table)
-        for rule in compiled.rules:
-            console.print(explain(rule, plan), markup=False, highlight=False)
-        console.print(
-            f"on_gap {compiled.on_gap.value}, on_uncalibrated {compiled.on_uncalibrated.value}, "
-            f"hold_back {compiled.hold_back}, expose {compiled.expose.value}"
-        )
-        for who, numbers in (("every request", compiled.steers), ("who asks for it", compiled.on_request)):
-            for number in numbers:
-                console.print(f"steers {who}: {_writes(plan.steering.steers[number])}")
+        _show(compiled, plan, console)
     for tenant in plan.tenants.values():
         console.print(f"tenant {tenant.name}: {_gets(tenant)}", markup=False, highlight=False)
     shares = [rule.share for compiled in plan.policies for rule in compiled.rules if rule.share is not None]
     if not plan.tenants and any(share.by is not Subject.REQUEST for share in shares):
         console.print(
-            "rollout without tenants: API keys that vLLM asks for (--api-key) are told apart; without any the whole "
-            "server is one tenant."
+            "rollout without tenants: API keys that the server knows are told apart; without any the whole server is "
+            "one tenant."
         )
-    console.print(_audit(read_policy_file(policy).config.audit))
+    config = read_policy_file(policy).config
+    for line in _access(config):
+        console.print(line, markup=False, highlight=False)
+    console.print(_audit(config.audit))
+    for alert in plan.alerts:
+        console.print(f"alert: {_alerts(alert)}", markup=False, highlight=False)
+    if unsampled := _without_quantiles(plan):
+        console.print(
+            f"drift cannot be told of {', '.join(unsampled)}: their cards hold no quantiles of the calibration; "
+            "telltale calibrate adds them."
+        )
     if without := sorted(name for name, card in plan.cards.items() if card.canary is None):
         console.print(
             f"without a canary: {', '.join(without)}. That they are read at every token is proved, not that their "
@@ -71,12 +64,66 @@ def check(policy: Path) -> None:
     console.print(f"ok: {policy} reads {', '.join(str(tap) for tap in plan.bank.taps)}; plan {plan.digest[:16]}")
 
 
+def _show(compiled: CompiledPolicy, plan: Plan, console: Console) -> None:
+    """A policy's rules as a table and in words, and what else it says."""
+    table = Table(title=f"policy {compiled.name}", title_justify="left")
+    for column in ("rule", "reads", "statistic", "threshold", "does", "mode"):
+        table.add_column(column, overflow="fold")
+    for rule in compiled.rules:
+        mode = rule.mode.value if rule.share is None else f"{rule.mode.value} for {share_in_words(rule.share)}"
+        said = [rule.name, _does(rule, plan), mode]
+        for number, negated in verdicts_of(rule.condition):
+            read = plan.checks[number]
+            name = f"not {read.detector}" if negated else read.detector
+            limits = ", ".join(_limit(read, fmt) for fmt in sorted(read.thresholds))
+            table.add_row(said[0], name, f"{read.statistic} at {read.stage.value}", limits, *said[1:])
+            said = ["", "", ""]  # the next verdict of the same rule
+    console.print(table)
+    for rule in compiled.rules:
+        console.print(explain(rule, plan), markup=False, highlight=False)
+    console.print(
+        f"on_gap {compiled.on_gap.value}, on_uncalibrated {compiled.on_uncalibrated.value}, "
+        f"hold_back {compiled.hold_back}, expose {compiled.expose.value}"
+    )
+    for who, numbers in (("every request", compiled.steers), ("who asks for it", compiled.on_request)):
+        for number in numbers:
+            console.print(f"steers {who}: {_writes(plan.steering.steers[number])}")
+
+
+def _alerts(alert: FlagAlert) -> str:
+    """What an alert watches, and from when on it tells."""
+    of = f" of policy {alert.policy}" if alert.policy else ""
+    return f"{alert.watched.value} {', '.join(alert.names)}{of}: {alert.entry.in_words()}"
+
+
+def _without_quantiles(plan: Plan) -> list[str]:
+    """Calibrated detectors whose live statistics nothing can be compared with."""
+    return sorted(
+        name
+        for name, card in plan.cards.items()
+        if card.calibrations and not any(calibration.quantiles for calibration in card.calibrations)
+    )
+
+
 def _gets(tenant: CompiledTenant) -> str:
     """Which policy a tenant's requests get."""
     gets = [f"policy {tenant.policy}"]
     gets += [f"{policy} for the model {model!r}" for model, policy in (tenant.by_model or {}).items()]
     gets += [f"{policy} if a proxy says {name!r}" for name, policy in tenant.by_header.items()]
     return ", ".join(gets)
+
+
+def _access(config: Config) -> Iterator[str]:
+    """Who gets an answer."""
+    access = config.access
+    for key in access.keys:
+        yield f"key {key.name}: {', '.join(key.scopes)}"
+    keyed = config.tenants or any(KeyScope.INFER in key.scopes for key in access.keys)
+    said = access.inference or (Door.KEYED if keyed else None)
+    inference = said.value if said is not None else "open on the loopback address, keyed by VLLM_API_KEY elsewhere"
+    metrics = access.metrics.value if access.metrics is not None else "open on the loopback address, keyed elsewhere"
+    limit = f"{access.requests_per_minute} requests a minute" if access.requests_per_minute else "no limit of requests"
+    yield f"access: inference {inference}; metrics {metrics}; {limit}; bodies up to {access.body_bytes} bytes"
 
 
 def _audit(settings: AuditSettings | None) -> str:

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from monitor.access import KeyScope
-from serving.api.keyring import digest_of, new_key
 
 key_app = typer.Typer(name="key", help="Make API keys.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -20,10 +19,12 @@ def new(
     name: Annotated[str, typer.Option(help="What to call it in the policy file.")] = "new",
 ) -> None:
     """Make a key, and what to write into the policy file. The key is shown once and kept nowhere."""
+    from serving.api.keyring import digest_of, new_key
+
     key, said = new_key(), ", ".join(dict.fromkeys(scope.value for scope in scopes))
     typer.echo(f"key: {key}")
     typer.echo("Whoever has it needs nothing else, and it cannot be shown again. Into the policy file:")
-    typer.echo(f"access:\n  keys:\n    - {{name: {name}, key_sha256: {digest_of(key)}, scopes: [{said}]}}")
+    typer.echo(f'access:\n  keys:\n    - {{name: {name}, key_sha256: "{digest_of(key)}", scopes: [{said}]}}')
 
 
 @key_app.callback()

@@ -40,6 +40,7 @@ class Canaries:
         turn: held by whoever sends a round, or lets another plan's canaries take over.
         failure: why the newest round did not pass; None if it did. Before the first round: that none came.
         seconds: that the newest round took.
+        deviation: largest difference of its scores from the cards', as a share of what is allowed.
     """
 
     def __init__(self, engine: Any, frontend: Frontend, deployment: Deployment | None = None) -> None:
@@ -56,6 +57,7 @@ class Canaries:
         )
         self.failure: Failed | None = Failed(CanaryFailure.MISSING, "canary: none has been sent yet")
         self.seconds = 0.0
+        self.deviation = 0.0
 
     def follow(self, proved: Canaries) -> None:
         """Another plan runs, whose canaries have passed: from now on they are sent. For whoever has the ``turn``."""
@@ -95,7 +97,7 @@ class Canaries:
                 exporter.not_ready()
                 return
             if failure is None:
-                exporter.canary_passed(self.seconds)
+                exporter.canary_passed(self.seconds, self.deviation)
             else:
                 exporter.canary_failed(failure.reason)
                 self._frontend.canary_failed(failure)
@@ -110,6 +112,7 @@ class Canaries:
         statuses = await self._ask()
         if statuses is None:
             return self._no_answer()
+        self.deviation = max(float(status["deviation"]) for status in statuses)
         for rank, status in enumerate(statuses):
             if status["failure"] is not None:
                 return _failed(status["failure"], rank, of=len(statuses))

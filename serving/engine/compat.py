@@ -92,6 +92,10 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "5ad37b7a93ed9144",
         "wrapped",
     ),
+    Touchpoint("vllm.plugins", "load_endpoint_plugins", "08e20b33e14cd7d5", "wrapped"),
+    Touchpoint(
+        "vllm.plugins.endpoint_plugins.interface", "attach_endpoint_plugins", "4e56a955b73a2177", "relied on: calls it"
+    ),
     Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler.add_request", "fa2b51cd04a90977", "overridden"),
     Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler.update_from_output", "85b29db96051135c", "overridden"),
     Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler.schedule", "da4f2cf2fc39c39e", "overridden"),

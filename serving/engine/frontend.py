@@ -5,6 +5,7 @@ It presents; it can never lower what the scheduler decided.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -13,9 +14,12 @@ import structlog
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 
+from monitor.attempt import Attempt
+from monitor.audit.writer import Ticket
 from monitor.canary import Failed
 from monitor.events import PolicyReloaded
 from monitor.exporter import Exporter
+from monitor.outcome import HandledRule, Outcome
 from monitor.policy import Plan
 from monitor.rollout import Subjects
 from probes.errors import TelltaleError
@@ -26,6 +30,7 @@ from serving.engine.records import Record, Records
 from serving.engine.salts import salt_of
 from serving.engine.steer_request import SteerRequestError, asked_steers
 from serving.engine.trust import EXTRA_KEY, TrustedData, seal
+from serving.hold import Reply
 from serving.origin import Origin, current_origin
 
 if TYPE_CHECKING:
@@ -48,9 +53,14 @@ class UnmonitoredError(TelltaleError, RuntimeError):
 
 
 class Frontend:
-    """State of one API process. Created by the plug-in, filled in once the engine's configuration is known."""
+    """State of one API process. Created by the plug-in, filled in once the engine's configuration is known.
+
+    Attributes:
+        questions: ids under which our own process asks what the model makes of a text.
+    """
 
     def __init__(self) -> None:
+        self.questions: set[str] = set()
         self._deployment: Deployment | None = None
         self._records: Records | None = None
         self._exporter: Exporter | None = None
@@ -156,6 +166,19 @@ class Frontend:
         self._rereads.pop(request_id, None)
         self._reread_ids.pop(request_id, None)
 
+    def record(self, request_id: str) -> Record | None:
+        """What is known of a request so far; None before the engine has reported on it."""
+        return self._records.get(request_id) if self._records is not None else None
+
+    def entered_as(self, rule: HandledRule, outcome: Outcome) -> Ticket | None:
+        """A rule was carried out behind the engine: count it, and enter it into the audit trail.
+
+        Returns: the ticket that the response has to wait for, if any.
+        """
+        if self._exporter is not None:
+            self._exporter.handled(rule, outcome)
+        return self._ledger.handled(rule, outcome) if self._ledger is not None else None
+
     def sign(self, request: EngineCoreRequest) -> None:
         """Put our data into a request whose engine id has just been assigned.
 
@@ -181,8 +204,10 @@ class Frontend:
         if request.external_req_id in self._rereads:
             self._reread_ids[request.external_req_id] = request.request_id
         origin = current_origin()
-        if self._ledger is not None:
+        hold = origin.hold if origin.hold is not None and origin.hold.is_open else None
+        if self._ledger is not None or hold is not None:
             self._origins[request.request_id] = origin
+        subject = hold.sign(request.request_id, params.n) if hold is not None else request.request_id
         request.cache_salt = salt_of(origin.caller.tenant, request.cache_salt)
         prompt = origin.prompt_of(request.prompt_token_ids or ())
         extra[EXTRA_KEY] = seal(
@@ -192,9 +217,12 @@ class Frontend:
                 prompt=prompt,
                 canary=request.external_req_id in self._canaries,
                 reread=self._rereads.get(request.external_req_id),
-                steers=steers,
-                subjects=Subjects(origin.caller.tenant, origin.caller.session, request.request_id),
+                steers={**steers, **(hold.steers if hold is not None else {})},
+                subjects=Subjects(origin.caller.tenant, origin.caller.session, subject),
                 plan=self._canaries.get(request.external_req_id, self.deployment.plan.digest),
+                attempt=hold.attempt if hold is not None else Attempt.UNHELD,
+                refusal=hold.refusal if hold is not None else None,
+                judge=request.external_req_id in self.questions,
             ),
             request.request_id,
         )
@@ -202,6 +230,7 @@ class Frontend:
 
     def take_out(self, outputs: Sequence[EngineCoreOutput]) -> list[EngineCoreOutput]:
         """Take the reports out of a step's outputs and note them."""
+        began = time.perf_counter()
         reports, rest = take_reports(outputs)
         left = self._records.take_in(*reports) if self._records is not None and reports else {}
         if self._ledger is not None:
@@ -211,6 +240,8 @@ class Frontend:
                 self._ledger.gaps(report.tally.gaps)
             if self._exporter is not None:
                 self._exporter.record(report)
+        if reports and self._exporter is not None:
+            self._exporter.took(time.perf_counter() - began)
         return rest
 
     def dress(self, state: RequestState, output: CompletionOutput) -> CompletionOutput:
@@ -219,7 +250,8 @@ class Frontend:
         Raises:
             UnmonitoredError: there are tokens of this request, the engine has not reported on it.
         """
-        if state.external_req_id in self._canaries or state.external_req_id in self._rereads:
+        own = (self._canaries, self._rereads, self.questions)
+        if any(state.external_req_id in known for known in own):
             return output  # the engine says what came of it when it is asked
         tokens = state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0
         record = self._records.get(state.request_id) if self._records is not None else None
@@ -234,6 +266,14 @@ class Frontend:
         if output.finish_reason is None:
             return output
         record.close(state.prompt_len + tokens)
+        origin = self._origin_of(state)
+        hold = origin.hold if origin is not None else None
+        record.withheld = hold is not None and hold.is_open
+        if hold is not None:
+            written = state.detokenizer.output_token_ids if state.detokenizer is not None else ()
+            hold.replies[state.request_id] = Reply(
+                state.request_id, record, state.prompt_token_ids or (), list(written)
+            )
         text = record.blocked_text
         if text is not None:
             output.finish_reason, output.stop_reason = CONTENT_FILTER, None
@@ -250,10 +290,9 @@ class Frontend:
 
     def _enter(self, state: RequestState, output: CompletionOutput, record: Record) -> None:
         """Enter the end of a request into the audit trail; its response waits for the ticket."""
-        if self._ledger is None or record.entered:
+        if self._ledger is None or record.entered or not record.counted:
             return
-        parent = state.parent_req
-        origin = self._origins.get(parent.request_id if parent is not None else state.request_id)
+        parent, origin = state.parent_req, self._origin_of(state)
         ending = Ending(
             state.request_id,
             parent.external_req_id if parent is not None else state.external_req_id,
@@ -266,11 +305,15 @@ class Frontend:
         if ticket is not None and origin is not None:
             origin.tickets.append(ticket)
 
+    def _origin_of(self, state: RequestState) -> Origin | None:
+        parent = state.parent_req
+        return self._origins.get(parent.request_id if parent is not None else state.request_id)
+
     @staticmethod
     def _enter_left(ledger: Ledger, left: Mapping[str, Record]) -> None:
         for request_id, record in left.items():
             # vLLM made no last output for it: its client left before it had begun, or the engine ended.
-            if not record.entered:
+            if not record.entered and record.counted:
                 ledger.ended(record, Ending(request_id))
 
 

@@ -62,6 +62,7 @@ class Heartbeat:
         self._watch = CanaryWatch(prompts, every=settings.every_seconds, deadline=settings.deadline_seconds)
         self._live: dict[str, _Live] = {}
         self._failing: Failed | None = None
+        self._deviations: dict[tuple[int, ...], float] = {}
 
     def admit(self, request_id: str, tokens: Sequence[int]) -> None:
         """A canary has come. Tokens that no card knows are only checked for being read at all."""
@@ -107,12 +108,16 @@ class Heartbeat:
             self._judge(request_id, live)
 
     def status(self) -> dict[str, Any]:
-        """How the canaries do, as plain data: ``failure`` (reason, detail) or None, ``passed``, ``waiting``."""
+        """How the canaries do, as plain data: ``failure`` (reason, detail) or None, ``passed``, ``waiting``.
+
+        ``deviation`` is the largest difference from the cards in the newest round, as a share of what is allowed.
+        """
         failing = self._watch.failing(self._clock())
         return {
             "failure": [failing.reason.value, failing.detail] if failing is not None else None,
             "passed": self._watch.passed,
             "waiting": self._watch.waiting,
+            "deviation": max(self._deviations.values(), default=0.0),
         }
 
     def _note(self, request_id: str, readouts: WorkerReadouts, rows: slice) -> None:
@@ -139,4 +144,6 @@ class Heartbeat:
     def _judge(self, request_id: str, live: _Live) -> None:
         live.judged = True
         verdict = live.prompt.compare(live.scores, live.seen)
+        if np.isfinite(deviation := live.prompt.deviation(live.scores)):
+            self._deviations[live.prompt.tokens] = deviation
         self._watch.done(request_id, live.prompt.tokens, verdict, self._clock())

@@ -71,6 +71,10 @@ class HoldBack:
             released.append(queue.waiting.popleft()[1])
         return released
 
+    def count(self) -> int:
+        """Outputs that wait, of all requests."""
+        return sum(len(queue.waiting) for queue in self._queues.values())
+
     def drop(self, request_id: str) -> None:
         """The request was aborted: nobody waits for its outputs."""
         self._queues.pop(request_id, None)

@@ -10,7 +10,7 @@ from monitor.audit.redaction import KeptTexts, RedactionError
 from monitor.audit.writer import AuditWriter, Ticket
 from monitor.canary import Failed
 from monitor.check import Check
-from monitor.compiled import CompiledPolicy, CompiledRule
+from monitor.compiled import CompiledPolicy
 from monitor.events import (
     ActedRule,
     CanaryFailed,
@@ -19,10 +19,12 @@ from monitor.events import (
     Decision,
     Explanation,
     GapSeen,
+    Handled,
     PolicyReloaded,
     SteerRecord,
     Verdict,
 )
+from monitor.outcome import HandledRule, Outcome
 from monitor.policy import Plan
 from monitor.types import ON_GAP, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, PromptEvent, ReloadOutcome, Skip
 from monitor.verdicts import AnyCheck
@@ -113,6 +115,14 @@ class Ledger:
         """A step has left positions unscored, by reason."""
         self._writer.submit(GapSeen(plan=self._current, gaps={Gap(reason): count for reason, count in gaps.items()}))
 
+    def handled(self, rule: HandledRule, outcome: Outcome) -> Ticket | None:
+        """A rule that withholds was carried out behind the engine.
+
+        Returns: the ticket that the response has to wait for, if any.
+        """
+        event = Handled(plan=self._current, policy=rule.policy, rule=rule.name, action=rule.action, outcome=outcome)
+        return self._writer.submit(event, lambda: Content(request_id=rule.request_id))
+
     def canary_failed(self, failure: Failed) -> None:
         """A round of canaries has not passed."""
         self._writer.submit(CanaryFailed(plan=self._current, reason=failure.reason, detail=failure.detail))
@@ -170,21 +180,12 @@ class Ledger:
         named = [
             ActedRule(name=rule.name, action=rule.action, mode=Mode.SHADOW if rule.name in outside else rule.mode)
             for rule in policy.rules
-            if rule.name in acted or self._holds(rule, record)
+            # Of a reply that ended here, at a stop string, the engine has not said yet which rules fire at its end.
+            if rule.name in acted or (record.fired and record.truth(rule.condition) is True)
         ]
         reserved = ((ON_GAP, policy.on_gap), (ON_UNCALIBRATED, policy.on_uncalibrated))
         named += [ActedRule(name=name, action=does, mode=Mode.ENFORCE) for name, does in reserved if name in acted]
         return tuple(named)
-
-    def _holds(self, rule: CompiledRule, record: Record) -> bool:
-        """Of a reply that ended here, at a stop string, the engine has not said yet which rules fire at its end."""
-
-        def known(number: int) -> bool | None:
-            if number < len(record.fired) and record.fired[number]:
-                return True
-            return False if record.fmt in record.plan.checks[number].thresholds else None
-
-        return bool(record.fired) and rule.condition.truth(known) is True
 
     def _verdict(self, record: Record, position: int, ending: Ending) -> Verdict:
         check = record.plan.checks[position]

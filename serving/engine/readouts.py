@@ -24,6 +24,8 @@ class WorkerReadouts:
         readouts: (n, width of the bank) float32.
         doses: (n, steers) float32, how far each steer moved a row; None in a step in which nothing was steered.
         picked: whole rows that were asked for; None in a step in which none were.
+        seconds: that it took to get them out of the worker's buffers, beside what vLLM does anyway.
+        tap_seconds: that the taps took in the pass itself; None where nobody can tell.
     """
 
     request_ids: list[str]
@@ -32,3 +34,5 @@ class WorkerReadouts:
     readouts: npt.NDArray[np.float32]
     doses: npt.NDArray[np.float32] | None = None
     picked: PickedRows | None = None
+    seconds: float = 0.0
+    tap_seconds: float | None = None

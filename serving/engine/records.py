@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from monitor.attempt import Attempt
+from monitor.compiled import CompiledRule
+from monitor.condition import Condition, Truth
 from monitor.policy import Plan
 from monitor.report import Decided, EndedReport, Steered, StepReport, Trail
 from monitor.rule import Scope
@@ -21,6 +24,8 @@ class Record:
     Attributes:
         plan: that it is under.
         ended: the engine has said so.
+        counted: it is a user's, and not our own way of saying what is decided.
+        withheld: somebody waits to carry out what is decided; else what cannot be carried out any more is a block.
         entered: its end has been entered into the audit trail.
     """
 
@@ -37,15 +42,41 @@ class Record:
         self.steered: list[Steered] = []
         self.trail: Trail | None = None
         self.ended = False
+        self.counted = True
+        self.withheld = False
         self.entered = False
         self.num_positions = 0
 
     @property
     def blocked_text(self) -> str | None:
-        """The refusal, if the request was blocked."""
-        if self.decided is not None and self.decided.action == ActionCode.BLOCK:
-            return self.decided.text
-        return None
+        """The refusal, if the request was blocked, or if what was decided would have to be done by somebody else."""
+        if self.decided is None or self.decided.action < ActionCode.ESCALATE:
+            return None
+        if self.decided.action != ActionCode.BLOCK and self.withheld and not self.is_cut:
+            return None
+        return self.decided.text
+
+    @property
+    def rule(self) -> CompiledRule | None:
+        """What decided it; None if nothing did, or none of the policy's rules."""
+        rules = self.plan.policies[self.policy].rules
+        named = self.decided.rule if self.decided is not None else None
+        return next((rule for rule in rules if rule.name == named), None)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the engine ended it because its reply would be of no use."""
+        return self.rule is not None and self.rule.ends(Attempt.FIRST)
+
+    def truth(self, condition: Condition) -> Truth:
+        """What is known of a condition over the plan's checks, now that the reply has ended."""
+
+        def known(number: int) -> Truth:
+            if number < len(self.fired) and self.fired[number]:
+                return True
+            return False if self.fmt in self.plan.checks[number].thresholds else None
+
+        return condition.truth(known)
 
     @property
     def blocks_request(self) -> bool:
@@ -54,6 +85,16 @@ class Record:
             return False
         rules = self.plan.policies[self.policy].rules
         return any(rule.name == self.decided.rule and rule.scope is Scope.REQUEST for rule in rules)
+
+    def statistic(self, number: int) -> tuple[str, float]:
+        """Of a check, by its position in the plan: what it reads, and its statistic; NaN if there is none."""
+        check = self.plan.checks[number]
+        return check.detector, self.statistics[number] if self.statistics else math.nan
+
+    @property
+    def policy_name(self) -> str:
+        """The policy that it is under."""
+        return self.plan.policies[self.policy].name
 
     def close(self, num_positions: int) -> None:
         """The reply has been made with so many tokens in all, the engine may not have said so yet (stop strings)."""
@@ -195,4 +236,5 @@ class Records:
         record.events = ended.events
         record.steered = ended.steered
         record.trail = ended.trail
+        record.counted = ended.counted
         record.ended = True

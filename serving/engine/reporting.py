@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
@@ -11,10 +13,13 @@ from monitor.generations import Generations
 from monitor.monitor import Ended
 from monitor.report import StepReport, TallyReport, encode_report, make_report, take_tally
 from monitor.request import Request as Admitted
+from monitor.types import Phase
 from serving.engine.carrier import CARRIER_ID
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
+
+    from serving.engine.readouts import WorkerReadouts
 
 
 class Reporting:
@@ -22,15 +27,19 @@ class Reporting:
 
     Args:
         monitors: what is reported on.
+        held: tells how many outputs are held back.
     """
 
-    def __init__(self, monitors: Generations) -> None:
+    def __init__(self, monitors: Generations, held: Callable[[], int] = lambda: 0) -> None:
         self._monitors = monitors
+        self._held = held
         self._clients: dict[str, int] = {}
         self._ended: dict[int, list[Ended]] = {}
         # Requests that the API process knows of and need not hear of again before they end.
         self._settled: set[str] = set()
         self._seconds: list[float] = []
+        self._overhead: defaultdict[str, list[float]] = defaultdict(list)
+        self._judged = 0.0
 
     def admit(self, request: Request) -> None:
         """A request has come; whoever sent it will hear of it."""
@@ -48,9 +57,22 @@ class Reporting:
         if ended is not None:
             self._ended.setdefault(client, []).append(ended)
 
-    def took(self, seconds: float) -> None:
-        """A step has been judged in so many seconds."""
+    def took(self, seconds: float, readouts: WorkerReadouts | None = None) -> None:
+        """A step has been judged in so many seconds.
+
+        Args:
+            seconds: from its readouts to its decisions.
+            readouts: they say what they cost before; None if they were lost.
+        """
         self._seconds.append(seconds)
+        judged = self._monitors.policy_seconds
+        policy, self._judged = judged - self._judged, judged
+        self._overhead[Phase.POLICY].append(policy)
+        self._overhead[Phase.OBSERVE].append(max(0.0, seconds - policy))
+        if readouts is not None:
+            self._overhead[Phase.TRANSFER].append(readouts.seconds)
+            if readouts.tap_seconds is not None:
+                self._overhead[Phase.TAP].append(readouts.tap_seconds)
 
     def attach(
         self, outputs: dict[int, EngineCoreOutputs], step_ids: Sequence[str], requests: Mapping[str, Request]
@@ -62,6 +84,7 @@ class Reporting:
             step_ids: requests of the step.
             requests: vLLM's, those that live.
         """
+        began = time.perf_counter()
         by_client: dict[int, list[Any]] = {client: [] for client in self._ended}
         for request_id in step_ids:
             if request_id in self._settled:
@@ -69,13 +92,16 @@ class Reporting:
             request = self._monitors.get(request_id)
             if request is not None:
                 by_client.setdefault(self._clients[request_id], []).append(request)
-                if not _ends_outside(requests.get(request_id)):
+                # Whoever withholds a reply until its prompt is judged has to hear of that.
+                prompt_done = self._monitors.positions_of(request_id) >= request.num_prompt
+                if prompt_done and not _ends_outside(requests.get(request_id)):
                     self._settled.add(request_id)
         if not by_client and step_ids and step_ids[0] in self._clients:
             by_client[self._clients[step_ids[0]]] = []
-        tally = take_tally(self._monitors, self._seconds) if by_client else None
-        if tally is not None:
-            self._seconds = []
+        tally = None
+        if by_client:
+            tally = take_tally(self._monitors, self._seconds, self._overhead, self._held())
+            self._seconds, self._overhead, self._judged = [], defaultdict(list), 0.0
         for client, told in by_client.items():
             carriers = []
             for report in self._reports(told, self._ended.pop(client, []), tally):
@@ -84,6 +110,9 @@ class Reporting:
                 carriers.append(EngineCoreOutput(request_id=CARRIER_ID, new_token_ids=[], routed_experts=data))
             holder = outputs.setdefault(client, EngineCoreOutputs())
             holder.outputs = [*carriers, *holder.outputs]
+        if step_ids:
+            # Told with the next step: this one's report is made.
+            self._overhead[Phase.REPORT].append(time.perf_counter() - began)
 
     def _reports(
         self, told: Sequence[Admitted], ended: Sequence[Ended], tally: TallyReport | None

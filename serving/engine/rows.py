@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,7 @@ class ReadoutCopy:
         Raises:
             RowError: the result is that of other requests, or rows are missing.
         """
+        began = time.perf_counter()
         self._copied.synchronize()
         del self._device
         readouts, positions, starts, doses, picked = self._host
@@ -93,7 +95,15 @@ class ReadoutCopy:
         counts = np.diff(starts).astype(np.int64)
         self._check(output.req_ids, counts)
         rows = None if picked is None else PickedRows(self._wanted, picked)
-        found = WorkerReadouts(self._rows.request_ids, counts, positions.astype(np.int64), readouts, doses, rows)
+        found = WorkerReadouts(
+            self._rows.request_ids,
+            counts,
+            positions.astype(np.int64),
+            readouts,
+            doses,
+            rows,
+            seconds=time.perf_counter() - began,
+        )
         setattr(output, ATTRIBUTE, found)
         return output
 

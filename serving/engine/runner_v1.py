@@ -5,6 +5,7 @@ On a pipeline, a stage hands what its taps read to the next one beside the hidde
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -34,20 +35,23 @@ UPSTREAM = "telltale_readouts"
 class AsyncOutputWithReadouts(AsyncModelRunnerOutput):
     """vLLM's asynchronous result, joined by the readouts of the same step once both have reached the host."""
 
-    def __init__(self, inner: AsyncModelRunnerOutput, rows: _Rows, found: _Found) -> None:
+    def __init__(self, inner: AsyncModelRunnerOutput, rows: _Rows, found: _Found, *, seconds: float) -> None:
+        began = time.perf_counter()
         self._inner = inner
         self._rows = rows
         self._device = found  # kept until the copy is done
         self._host = found.begin_copy()
         self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._copied.record()
+        self._seconds = seconds + time.perf_counter() - began
 
     def get_output(self) -> ModelRunnerOutput:
         """Wait for the copies and attach the readouts."""
         output = self._inner.get_output()
+        began = time.perf_counter() - self._seconds
         self._copied.synchronize()
         del self._device
-        return _attach(output, self._rows, self._host)
+        return _attach(output, self._rows, self._host, began=began)
 
 
 class _Found(NamedTuple):
@@ -137,13 +141,14 @@ class TappedRunner(GPUModelRunner):
         rows, taps = self._telltale_rows, self.telltale_taps
         if rows is None or taps is None or output is None or output is EMPTY_MODEL_RUNNER_OUTPUT:
             return output
+        began = time.perf_counter()
         doses = self.telltale_steers.collect(rows.total) if self.telltale_steers is not None else None
         picked = self.telltale_picks.collect() if self.telltale_picks is not None else None
         found = _Found(self._collect(rows.total), self.positions[: rows.total].clone(), doses, picked)
         if isinstance(output, AsyncModelRunnerOutput):
-            return AsyncOutputWithReadouts(output, rows, found)
+            return AsyncOutputWithReadouts(output, rows, found, seconds=time.perf_counter() - began)
         if isinstance(output, ModelRunnerOutput):
-            return _attach(output, rows, found)
+            return _attach(output, rows, found, began=began, taps=taps.take_seconds())
         return output
 
     def _with_readouts(self, sent: IntermediateTensors) -> IntermediateTensors:
@@ -155,12 +160,17 @@ class TappedRunner(GPUModelRunner):
         return self.telltale_taps.collect(num_rows, self._telltale_upstream)
 
 
-def _attach(output: ModelRunnerOutput, rows: _Rows, found: _Found) -> ModelRunnerOutput:
-    """Attach what has reached the host."""
+def _attach(
+    output: ModelRunnerOutput, rows: _Rows, found: _Found, *, began: float, taps: float | None = None
+) -> ModelRunnerOutput:
+    """Attach what has reached the host, how long that took since ``began``, and what the taps took before."""
     doses = found.doses.numpy() if found.doses is not None else None
     picked = PickedRows(found.picked.wanted, found.picked.rows.numpy()) if found.picked is not None else None
     readouts, positions = found.readouts.numpy(), found.positions.numpy()
-    sent = WorkerReadouts(rows.request_ids, rows.counts, positions, readouts, doses, picked)
+    seconds = time.perf_counter() - began
+    sent = WorkerReadouts(
+        rows.request_ids, rows.counts, positions, readouts, doses, picked, seconds=seconds, tap_seconds=taps
+    )
     setattr(output, ATTRIBUTE, sent)
     return output
 

@@ -16,8 +16,10 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 
+from monitor.attempt import Attempt
 from monitor.generations import Generations
-from monitor.monitor import StepReadouts, is_blocked
+from monitor.monitor import StepReadouts
+from monitor.request import is_blocked
 from monitor.types import STRICTEST, Gap
 from probes.card import Format
 from serving.engine.door import Door
@@ -54,7 +56,7 @@ class MonitoredScheduler(Scheduler):
         self._heartbeat = Heartbeats(
             plan, deployment.file.config.canary, vocab=self.vllm_config.model_config.get_vocab_size()
         )
-        self._reporting = Reporting(self._monitor)
+        self._reporting = Reporting(self._monitor, self._hold_back.count)
         explain = deployment.file.config.explain
         self._rereads = Rereads(keep=explain.queue if explain is not None else 0, width=plan.bank.width)
         # Scored positions of requests before their cached prefixes were replayed, until their step is judged.
@@ -93,11 +95,12 @@ class MonitoredScheduler(Scheduler):
         """Admit a request to the monitor. Nothing gets past this method, whatever front end it came from."""
         extra = request.sampling_params.extra_args if request.sampling_params is not None else None
         trusted = unseal((extra or {}).get(EXTRA_KEY), request.request_id)
-        if trusted is not None and (trusted.canary or trusted.reread is not None):
+        if trusted is not None and (trusted.canary or trusted.judge or trusted.reread is not None):
+            # Our own, and nobody's request.
             if trusted.canary:
                 self._heartbeat.admit(request.request_id, request.prompt_token_ids or (), trusted.plan)
-            else:
-                self._rereads.admit(request.request_id, request.num_prompt_tokens, trusted.reread or ())
+            elif trusted.reread is not None:
+                self._rereads.admit(request.request_id, request.num_prompt_tokens, trusted.reread)
             request.skip_reading_prefix_cache = True
             super().add_request(request)
             return
@@ -113,6 +116,8 @@ class MonitoredScheduler(Scheduler):
             fmt=trusted.fmt if trusted is not None else Format.RAW,
             prompt=trusted.prompt if trusted is not None else None,
             subjects=trusted.subjects if trusted is not None else None,
+            attempt=trusted.attempt if trusted is not None else Attempt.UNHELD,
+            refusal=trusted.refusal if trusted is not None else None,
         )
         self._monitor.keep(admitted)
         depth = monitor.policy_of(admitted).hold_back
@@ -164,7 +169,7 @@ class MonitoredScheduler(Scheduler):
         if step_ids:
             started = time.perf_counter()
             self._observe(scheduler_output, model_runner_output)
-            self._reporting.took(time.perf_counter() - started)
+            self._reporting.took(time.perf_counter() - started, getattr(model_runner_output, ATTRIBUTE, None))
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         for client in outputs.values():
             client.outputs = [

@@ -85,7 +85,8 @@ class SteerBook:
             return
         steers, num_prompt = self._plan.steers, request.num_prompt_tokens
         scales = dict.fromkeys(policy.steers, 1.0)
-        scales |= {number: asked[steers[number].name] for number in policy.on_request if steers[number].name in asked}
+        may_ask = (*policy.on_request, *policy.second_steers)
+        scales |= {number: asked[steers[number].name] for number in may_ask if steers[number].name in asked}
         orders = [SteerOrder(number, *steers[number].span(num_prompt), scale) for number, scale in scales.items()]
         gates = [
             self._open(rule.gate, under.steering.gates[rule.gate], live) for rule in rules if rule.gate is not None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,13 @@ Pick = Callable[[Any], tuple[torch.Tensor, torch.Tensor | None]]
 """From what a module returned, the one or two tensors whose sum is read."""
 _PREFIX = "telltale_"
 """Of the names of our buffers."""
+
+
+@dataclass(slots=True)
+class TapClock:
+    """What a tap has cost in forwards that are not compiled; on a device that runs by itself, only to start it."""
+
+    seconds: float = 0.0
 
 
 class TapSet:
@@ -95,6 +104,17 @@ class TapSet:
         for columns, part in zip(self.present_columns, parts, strict=True):
             rows[:, columns] = part
         return rows
+
+    def take_seconds(self) -> float | None:
+        """What the taps of this worker have cost since the call before; None where nobody can tell.
+
+        That is in compiled forwards, in graphs, and on devices that run by themselves: there only a benchmark tells.
+        """
+        clocks: list[TapClock] = [module.telltale_clock for module in self._modules.values()]  # type: ignore[misc]
+        spent = sum(clock.seconds for clock in clocks)
+        for clock in clocks:
+            clock.seconds = 0.0
+        return spent if spent and self._device.type == "cpu" else None
 
     @property
     def nbytes(self) -> int:
@@ -225,6 +245,7 @@ def tap_buffers(matrix: TapMatrix, *, max_rows: int, device: torch.device) -> di
 def _tap(module: nn.Module, pick: Pick, matrix: TapMatrix, *, max_rows: int, device: torch.device) -> None:
     for name, buffer in tap_buffers(matrix, max_rows=max_rows, device=device).items():
         module.register_buffer(name, buffer, persistent=False)
+    module.telltale_clock = TapClock()  # type: ignore[assignment]
     # The class of this instance alone: draft models reuse the class, and must not be read.
     module.__class__ = _tapped_class(module, pick)
 
@@ -236,7 +257,9 @@ def _tapped_class(module: nn.Module, pick: Pick) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         output = inner(self, *args, **kwargs)
         hidden, residual = pick(output)
-        read: Callable[..., None] = ops.read if torch.compiler.is_compiling() else ops.read_rows
+        compiling = torch.compiler.is_compiling()
+        read: Callable[..., None] = ops.read if compiling else ops.read_rows
+        began = 0.0 if compiling else time.perf_counter()
         read(
             rows_of(hidden),
             None if residual is None else rows_of(residual),
@@ -245,6 +268,9 @@ def _tapped_class(module: nn.Module, pick: Pick) -> type[nn.Module]:
             self.telltale_out,
             self.telltale_fired,
         )
+        if not compiling:
+            clock: TapClock = self.telltale_clock  # type: ignore[assignment]
+            clock.seconds += time.perf_counter() - began
         return output
 
     return type(f"Tapped{cls.__name__}", (cls,), {"forward": forward, "__module__": cls.__module__})

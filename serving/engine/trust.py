@@ -12,6 +12,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from monitor.attempt import Attempt
 from monitor.rollout import Subjects
 from monitor.segments import PromptMap, Run
 from monitor.types import PromptEvent, Role
@@ -40,6 +41,9 @@ class TrustedData:
         steers: that it asked for and may have: by their names, the share of their strength.
         subjects: whom it belongs to.
         plan: digest of the plan that it was signed under: a request keeps it, whatever is loaded meanwhile.
+        attempt: which one at an answer it is, and whether somebody withholds the reply.
+        refusal: rule and text of a block that is decided already.
+        judge: it is our own question about a text, which nobody else sees.
     """
 
     policy: str | None
@@ -50,6 +54,9 @@ class TrustedData:
     steers: Mapping[str, float] = field(default_factory=dict)
     subjects: Subjects = field(default_factory=Subjects)
     plan: str | None = None
+    attempt: Attempt = Attempt.UNHELD
+    refusal: tuple[str, str] | None = None
+    judge: bool = False
 
 
 def ensure_key(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -91,6 +98,9 @@ def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] =
         "events": [event.value for event in prompt.events],
         "subjects": asdict(data.subjects),
         "plan": data.plan,
+        "attempt": data.attempt.value,
+        "refusal": data.refusal,
+        "judge": data.judge,
     }
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return {"body": body, "mac": _mac(body, request_id, environment)}
@@ -129,6 +139,9 @@ def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = o
         steers=body["steers"],
         subjects=Subjects(**body["subjects"]),
         plan=body["plan"],
+        attempt=Attempt(body["attempt"]),
+        refusal=(body["refusal"][0], body["refusal"][1]) if body["refusal"] is not None else None,
+        judge=bool(body["judge"]),
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import vllm.plugins
 from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
@@ -15,6 +17,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
 from serving.engine import rendering, responses
+from serving.engine.endpoints import require_ours
 from serving.engine.frontend import Frontend
 from serving.engine.runtime import load_deployment
 
@@ -39,12 +42,17 @@ def install_wraps(configure: Callable[[VllmConfig], None]) -> Frontend:
     _wrap(OpenAIServingChat, "chat_completion_full_generator", responses.chat_full)
     _wrap(OpenAIServingCompletion, "completion_stream_generator", responses.completion_stream)
     _wrap(OpenAIServingCompletion, "request_output_to_completion_response", responses.completion_full)
+    _wrap(vllm.plugins, "load_endpoint_plugins", require_ours)
     EngineCore.telltale_control = _engine_control
     return frontend
 
 
 def _wrap(
-    owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]], *, static: bool = False
+    owner: type | ModuleType,
+    name: str,
+    make: Callable[[Callable[..., Any]], Callable[..., Any]],
+    *,
+    static: bool = False,
 ) -> None:
     original = getattr(owner, name)
     wrapper = functools.wraps(original)(make(original))

@@ -13,6 +13,7 @@ import pytest
 
 from probes.aggregate.m_of_n import MOfN
 from probes.card import Stage
+from tests.engine.red_team import red_team_server
 from tests.support.server import SMALL, Server, starting, telltale_command, wait_for
 from tests.support.tiny import D_MODEL, TinyModel, make_tiny_model, save_direction, save_trigger
 
@@ -167,6 +168,13 @@ def segmented(servers: Mapping[str, Server]) -> Server:
 def plain(servers: Mapping[str, Server]) -> Server:
     """vLLM alone."""
     return servers["plain"]
+
+
+@pytest.fixture(scope="session")
+def red_team(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """What the red team attacks."""
+    with red_team_server(tiny, tmp_path_factory.mktemp("red-team")) as server:
+        yield server
 
 
 def client_of(server: Server) -> openai.OpenAI:

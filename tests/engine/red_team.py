@@ -22,6 +22,63 @@ REFUSAL = "Not this."
 CUT = "I stop here."
 MAX_BODY = 200_000
 KEYS = {name: f"tt-{name}-0123456789abcdef" for name in ("victim", "mallory", "proxy", "slow", "watcher", "admin")}
+OUTSIDE = [
+    "/invocations",
+    "/tokenize",
+    "/detokenize",
+    "/pooling",
+    "/score",
+    "/rerank",
+    "/v1/score",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/classify",
+    "/v1/embeddings",
+    "/embeddings",
+    "/sleep",
+    "/wake_up",
+    "/is_sleeping",
+    "/collective_rpc",
+    "/server_info",
+    "/load",
+    "/version",
+    "/kv_event_sources",
+    "/metrics",
+    "/scale_elastic_ep",
+    "/is_scaling_elastic_ep",
+    "/pause",
+    "/resume",
+    "/is_paused",
+    "/abort_requests",
+    "/inference/v1/generate",
+    "/inference/v1/abort_requests",
+    "/reset_prefix_cache",
+    "/reset_mm_cache",
+    "/start_profile",
+    "/stop_profile",
+    "/update_weights",
+    "/init_weight_transfer_engine",
+    "/get_world_size",
+    "/tokenizer_info",
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+    "/fault_tolerance/apply",
+    "/generative_scoring",
+    "/v1/audio/transcriptions",
+    "/v1/chat/completions/render",
+    "/docs",
+    "/redoc",
+    "/openapi.json",
+    "/telltale/v1/policy",
+    "/telltale/console",
+    "/",
+    "/.env",
+    "/v1/files",
+    "/adapters",
+]
+"""Paths outside of what vLLM guards, and some that are not there."""
+ANSWERED = {"/invocations", "/tokenize", "/detokenize", "/generative_scoring", "/version"}
+"""What is there for a key that may infer."""
 RULES = f"""\
     on_gap: block
     on_uncalibrated: flag

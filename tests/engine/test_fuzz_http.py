@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serving.api.keyring import digest_of, new_key
 from tests.engine.conftest import GUARDED
 from tests.support.server import Server, serving, telltale_command
 from tests.support.tiny import TinyModel
@@ -18,11 +19,17 @@ pytestmark = [pytest.mark.engine, pytest.mark.fuzz]
 
 EXAMPLES = "25"
 HANG_SECONDS = "60"
+KEY = new_key()
+ACCESS = f"""\
+access:
+  metrics: open
+  keys: [{{name: fuzzer, key_sha256: "{digest_of(KEY)}", scopes: [infer, observe, admin]}}]
+"""
 
 
 @pytest.fixture(scope="module")
 def server(tiny: TinyModel, folder: Path) -> Iterator[Server]:
-    (folder / "fuzzed.yaml").write_text(GUARDED)
+    (folder / "fuzzed.yaml").write_text(GUARDED + ACCESS)
     with serving(telltale_command(tiny.path, folder / "fuzzed.yaml"), folder / "fuzzed.log") as started:
         yield started
 
@@ -35,6 +42,7 @@ def test_nothing_that_is_asked_is_a_server_error(server: Server, tmp_path: Path)
             str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json",
             "--checks", "not_a_server_error", "--max-examples", EXAMPLES, "--request-timeout", HANG_SECONDS,
             "--phases", "examples,coverage,fuzzing", "--seed", "7", "--continue-on-failure", "--warnings", "off",
+            "--header", f"Authorization: Bearer {KEY}",
         ],
         capture_output=True, text=True, cwd=tmp_path, check=False,
     )  # fmt: skip

@@ -196,8 +196,8 @@ class Client:
 
 
 def kill_under_load(server: Server, title: str) -> tuple[list[Client], int]:
-    """SIGKILL to the process with this title while six requests run; the server's exit code."""
-    clients = [Client(server, stream=bool(number % 2)) for number in range(6)]
+    """SIGKILL to the process with this title while 16 requests run, 12 of them streams; the server's exit code."""
+    clients = [Client(server, stream=bool(number % 4)) for number in range(16)]
     threads = [threading.Thread(target=client.run) for client in clients]
     for thread in threads:
         thread.start()

@@ -6,25 +6,19 @@ The list with what else is tried elsewhere stands in docs/security.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from serving.api.keyring import digest_of
 from serving.engine.launch import MOST_CHOICES
 from tests.engine.red_team import (
     CHAT,
-    KEYS,
-    MAX_BODY,
     RAW,
     REFUSAL,
     Caller,
-    command_lines,
     ids_of,
-    red_team_server,
     require_harmless,
     require_refused,
     texts_of,
@@ -36,9 +30,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def server(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with red_team_server(tiny, tmp_path_factory.mktemp("red-team")) as server:
-        yield server
+def server(red_team: Server) -> Server:
+    return red_team
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +99,27 @@ class TestToEndOrForceAReply:
             spelled = [item["token"] for item in ((choice.get("logprobs") or {}).get("content") or [])]
             assert tiny.trigger_text not in spelled
             assert choice["finish_reason"] in {"content_filter", "stop"}
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"stream_interval": 64},
+            {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+            {"echo": True, "routed_experts_prompt_start": 3},
+            {"n": 2, "logprobs": True, "stop": ["{trigger}"], "include_stop_str_in_output": True},
+        ],
+        ids=",".join,
+    )
+    def test_by_a_field_of_streams(self, mallory: Caller, tiny: TinyModel, settings: dict[str, Any]) -> None:
+        settings = json.loads(json.dumps(settings).replace("{trigger}", tiny.trigger_text))
+        answer = mallory.chat(PROMPT, stream=True, ignore_eos=True, **settings)
+        assert answer.status_code == 200, answer.text
+        lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+        choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+        assert {choice["finish_reason"] for choice in choices} - {None} <= {"content_filter", "stop"}
+        assert any(choice["finish_reason"] == "content_filter" for choice in choices)
+        assert tiny.trigger not in [token for choice in choices for token in ids_of(choice)]
+        assert tiny.trigger_text not in "".join(choice["delta"].get("content") or "" for choice in choices)
 
     @pytest.mark.parametrize("bias", [10, 100])
     def test_by_a_bias_to_what_is_watched(self, mallory: Caller, tiny: TinyModel, bias: int) -> None:
@@ -347,159 +361,3 @@ class TestToReadWhatIsNotTheirs:
     @pytest.mark.parametrize("path", ["/v1/responses/resp_1", "/v1/responses/resp_1/cancel"])
     def test_a_response_of_another(self, mallory: Caller, path: str) -> None:
         require_refused(mallory.send("POST" if path.endswith("cancel") else "GET", path), 404)
-
-
-OUTSIDE = [
-    "/invocations",
-    "/tokenize",
-    "/detokenize",
-    "/pooling",
-    "/score",
-    "/rerank",
-    "/v1/score",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/classify",
-    "/v1/embeddings",
-    "/embeddings",
-    "/sleep",
-    "/wake_up",
-    "/is_sleeping",
-    "/collective_rpc",
-    "/server_info",
-    "/load",
-    "/version",
-    "/kv_event_sources",
-    "/metrics",
-    "/scale_elastic_ep",
-    "/is_scaling_elastic_ep",
-    "/pause",
-    "/resume",
-    "/is_paused",
-    "/abort_requests",
-    "/inference/v1/generate",
-    "/inference/v1/abort_requests",
-    "/reset_prefix_cache",
-    "/reset_mm_cache",
-    "/start_profile",
-    "/stop_profile",
-    "/update_weights",
-    "/init_weight_transfer_engine",
-    "/get_world_size",
-    "/tokenizer_info",
-    "/v1/load_lora_adapter",
-    "/v1/unload_lora_adapter",
-    "/fault_tolerance/apply",
-    "/generative_scoring",
-    "/v1/audio/transcriptions",
-    "/v1/chat/completions/render",
-    "/docs",
-    "/redoc",
-    "/openapi.json",
-    "/telltale/v1/policy",
-    "/telltale/console",
-    "/",
-    "/.env",
-    "/v1/files",
-    "/adapters",
-]
-"""Paths outside of what vLLM guards, and some that are not there."""
-ANSWERED = {"/invocations", "/tokenize", "/detokenize", "/generative_scoring", "/version"}
-"""What is there for a key that may infer."""
-
-
-class TestEveryPath:
-    @pytest.mark.parametrize("path", OUTSIDE)
-    def test_has_an_answer_only_for_whom_it_is(self, server: Server, mallory: Caller, path: str) -> None:
-        body = {"model": "tiny", "prompt": "Hi", "max_tokens": 1}
-        nobody = Caller(server, None)
-        for method in ("GET", "POST", "PUT", "DELETE", "HEAD"):
-            assert nobody.send(method, path, json=body).status_code == 401
-            stranger = nobody.send(
-                method, path, json=body, headers={"authorization": f"Bearer {digest_of(KEYS['admin'])}"}
-            )
-            assert stranger.status_code == 401
-        for method in ("GET", "POST", "PUT"):
-            status = mallory.send(method, path, json=body).status_code
-            assert status in ({200, 400, 405} if path in ANSWERED else {403, 404}), (method, status)
-
-    def test_no_key_opens_what_is_closed(self, server: Server) -> None:
-        for name in set(KEYS) - {"slow"}:
-            for path in (
-                "/sleep",
-                "/collective_rpc",
-                "/pause",
-                "/scale_elastic_ep",
-                "/inference/v1/generate",
-                "/server_info",
-            ):
-                assert Caller(server, name).send("POST", path, json={}).status_code == 404
-
-    def test_an_administrator_sends_no_text(self, server: Server) -> None:
-        for name in ("admin", "watcher"):
-            assert Caller(server, name).chat("Hi").status_code == 403
-
-    def test_watching_changes_nothing(self, watcher: Caller) -> None:
-        for method in ("PUT", "POST", "DELETE", "PATCH"):
-            assert watcher.send(method, "/telltale/v1/policy", json={}).status_code == 403
-
-    def test_of_vllm_is_judged(self) -> None:
-        """A route that a new version brings is served to nobody until somebody has looked at it; here it is noticed."""
-        from vllm.entrypoints.launchers.app import build_app
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-        from serving.api.paths import need_of
-
-        parser = make_arg_parser(FlexibleArgumentParser())
-        routes = set()
-        for flags in ([], ["--enable-offline-docs"], ["--enable-fault-tolerance"]):
-            app = build_app(parser.parse_args(["--model", "m", *flags]), ("generate",), None)
-            routes |= {
-                (route.path, method) for route in app.routes for method in getattr(route, "methods", None) or ["GET"]
-            }
-        unknown = sorted(path for path, method in routes if need_of(method, path.replace("{response_id}", "x")) is None)
-        assert len(routes) > 30
-        assert unknown == []
-
-    def test_takes_no_body_that_is_too_large(self, server: Server, mallory: Caller) -> None:
-        def parts() -> Iterator[bytes]:
-            for _ in range(MAX_BODY // 10_000 + 2):
-                yield b" " * 10_000
-
-        for content in (b" " * (MAX_BODY + 1), parts()):
-            answer = mallory.send("POST", CHAT, content=content, headers={"content-type": "application/json"})
-            assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
-        fine = b'{"model": "tiny", "prompt": "Hi", "max_tokens": 1' + b" " * (MAX_BODY - 100) + b"}"
-        answer = mallory.send("POST", RAW, content=fine, headers={"content-type": "application/json"})
-        assert answer.status_code == 200, answer.text
-
-    def test_takes_no_more_than_a_key_may_send(self, server: Server, mallory: Caller) -> None:
-        slow = Caller(server, "slow")
-        statuses = [slow.raw("Hi", tokens=1) for _ in range(5)]
-        assert [answer.status_code for answer in statuses[:3]] == [200] * 3
-        refused = statuses[-1]
-        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
-        assert 1 <= int(refused.headers["retry-after"]) <= 60
-        assert mallory.raw("Hi", tokens=1).status_code == 200
-
-
-def test_no_secret_is_said_anywhere(server: Server, mallory: Caller, watcher: Caller) -> None:
-    """Of all keys and their digests: not in what the server prints, measures, answers, or is called."""
-    for path in ("/health", "/v1/models", "/no/such/path", "/docs"):
-        for name in KEYS:
-            Caller(server, name).send("GET", path)
-    Caller(server, None).send("GET", f"/v1/models?key={'x' * 10}", headers={"authorization": "Bearer wrong-key-123"})
-    said = "\n".join([
-        server.log.read_text(),
-        watcher.send("GET", "/metrics").text,
-        Caller(server, "admin").send("GET", "/openapi.json").text,
-        mallory.send("GET", "/telltale/v1/policy").text,
-        command_lines(server),
-    ])  # fmt: skip
-    assert len(said) > 10_000
-    for name, secret in KEYS.items():
-        assert secret not in said, name
-        assert digest_of(secret) not in said, name
-    assert "wrong-key-123" not in said
-    assert (server.log.parent / "state").exists() is False, "there is an administrator's key: none is made"

@@ -13,47 +13,77 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from dashboards.alerts import alert_groups
 from dashboards.boards import BOARDS
 from dashboards.generated_files import prometheus_rules
 from dashboards.recordings import recordings
 from dashboards.window import Clock
+from monitor import catalogue
+from monitor.tenant_metrics import NOBODY
+from serving.cli import app
 from tests.engine.test_live_proof import injecting
 from tests.support.prometheus_server import Prometheus, Receiver, prometheus_with
+from tests.support.rehearsed import LATENT, save_rehearsed
 from tests.support.server import Server, serving, stop, telltale_command
-from tests.support.tiny import D_MODEL, PROMPT, TinyModel, save_direction, save_trigger
+from tests.support.tiny import PROMPT, TinyModel
 
 pytestmark = [pytest.mark.services, pytest.mark.engine]
 
 CLOCK = Clock(1 / 60)
 WATCHDOG = "TelltaleWatchdog"
-POLICY = """\
+POLICY = f"""\
 version: "1"
 detectors:
   - artifact: known.safetensors
+  - artifact: steady.safetensors
+  - artifact: odd.safetensors
+  - {{artifact: replies.safetensors, alert: {{severity: warning, count: 3, within: 20s, for: 1s}}}}
+  - name: mark
+    kind: sae_latent
+    sae: planted.safetensors
+    latents: [{LATENT}]
+    alert: {{severity: info, count: 3, within: 20s}}
 steers:
-  - {name: push, artifact: push.safetensors, op: add, strength: 0.05, positions: generated}
-canary: {every: 1s, deadline: 4s}
-audit: {}
+  - {{name: push, artifact: push.safetensors, op: add, strength: 0.05, positions: generated}}
+canary: {{every: 1s, deadline: 4s}}
+audit: {{}}
+explain: {{sae: planted.safetensors, tokens: 1, top: 2, per_minute: 20}}
 policies:
   - name: default
     on_gap: block
     on_uncalibrated: flag
     steers: [push]
     rules:
-      - {name: block-some, when: {detector: trigger, stage: prompt}, do: {action: block}, mode: enforce}
-      - {name: watch, when: {detector: trigger, stage: prompt}, do: {action: flag}, mode: shadow}
+      - name: block-some
+        when: {{detector: trigger, stage: prompt, segments: [user]}}
+        do: {{action: block}}
+        mode: enforce
+      - name: watch
+        when: {{detector: trigger, stage: prompt, segments: [user]}}
+        do: {{action: flag}}
+        mode: shadow
+      - name: system-mark
+        when: {{detector: trigger, stage: prompt, segments: [system], above: {{value: 4}}}}
+        do: {{action: flag}}
+        mode: shadow
+        alert: {{severity: critical, count: 3, within: 20s}}
+      - name: reply-mark
+        when: {{detector: replies, stage: stream, above: {{value: 4}}}}
+        do: {{action: flag}}
+        mode: shadow
+      - name: history-mark
+        when: {{detector: mark, stage: prompt, segments: [assistant], above: {{value: 4}}}}
+        do: {{action: flag}}
+        mode: shadow
 """
 
 
 @pytest.fixture(scope="module")
 def work(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rehearsal")
-    save_trigger(folder / "known.safetensors", tiny.path, canary=True)
-    direction = np.zeros(D_MODEL)
-    direction[3] = 1.0
-    save_direction(folder / "push.safetensors", tiny.path, direction=direction)
+    save_rehearsed(folder, tiny)
     (folder / "policy.yaml").write_text(POLICY)
     return folder
 
@@ -75,7 +105,9 @@ def receiver() -> Iterator[Receiver]:
 @pytest.fixture(scope="module")
 def prometheus(server: Server, receiver: Receiver, work: Path) -> Iterator[Prometheus]:
     target = server.url.removeprefix("http://")
-    with prometheus_with(prometheus_rules(CLOCK), target, receiver, work) as started:
+    rules = CliRunner().invoke(app, ["alerts", "render", str(work / "policy.yaml")])
+    assert rules.exit_code == 0, rules.output
+    with prometheus_with([prometheus_rules(CLOCK), rules.stdout], target, receiver, work) as started:
         yield started
 
 
@@ -107,6 +139,23 @@ def traffic(server: Server, tiny: TinyModel) -> Iterator[Callable[[float], None]
         client.join()
 
 
+Ask = Callable[..., None]
+
+
+@pytest.fixture
+def ask(server: Server) -> Ask:
+    """Send a chat of these messages some times."""
+
+    def send(*messages: tuple[str, str], times: int = 8, **settings: object) -> None:
+        body = {"model": "tiny", "max_tokens": 4, **settings}
+        body["messages"] = [{"role": role, "content": text} for role, text in messages]
+        for _ in range(times):
+            answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+            assert answer.status_code == httpx.codes.OK, answer.text
+
+    return send
+
+
 def until(condition: Callable[[], bool], *, seconds: float = 60.0, why: Callable[[], object] = lambda: "") -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -126,10 +175,13 @@ def calms_down(prometheus: Prometheus, *, seconds: float = 90.0) -> None:
 
 
 def test_every_query_of_every_panel_and_rule_gives_data(
-    prometheus: Prometheus, traffic: Callable[[float], None]
+    prometheus: Prometheus, traffic: Callable[[float], None], ask: Ask, tiny: TinyModel
 ) -> None:
-    time.sleep(25)
-    variables = {"$job": ".*", "$detector": ".*", "$__rate_interval": "10s"}
+    # One reply with a mark in it, so that there is a delay to be shown; drift is told from 200 requests on.
+    ask(("user", PROMPT), times=1, max_tokens=3, logit_bias={str(tiny.trigger): 100})
+    until(lambda: bool(prometheus.query(catalogue.SCORE_PSI.name)), seconds=120)
+    time.sleep(10)
+    variables = {"$job": ".*", "$detector": ".*", "$tenant": NOBODY, "$__rate_interval": "10s"}
     for board in BOARDS:
         for expression in board.expressions():
             for name, value in variables.items():
@@ -140,6 +192,7 @@ def test_every_query_of_every_panel_and_rule_gives_data(
     rules = httpx.get(f"{prometheus.url}/api/v1/rules", timeout=10).json()["data"]["groups"]
     found = {rule["name"]: rule["health"] for group in rules for rule in group["rules"]}
     expected = {rule.name for group in (recordings(CLOCK), *alert_groups(CLOCK)) for rule in group.rules}
+    expected |= {"TelltaleRuleFlagged", "TelltaleDetectorFlagged", "TelltaleLatentsFlagged"}
     assert found == dict.fromkeys(expected, "ok")
 
 
@@ -155,6 +208,34 @@ def test_more_blocked_requests_than_before(
     raises(prometheus, receiver, "TelltaleBlockRateJump")
     traffic(0.0)
     calms_down(prometheus)
+
+
+def flagged(prometheus: Prometheus, receiver: Receiver, alert: str) -> dict[str, str]:
+    """Wait for an alert of the policy file, and that it ends; its labels."""
+    raises(prometheus, receiver, alert)
+    found = prometheus.query(f'ALERTS{{alertname="{alert}", alertstate="firing"}}')
+    assert len(found) == 1
+    calms_down(prometheus)
+    return {name: value for name, value in found[0]["metric"].items() if name in FLAG_LABELS}
+
+
+FLAG_LABELS = ("severity", "rule", "policy", "detector")
+
+
+def test_a_rule_with_an_alert(prometheus: Prometheus, receiver: Receiver, ask: Ask, tiny: TinyModel) -> None:
+    ask(("system", f"Be{tiny.trigger_text} brief"), ("user", PROMPT))
+    found = flagged(prometheus, receiver, "TelltaleRuleFlagged")
+    assert found == {"severity": "critical", "rule": "system-mark", "policy": "default"}
+
+
+def test_a_detector_with_an_alert(prometheus: Prometheus, receiver: Receiver, ask: Ask, tiny: TinyModel) -> None:
+    ask(("user", PROMPT), logit_bias={str(tiny.trigger): 100})
+    assert flagged(prometheus, receiver, "TelltaleDetectorFlagged") == {"severity": "warning", "detector": "replies"}
+
+
+def test_a_latent_with_an_alert(prometheus: Prometheus, receiver: Receiver, ask: Ask, tiny: TinyModel) -> None:
+    ask(("user", PROMPT), ("assistant", f"Once{tiny.trigger_text} upon"), ("user", PROMPT))
+    assert flagged(prometheus, receiver, "TelltaleLatentsFlagged") == {"severity": "info", "detector": "mark"}
 
 
 def test_a_canary_that_fails(prometheus: Prometheus, receiver: Receiver, work: Path) -> None:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -67,22 +67,23 @@ class Receiver:
 
 
 @contextmanager
-def prometheus_with(rules: str, target: str, receiver: Receiver, folder: Path) -> Iterator[Prometheus]:
+def prometheus_with(rules: Sequence[str], target: str, receiver: Receiver, folder: Path) -> Iterator[Prometheus]:
     """Scrape a server once a second, evaluate rules as often, deliver what fires.
 
     Args:
-        rules: text of the rule file.
+        rules: texts of the rule files.
         target: host and port that is scraped as the job ``telltale``.
         receiver: of the alerts.
         folder: for files and data.
     """
     ports = free_port(), free_port()
-    (folder / "rules.yaml").write_text(rules)
+    for number, text in enumerate(rules):
+        (folder / f"{number}.rules.yaml").write_text(text)
     managers = [{"static_configs": [{"targets": [f"127.0.0.1:{ports[1]}"]}]}]
     scraped = [{"job_name": "telltale", "static_configs": [{"targets": [target]}]}]
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": ["rules.yaml"],
+        "rule_files": ["*.rules.yaml"],
         "alerting": {"alertmanagers": managers},
         "scrape_configs": scraped,
     }

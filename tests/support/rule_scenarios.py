@@ -83,6 +83,7 @@ HEALTHY: Mapping[str, str] = {
     f'telltale_gaps_total{{{OF}, reason="canary"}}': value(0),
     f"telltale_unsigned_requests_total{{{OF}}}": value(0),
     f'vllm:generation_tokens_total{{{OF}, model_name="m"}}': steady(3000),
+    f'telltale_alarm_rate_exceeded_total{{{OF}, rule="refuse", format="chat", policy="default"}}': value(0),
     f"telltale_audit_errors_total{{{OF}}}": value(0),
     f"telltale_audit_dropped_total{{{OF}}}": value(0),
     **scores(0.0),
@@ -117,6 +118,8 @@ def _one(alert: str, changes: Mapping[str, str | None]) -> Scenario:
 
 _BLOCKS = f'telltale_requests_total{{{OF}, action="block"}}'
 _FIRED = f'telltale_actions_total{{{OF}, rule="refuse", action="block", mode="enforce"}}'
+_SHOWN = f'telltale_alarm_rate_exceeded_total{{{OF}, rule="refuse", format="chat", policy="default"}}'
+_PSI = f'telltale_score_psi{{{OF}, detector="d", stage="prompt", format="chat"}}'
 _SUCCESS = f"telltale_canary_last_success_timestamp_seconds{{{OF}}}"
 _HELD = f"{60 * (MINUTES - 10):g}"
 
@@ -141,9 +144,18 @@ SCENARIOS: tuple[Scenario, ...] = (
         {f"telltale_unsigned_requests_total{{{OF}}}": becomes("0", "3", minutes=4)},
     ),
     _one("TelltaleBlockRateJump", {_BLOCKS: changed(0.5, 20, minutes=25)}),
-    _one("TelltaleAlarmBudgetBurnsFast", {_FIRED: changed(0.5, 30, minutes=70)}),
-    _one("TelltaleAlarmBudgetBurns", {_FIRED: changed(0.5, 6, minutes=360)}),
+    # What burns the budget is also shown by the test of the rate: one of them tells.
+    _one("TelltaleAlarmBudgetBurnsFast", {_FIRED: changed(0.5, 30, minutes=70), _SHOWN: becomes("0", "5", minutes=50)}),
+    _one("TelltaleAlarmBudgetBurns", {_FIRED: changed(0.5, 6, minutes=360), _SHOWN: becomes("0", "5", minutes=50)}),
+    _one("TelltaleAlarmRateExceeded", {_FIRED: changed(0.5, 1.2, minutes=360), _SHOWN: becomes("0", "1", minutes=20)}),
     _one("TelltaleScoreDrift", dict(scores(3.0, before=0.0, minutes=90))),
+    Scenario("drift from the card", frozenset({"TelltaleScoreDrift"}), {_PSI: becomes("0.02", "0.7", minutes=30)}),
+    Scenario(
+        "a day unlike the one before, as on the card",
+        frozenset(),
+        {_PSI: value(0.02), **scores(3.0, before=0.0, minutes=90)},
+    ),
+    _one("TelltaleUnfamiliarTraffic", {f'telltale_familiar_ratio{{{OF}, detector="odd"}}': value(0.5)}),
     _one(
         "TelltalePolicyChanged",
         {

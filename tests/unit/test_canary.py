@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 
 from monitor.canary import CanaryFailure, CanaryPrompt, CanaryWatch, Expected, Failed, canary_prompts
-from monitor.config import CanarySettings, seconds_of
+from monitor.config import CanarySettings
+from monitor.duration import seconds_of
 from probes.card import Canary, Card
 from tests.unit.artifacts import make_card
 

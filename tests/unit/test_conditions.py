@@ -244,6 +244,7 @@ def test_of_rules_that_fire_together_the_first_in_the_file_decides(tmp_path: Pat
     }
 
 
+STEER = "steer, steer: s, gate: latched"
 REFUSED = [
     ({"all": []}, "flag", "when.all: ", "at least 1 item"),
     ({"all": [verdict("a", "prompt")], "detector": "a"}, "flag", "when.detector: ", "not a key here. Known: all."),
@@ -251,8 +252,26 @@ REFUSED = [
     ({"any": [{"not": {"detector": "a", "stage": "prmpt"}}]}, "flag", "when.any[0].not.stage: ", "mean 'prompt'"),
     ({"not": verdict("d", "prompt")}, "flag", "when.not.detector: ", "is 'd'. "),
     ({"not": {"detector": "a", "stage": "prompt"}}, "flag", "when.not.stage: ", "not calibrated for the stage"),
-    ({"any": [verdict("a", "prompt"), verdict("b", "response")]}, "block", "rules[0]: ", "(when.any[1]): by then"),
-    ({"any": [verdict("a", "prompt"), {"not": verdict("b", "stream")}]}, "block", "rules[0]: ", "blocks on 'not' of a"),
+    ({"any": [verdict("a", "prompt"), verdict("b", "response")]}, STEER, "rules[0]: ", "(when.any[1]): by then"),
+    ({"any": [verdict("a", "prompt"), {"not": verdict("b", "stream")}]}, STEER, "rules[0]: ", "steers on 'not' of a"),
+    ({"any": [verdict("a", "prompt"), verdict("b", "stream")]}, "regenerate, system: x", "rules[0]: ", "two rules"),
+    ({"not": {"all": [verdict("a", "prompt"), verdict("b", "response")]}}, "route, to: {model: m}", "rules[0]: ",
+     "two rules"),
+    ({"all": [verdict("a", "prompt"), verdict("b", "stream")]}, "regenerate, system: x, otherwise: release",
+     "rules[0]: ", "one verdict"),
+    (verdict("a", "prompt"), "regenerate, system: x, otherwise: release", "rules[0]: ", "one verdict"),
+    (verdict("a", "prompt"), "regenerate", "rules[0].do: ", "exactly one of 'system'"),
+    (verdict("a", "prompt"), "escalate, to: {judge: '{text}'}", "rules[0].do: ", "also needs 'on_failure'"),
+    (verdict("a", "prompt"), "escalate, to: {model: m}, on_failure: block", "rules[0].do: ", "names a 'probe'"),
+    (verdict("a", "prompt"), "route, to: {judge: '{text}'}", "rules[0].do: ", "that of 'route'"),
+    (verdict("a", "prompt"), "escalate, to: {judge: 'no text'}, on_failure: block", "rules[0].do.to: ", "exactly once"),
+    (verdict("a", "prompt"), "route, to: {upstream: 'http://far.example/v1'}", "do.to.upstream: ", "unencrypted"),
+    (verdict("a", "prompt"), "route, to: {upstream: 'https://me:pw@far.example'}", "do.to.upstream: ", "'key_env'"),
+    (verdict("a", "prompt"), "route, to: {upstream: 'ftp://far.example'}", "do.to.upstream: ", "https://"),
+    (verdict("a", "prompt"), "route, to: {model: m, key_env: K}", "do.to: ", "there is none here"),
+    (verdict("a", "prompt"), "route, to: {model: m}, timeout: 6m", "rules[0].do: ", "between 100ms and 5m"),
+    (verdict("a", "prompt"), "escalate, to: {probe: {detector: d, stage: stream}}, on_failure: block",
+     "do.to.probe.detector: ", "is 'd'. "),
     ({"weigh": [{"detector": "a", "weight": 1}], "stage": "prompt", "above": {"value": 1}}, "flag", "when.weigh: ",
      "at least 2 items"),
     ({"weigh": [{"detector": "a", "weight": 1}] * 2, "stage": "prompt", "above": {"target_fpr": 0.1}}, "flag",

@@ -339,3 +339,13 @@ def test_one_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "telltale.yaml").write_text(policy_text(rule("watch", action="flag")) + SETTINGS)
     with pytest.raises(ArtifactError, match="does not fit the served model"):
         find_explainer(read_policy_file(tmp_path / "telltale.yaml"), model_ref(weight_digest="d" * 64))
+
+
+def test_what_another_policy_has_flagged_is_not_read_by_this_one(case: Case) -> None:
+    """Its directions may stand elsewhere by now, or nowhere."""
+    case.engine.flag("a", list(range(20, 20 + TOKENS)))
+    asked = case.flagged("a", at=PROMPT - 1)
+    case.run(replace(asked, plan=replace(asked.plan, digest="0" * 64)), until=1)
+    assert (case.entered, case.counted(Outcome.FAILED)) == ([], 1)
+    case.run(asked, until=2)
+    assert len(case.entered) == 1

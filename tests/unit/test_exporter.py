@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -18,8 +19,12 @@ from monitor.exporter import Exporter
 from monitor.monitor import Monitor
 from monitor.policy import Plan
 from monitor.report import make_report, take_tally
-from monitor.types import RESERVED_RULES, Action, Gap, Mode, PromptEvent, ReloadOutcome, Skip
-from probes.card import Format, Stage
+from monitor.rollout import Subjects
+from monitor.tenant_metrics import NOBODY
+from monitor.types import RESERVED_RULES, Action, Gap, Mode, Phase, PromptEvent, ReloadOutcome, Skip
+from probes.card import Calibration, Format, Stage
+from serving.api.access_metrics import AccessMetrics
+from serving.api.refusal import Reason
 from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, rule, unit_artifact
 from tests.unit.script import Script, chat
 
@@ -28,35 +33,48 @@ RULES = "\n".join(
         rule("prompt", when="aggregate: {kind: max}, above: {value: 1.0}", action="flag"),
         rule("stream", stage="stream", when="aggregate: {kind: max}, above: {value: 2.0}"),
         rule("watch", stage="stream", when="aggregate: {kind: mean}, above: {value: 2.0}", mode="shadow"),
+        rule("promised", mode="shadow"),
     ]
 )
+QUANTILES = tuple(np.linspace(-1.0, 1.4, 101).tolist())
+
+
+def calibrated() -> Calibration:
+    """A threshold, and the benign statistics that it was read from."""
+    return calibration(threshold=1.5).model_copy(update={"quantiles": QUANTILES})
 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     artifacts = {
-        "harm": unit_artifact(make_card(skip_first=1, calibrations=[calibration(threshold=1.5)])),
+        "harm": unit_artifact(make_card(skip_first=1, calibrations=[calibrated()])),
         "watched": unit_artifact(make_card("watched", calibrations=[calibration(threshold=1.5)]), 1),
     }
     return plan_of(tmp_path, policy_text(RULES, names=["harm", "watched"]), artifacts)
 
 
 class Run:
-    """A scripted run into a registry."""
+    """A scripted run into a registry; scores are those of the first detector, any other sees 0.5."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, columns: int = 2) -> None:
+        self.columns = columns
         self.registry = CollectorRegistry()
         self.exporter = Exporter(plan, self.registry)
         AuditMetrics(self.registry)
+        AccessMetrics(self.registry)
         ExplainMetrics(self.registry)
         self.monitor, self.script = Monitor(plan), Script(plan)
 
-    def request(self, name: str, prompt: list[float], reply: list[float], *, broken: bool = False) -> None:
+    def request(
+        self, name: str, prompt: list[float], reply: list[float], *, broken: bool = False, tenant: str = ""
+    ) -> None:
         """One whole request, one report a step."""
         known = chat(len(prompt))
-        self.monitor.admit(name, num_prompt=len(prompt), policy=None, fmt=Format.CHAT, prompt=known)
+        self.monitor.admit(
+            name, num_prompt=len(prompt), policy=None, fmt=Format.CHAT, prompt=known, subjects=Subjects(tenant)
+        )
         for start, scores in ((0, prompt), *((len(prompt) + n, [score]) for n, score in enumerate(reply))):
-            rows = self.script.rows([[score, 0.5] for score in scores])
+            rows = self.script.rows([[score, 0.5][: self.columns] for score in scores])
             self.monitor.observe(self.script.step([(name, range(start, start + len(scores)), rows)]))
             going = self.monitor.get(name)
             assert going is not None
@@ -78,7 +96,7 @@ def test_counts_are_exact(plan: Plan) -> None:
     run.request("flagged", [0, 1.5, 0], [])
     run.request("blocked", [0, 1.25], [0, 3.0])
     run.request("torn", [0, 0], [0.0], broken=True)
-    assert [run.value("telltale_requests_total", action=action.value) for action in Action] == [1, 2, 0, 1]
+    assert [run.value("telltale_requests_total", action=action.value) for action in Action] == [1, 2, 0, 0, 0, 0, 1]
     acted = {
         (rule_name, action, mode): run.value("telltale_actions_total", rule=rule_name, action=action, mode=mode)
         for rule_name, action, mode in [
@@ -98,9 +116,84 @@ def test_counts_are_exact(plan: Plan) -> None:
     prompt = {"stage": "prompt", "aggregate": "max", "segments": ""}
     assert run.value("telltale_detector_score_count", detector="harm", **prompt) == 4
     # Scores may be negative, so the client library publishes no sum; the buckets say where they lay.
-    below = {le: run.value("telltale_detector_score_bucket", detector="harm", **prompt, le=le) for le in ("0.0", "1.0")}
-    assert below == {"0.0": 1, "1.0": 2}
+    below = {
+        float(sample.labels["le"]): sample.value
+        for family in run.registry.collect()
+        for sample in family.samples
+        if sample.name == "telltale_detector_score_bucket"
+        and (sample.labels["detector"], sample.labels["stage"]) == ("harm", "prompt")
+    }
+    # Thresholds are bounds: the rule's 1.0 and the card's 1.5.
+    assert {bound: below[bound] for bound in (1.0, 1.5)} == {1.0: 2, 1.5: 4}
+    assert {-1.0, 0.2, 1.4} <= set(below)
     assert run.value("telltale_detector_score_count", detector="watched", **prompt) == 4
+
+
+def test_a_detector_counts_a_request_once_and_its_delay_by_tokens(plan: Plan) -> None:
+    run = Run(plan)
+    run.request("all at once", [0, 5.0], [9.0, 0.0])
+    run.request("late", [0, 0.5], [0.0, 0.0, 9.0])
+    run.request("never", [0, 0.5], [0.0])
+    assert run.value("telltale_flagged_requests_total", detector="harm") == 2
+    assert run.value("telltale_flagged_requests_total", detector="watched") == 0
+    of_max = {"detector": "harm", "aggregate": "max"}
+    assert run.value("telltale_detection_delay_tokens_count", **of_max) == 2
+    assert run.value("telltale_detection_delay_tokens_sum", **of_max) == 1 + 3
+    assert run.value("telltale_artifact_info", detector="harm", kind="linear", digest="0" * 16) == 1
+
+
+def test_overhead_is_told_by_phase(plan: Plan) -> None:
+    run = Run(plan)
+    run.monitor.admit("a", num_prompt=2, policy=None, fmt=Format.CHAT, prompt=chat(2))
+    run.monitor.observe(run.script.step([("a", range(2), run.script.rows([[0, 0], [0, 0]]))]))
+    assert 0 < run.monitor.tally.policy_seconds < 1
+    tally = take_tally(run.monitor, [3e-4], {"observe": [2e-4], "policy": [1e-4]}, 7)
+    run.exporter.record(make_report(run.monitor, [], [], tally))
+    run.exporter.took(4e-4)
+    spent = {phase: run.value("telltale_overhead_seconds_sum", phase=phase.value) for phase in Phase}
+    assert spent == {
+        Phase.TAP: 0,
+        Phase.TRANSFER: 0,
+        Phase.OBSERVE: 2e-4,
+        Phase.POLICY: 1e-4,
+        Phase.REPORT: 0,
+        Phase.API: 4e-4,
+    }
+    assert run.value("telltale_held_back_outputs") == 7
+
+
+def test_drift_is_told_once_there_is_enough_and_acts_on_nobody(plan: Plan) -> None:
+    where = {"detector": "harm", "stage": "prompt", "aggregate": "max", "segments": "", "format": "chat"}
+    rng, run = np.random.default_rng(0), Run(plan)
+    for number in range(199):
+        run.request(f"as ever {number}", [0, float(rng.uniform(-1.0, 1.4))], [])
+    assert run.value("telltale_score_psi", **where) is None
+    for number in range(199, 300):
+        run.request(f"as ever {number}", [0, float(rng.uniform(-1.0, 1.4))], [])
+    assert 0 <= (run.value("telltale_score_psi", **where) or 0) < 0.2
+    assert (run.value("telltale_score_ks", **where) or 1) < 0.15
+    assert run.value("telltale_score_psi", **where | {"detector": "watched"}) is None
+    before = run.value("telltale_requests_total", action="allow")
+    for number in range(400):
+        run.request(f"moved {number}", [0, -3.0], [])
+    assert (run.value("telltale_score_psi", **where) or 0) > 0.25
+    assert (run.value("telltale_score_ks", **where) or 0) > 0.5
+    assert run.value("telltale_requests_total", action="allow") == (before or 0) + 400
+
+
+def test_a_rule_that_fires_more_than_was_promised(plan: Plan) -> None:
+    of_rule = {"rule": "promised", "format": "chat", "policy": "default"}
+    run = Run(plan)
+    for number in range(30):
+        run.request(f"quiet {number}", [0, 0.0], [])
+    assert run.registry.get_sample_value("telltale_alarm_rate_exceeded_total", of_rule) == 0
+    for number in range(30):
+        run.request(f"loud {number}", [0, 9.0], [])
+    assert (run.registry.get_sample_value("telltale_alarm_rate_exceeded_total", of_rule) or 0) >= 1
+    # The rule "prompt" states a number: nothing was promised of it.
+    promised = {sample.labels["rule"] for family in run.registry.collect() for sample in family.samples
+                if sample.name == "telltale_alarm_rate_evidence"}  # fmt: skip
+    assert promised == {"promised"}
 
 
 def test_series_that_matter_start_at_zero(plan: Plan) -> None:
@@ -154,7 +247,8 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
     """Whatever requests are called and do, no series comes that the policy file did not foresee."""
     run = Run(plan)
     for number in range(5):
-        run.request(f"anything {number} \n", [0.0, 9.0], [float("nan"), 9.0], broken=True)
+        whose = f"sha256:{number}"
+        run.request(f"anything {number} \n", [0.0, 9.0], [float("nan"), 9.0], broken=True, tenant=whose)
     rules = {entry.name for policy in plan.policies for entry in policy.rules} | {"", *RESERVED_RULES}
     allowed = {
         "action": {action.value for action in Action},
@@ -164,13 +258,15 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
         "stage": {stage.value for stage in Stage},
         "aggregate": {str(check.aggregate) for check in plan.checks},
         "format": {fmt.value for fmt in Format},
-        "reason": {reason.value for reason in (*Gap, *Skip, *CanaryFailure)},
+        "reason": {reason.value for reason in (*Gap, *Skip, *CanaryFailure, *Reason)},
         "event": {event.value for event in PromptEvent},
-        "outcome": {outcome.value for outcome in (*ReloadOutcome, *Outcome)},
         "segments": {",".join(check.segments or ()) for check in plan.checks},
-        "digest": {plan.digest[:16]},
+        "digest": {plan.digest[:16], *(card.tensors_digest[:16] for card in plan.cards.values())},
+        "outcome": {outcome.value for kind in (Outcome, ReloadOutcome) for outcome in kind},
+        "phase": {phase.value for phase in Phase},
+        "tenant": {NOBODY},
         "policy": {policy.name for policy in plan.policies},
-        "kind": {kind.model_fields["kind"].default for kind in get_args(Event)},
+        "kind": {kind.model_fields["kind"].default for kind in get_args(Event)} | {"linear"},
     }
     for family in run.registry.collect():
         for sample in family.samples:

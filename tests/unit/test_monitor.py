@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monitor.monitor import StepReadouts, is_blocked
+from monitor.monitor import StepReadouts
+from monitor.request import is_blocked
 from monitor.segments import PromptMap
 from monitor.types import Action, Mode, Skip
-from monitor.yaml_file import PolicyError
 from probes.card import Format
 from tests.unit.artifacts import rule
 from tests.unit.script import make_case
@@ -92,9 +92,16 @@ def test_a_response_is_judged_when_it_has_ended_and_shown_as_if_it_had(tmp_path:
     assert case.monitor.take_tally().acted == {("end", Action.FLAG, Mode.ENFORCE, "default"): 1}
 
 
-def test_a_block_at_the_end_of_a_reply_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match="by then the reply has been sent"):
-        make_case(tmp_path, rule("end", stage="response", when="aggregate: {kind: mean}, above: {value: 1.0}"))
+@pytest.mark.parametrize(("scores", "action"), [([0.5, 3], "block"), ([0.5, 1], "allow")])
+def test_a_block_at_the_end_of_a_reply_is_known_at_its_end(tmp_path: Path, scores: list[float], action: str) -> None:
+    case = make_case(tmp_path, rule("end", stage="response", when="aggregate: {kind: mean}, above: {value: 1.0}"))
+    case.admit(num_prompt=2)
+    case.see([0, 0])
+    case.see(scores, start=2)
+    assert case.state() == ("allow", "")
+    ended = case.monitor.finish("a", num_positions=5, sampled=3, aborted=False)
+    assert ended is not None
+    assert ended.request.action.action.value == action
 
 
 def test_the_sink_is_not_read(tmp_path: Path) -> None:

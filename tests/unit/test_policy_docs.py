@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from monitor.access import Access, ApiKey
+from monitor.alert_entry import AlertEntry
 from monitor.config import CanarySettings, Config, DetectorEntry, Policy, Reserve, SteerEntry
+from monitor.destination import Destination
 from monitor.explain import ExplainSettings
 from monitor.rule import Do, Rollout, Rule
 from monitor.tenants import Tenant
@@ -33,8 +35,8 @@ policies:
 """
 MODELS = (
     *(Config, CanarySettings, ExplainSettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant),
-    *(Access, ApiKey),
-    *(Above, Limit, Weighed, *CONDITION_MODELS),
+    *(Access, AlertEntry, ApiKey),
+    *(Above, Limit, Weighed, *CONDITION_MODELS, Destination),
 )
 
 
@@ -49,7 +51,9 @@ def test_every_example_passes_check(tmp_path: Path, text: str) -> None:
     result = CliRunner().invoke(app, ["check", str(path)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     for name in re.findall(r"name: ([a-z-]+)\n *when:", text):
-        assert re.search(rf"^{name} (blocks|flags|would|steers)", result.output, re.MULTILINE)
+        assert re.search(
+            rf"^{name} (blocks|flags|would|steers|regenerates|escalates|routes)", result.output, re.MULTILINE
+        )
 
 
 def test_there_is_an_example_of_every_way_to_join() -> None:
@@ -63,6 +67,8 @@ def test_there_is_an_example_of_every_way_to_join() -> None:
         "segments:",
         "by_model:",
         "by_header:",
+        "judge:",
+        "upstream:",
         "access:",
     ):
         assert any(key in text for text in FILES + RULES), key

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from vllm.outputs import CompletionOutput
 
-from monitor.monitor import Monitor, is_blocked
+from monitor.monitor import Monitor
 from monitor.report import Decided
+from monitor.request import is_blocked
 from monitor.rollout import Subjects
 from monitor.types import Action, ActionCode, Mode
 from monitor.yaml_file import PolicyError

@@ -10,10 +10,12 @@ import pytest
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
+from monitor.attempt import Attempt
 from monitor.rollout import Subjects
 from probes.card import Format
 from serving.engine.frontend import Frontend
 from serving.engine.trust import EXTRA_KEY, KEY_VARIABLE, TrustedData, unseal
+from serving.hold import Hold
 from serving.origin import Caller, Origin, enter_origin, leave_origin
 from tests.unit.test_steers import CALM, compiled, do
 
@@ -75,6 +77,32 @@ def test_a_steer_is_asked_of_the_callers_policy(tmp_path: Path) -> None:
 def test_nobody_signs_for_himself(tmp_path: Path) -> None:
     with pytest.raises(VLLMValidationError, match="reserved for the server"):
         signed(tmp_path, None, telltale={"body": "{}", "mac": ""})
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_what_withholds_a_reply_is_sealed_while_it_does(tmp_path: Path, opened: bool) -> None:
+    first = Hold(is_open=opened)
+    found = signed(tmp_path, Origin(hold=first))
+    assert found is not None
+    assert found.attempt is (Attempt.FIRST if opened else Attempt.UNHELD)
+    assert first.signed == ([("chatcmpl-1-abcdef", 2)] if opened else [])
+
+
+def test_a_second_attempt_says_what_is_different(tmp_path: Path) -> None:
+    first = Hold(signed=[("the-first", 2)])
+    second = first.then(Attempt.SECOND, steers={"calm": 1.0}, refusal=("rule", "No."))
+    found = signed(tmp_path, Origin(hold=second), steer="mild")
+    assert found is not None
+    assert (found.attempt, found.refusal) == (Attempt.SECOND, ("rule", "No."))
+    assert found.steers == {"mild": 1.0, "calm": 1.0}
+    assert found.subjects.request == "the-first"
+    assert second.then(Attempt.SECOND).sign("the-third", 1) == "the-first"
+
+
+def test_without_anybody_who_withholds_nothing_is_said_of_it(tmp_path: Path) -> None:
+    found = signed(tmp_path, Origin())
+    assert found is not None
+    assert (found.attempt, found.refusal, found.judge) == (Attempt.UNHELD, None, False)
 
 
 def test_no_tenant_finds_what_is_cached_for_another(tmp_path: Path) -> None:

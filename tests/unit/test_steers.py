@@ -133,8 +133,8 @@ def test_a_steer_that_cannot_be_is_refused(tmp_path: Path, steers: str, said: st
     ("rules", "policy", "said"),
     [
         (do("r", STEER.replace("calm", "clam")), "", "rules[0].do.steer: is 'clam'. Did you mean 'calm'?"),
-        (do("r", "{action: steer, steer: calm}"), "", "'action: steer' also needs 'steer', the name of one"),
-        (do("r", "{action: flag, steer: calm}"), "", "'steer' and 'gate' say how to steer; only"),
+        (do("r", "{action: steer, steer: calm}"), "", "'action: steer' also needs 'gate'"),
+        (do("r", "{action: flag, steer: calm}"), "", "'steer' says how to steer; it stands with"),
         (do("r", STEER.replace("latched", "sometimes")), "", "rules[0].do.gate: is 'sometimes'. "),
         (do("r", STEER, stage="response"), "", "steers at the stage 'response': by then nothing is left"),
         ("", "steers: [clam]", "policies[0].steers[0]: is 'clam'. Did you mean 'calm'?"),
@@ -306,3 +306,16 @@ def test_a_request_gets_nothing_else(tmp_path: Path, xargs: dict[str, Any], said
     plan = compiled(tmp_path, steers, policy="on_request: [calm]")
     with pytest.raises(SteerRequestError, match=said):
         asked_steers(xargs, plan, 0)
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_a_second_attempt_is_steered_only_below_what_judges_it(tmp_path: Path, layer: int) -> None:
+    when = "{detector: harm, stage: stream, aggregate: {kind: max}, above: {value: 1}}"
+    again = f"{{name: r, when: {when}, do: {{action: regenerate, steer: calm}}, mode: enforce}}"
+    if layer > 1:
+        assert "above the steer 'calm' after resid_post.1" in refusal(tmp_path, CALM, again, layer=layer)
+        return
+    (policy,) = compiled(tmp_path, CALM, again).policies
+    # Nothing of a first attempt is steered: the rule has no steer of its own, no gate, and nobody may ask for it.
+    assert (policy.rules[0].steer, policy.rules[0].gate) == (None, None)
+    assert (policy.second_steers, policy.on_request, policy.steers) == ((0,), (), ())

@@ -24,6 +24,7 @@ from monitor.exporter import Exporter
 from monitor.monitor import Monitor
 from monitor.policy import Plan, compile_plan
 from monitor.report import make_report, take_tally
+from monitor.rollout import Subjects
 from monitor.types import Action
 from monitor.yaml_file import PolicyError
 from probes.card import Format
@@ -188,6 +189,29 @@ def test_metrics_carry_the_policys_name(plan: Plan) -> None:
     assert [count("telltale_detector_threshold", policy=name, **where) for name in names] == [2, 0.5, 1]
 
 
+def test_metrics_tell_tenants_of_the_file_and_nobody_else(plan: Plan) -> None:
+    registry = CollectorRegistry()
+    exporter = Exporter(plan, registry)
+    monitor, script = Monitor(plan), Script(plan)
+    for name, tenant in (("a", "acme"), ("b", "acme"), ("c", ""), ("d", "0123456789abcdef"), ("e", "made up")):
+        subjects = Subjects(tenant, "", name)
+        monitor.admit(name, num_prompt=1, policy="strict", fmt=Format.CHAT, prompt=chat(1), subjects=subjects)
+        monitor.observe(script.step([(name, range(2), script.rows([[0, 0], [1, 0]]))]))
+        ended = monitor.finish(name, num_positions=2, sampled=0, aborted=False)
+        assert ended is not None
+        exporter.record(make_report(monitor, [], [ended], take_tally(monitor, [])))
+    found = {
+        sample.labels["tenant"]: sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "telltale_tenant_requests_total" and sample.labels["action"] == "block"
+    }
+    assert found == {"-": 3} | dict.fromkeys((tenant.name for tenant in plan.tenants.values()), 0) | {"acme": 2}
+    assert registry.get_sample_value("telltale_tenant_rules_total", {"tenant": "acme", "rule": "stop"}) == 2
+    scored = registry.get_sample_value("telltale_tenant_tokens_scored_total", {"tenant": "acme"})
+    assert scored == 2 * (2 - max(check.skip_first for check in plan.checks))
+
+
 REFUSED = [
     (policy_of("lax", "strict"), "policies[1].name: is 'strict', which no request would get"),
     (policy_of("lax", "lax"), "two policies are named 'lax'"),
@@ -314,5 +338,22 @@ def test_check_says_who_gets_what(tmp_path: Path) -> None:
         "tenant globex: policy lax, lax for the model 'tiny', other for the model 'tiny-other'",
         "tenant gateway: policy strict, lax if a proxy says 'lax', other if a proxy says 'other'",
         "policy strictest",
+        "access: inference keyed; metrics open on the loopback address, keyed elsewhere; no limit of requests;",
     ):
         assert words in result.output
+
+
+def test_check_says_which_keys_there_are(tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        saved_artifact(tmp_path, make_card(name), number)
+    path = tmp_path / "telltale.yaml"
+    keys = f"[{{name: ops, key_sha256: {'0f' * 32}, scopes: [observe, admin]}}]"
+    path.write_text(f"{policy_of('lax')}access:\n  requests_per_minute: 9\n  keys: {keys}\n")
+    result = CliRunner().invoke(app, ["check", str(path)], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    for words in (
+        "key ops: observe, admin",
+        "access: inference open on the loopback address, keyed by VLLM_API_KEY elsewhere; metrics open on the",
+        "9 requests a minute; bodies up to 67108864 bytes",
+    ):
+        assert words in " ".join(result.output.split())

@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from monitor.attempt import Attempt
 from monitor.segments import PromptMap, Run
 from monitor.types import PromptEvent, Role
 from probes.card import Format
@@ -23,9 +24,19 @@ prompts = st.builds(
 ids = st.text(min_size=1, max_size=30)
 
 
-@given(request_id=ids, policy=st.none() | st.text(), fmt=st.sampled_from(Format), prompt=prompts)
-def test_what_is_sealed_is_unsealed(request_id: str, policy: str | None, fmt: Format, prompt: PromptMap) -> None:
-    data = TrustedData(policy, fmt, prompt)
+data = st.builds(
+    TrustedData,
+    st.none() | st.text(),
+    st.sampled_from(Format),
+    prompts,
+    attempt=st.sampled_from(Attempt),
+    refusal=st.none() | st.tuples(st.text(), st.text()),
+    judge=st.booleans(),
+)
+
+
+@given(request_id=ids, data=data)
+def test_what_is_sealed_is_unsealed(request_id: str, data: TrustedData) -> None:
     assert unseal(seal(data, request_id, environment=KEY), request_id, environment=KEY) == data
 
 

@@ -22,6 +22,7 @@ Lengths = npt.NDArray[np.int64]
 
 _LEAST_KEPT = 50
 _SHARE_KEPT = 0.06
+_NUM_QUANTILES = 101
 
 
 class CalibrationError(TelltaleError, ValueError):
@@ -102,6 +103,7 @@ def calibrate(
         method=method,
         num_benign=statistics.size,
         top_scores=top,
+        quantiles=_quantiles(statistics),
         data_digest=data_digest(examples),
         certified=certified,
         buckets=_buckets(statistics, lengths, edges, promise) if lengths is not None and len(edges) else (),
@@ -154,6 +156,13 @@ def _limit(statistics: Float64, promise: Promise) -> tuple[float, tuple[float, .
     # Requests whose statistic is never defined cannot fire: with fewer defined ones than may fire, all may.
     threshold = top[min(allowed or 0, len(top) - 1)]
     return threshold, top, allowed is not None and promise.method is ThresholdMethod.PAC
+
+
+def _quantiles(statistics: Float64) -> tuple[float, ...]:
+    """The benign statistics in brief; those that are never defined are no number, and live ones are none either."""
+    finite = statistics[np.isfinite(statistics)]
+    levels = np.linspace(0.0, 1.0, _NUM_QUANTILES)
+    return tuple(float(value) for value in np.quantile(finite, levels, method="inverted_cdf"))
 
 
 def _buckets(statistics: Float64, lengths: Lengths, edges: Sequence[int], promise: Promise) -> tuple[LengthBucket, ...]:
