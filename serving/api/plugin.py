@@ -31,11 +31,13 @@ from serving.api.middleware import MonitorMiddleware
 from serving.api.open_routes import refuse_open_routes
 from serving.api.opening import open_desk, require_destinations
 from serving.api.protocol import use_bounded_protocol
+from serving.api.sessions import Sessions, needs_sessions, open_sessions, require_shared
 from serving.api.triggers import Triggers
 from serving.deployment import Deployment
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
 from serving.engine.explanations import Explanations
+from serving.engine.frontend import Frontend
 from serving.engine.lifeline import Lifeline
 from serving.engine.proof import prove
 from serving.engine.reloader import Listeners, Reloader
@@ -56,6 +58,7 @@ class TelltaleEndpoints:
         self._callers = Callers()
         self._gate = Gate()
         self._audit: Audit | None = None
+        self._sessions: Sessions | None = None
         self._reloader: Reloader | None = None
         self._desk: Desk | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
@@ -75,6 +78,7 @@ class TelltaleEndpoints:
             check_xargs=check,
             callers=self._callers,
             audit=lambda: self._audit,
+            sessions=lambda: self._sessions,
         )
 
         app.include_router(control_routes(lambda: self._reloader))
@@ -115,6 +119,7 @@ class TelltaleEndpoints:
             require_template(deployment, template=text, from_requests=from_requests)
             require_destinations(deployment.plan, _names(state), os.environ)
             self._ring_of(deployment, args)
+            self._remember(deployment, frontend, args)
 
         def adopt(deployment: Deployment) -> None:
             self._know_keys(deployment, args)
@@ -175,6 +180,18 @@ class TelltaleEndpoints:
         local = is_local(getattr(args, "host", None), getattr(args, "uds", None))
         self._callers.accept(deployment.plan.tenants, ring.digests)
         self._gate.accept(deployment.file.config.access, ring, local=local)
+
+    def _remember(self, deployment: Deployment, frontend: Frontend, args: Namespace) -> None:
+        """Open the sessions once a policy needs them, before it is in force: what cannot be opened refuses it."""
+        settings = deployment.file.config.sessions
+        require_shared(deployment.plan, settings, processes=getattr(args, "api_server_count", None) or 1)
+        if self._sessions is None and needs_sessions(deployment.plan):
+            self._sessions = open_sessions(
+                lambda: frontend.deployment.plan,
+                settings,
+                prometheus_client.REGISTRY,
+                ledger=lambda: self._audit.ledger if self._audit is not None else None,
+            )
 
     def _explain(self, explanations: Explanations, audit: Audit) -> None:
         """Explain what is flagged from now on. Where that ends, serving goes on: it decides nothing."""
