@@ -35,6 +35,7 @@ class Metric:
 
 SCORE_BUCKETS = (-16.0, -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
 AUDIT_BUCKETS = (0.5e-3, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.2, 0.5, 1.0, 5.0, 10.0)
+SINK_BUCKETS = (5e-3, 10e-3, 50e-3, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0)
 DELAY_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0)
 SECONDS_BUCKETS = (25e-6, 50e-6, 100e-6, 200e-6, 300e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 50e-3)
 
@@ -251,6 +252,67 @@ AUDIT_WITHHELD = Metric(
     MetricType.COUNTER,
     "Responses and requests that got an error because their event was or would have been not stored.",
 )
+SESSIONS = Metric(
+    "telltale_sessions", MetricType.GAUGE, "Sessions that are remembered in memory; 0 where a database holds them."
+)
+SESSION_REQUESTS = Metric(
+    "telltale_session_requests_total",
+    MetricType.COUNTER,
+    "Requests under a policy with rules over conversations, by whether they named a session.",
+    ("named",),
+)
+SESSION_RULES_FIRED = Metric(
+    "telltale_session_rules_fired_total",
+    MetricType.COUNTER,
+    "Rules over conversations that fired, once per session until they stand no more.",
+    ("rule", "action", "mode", "policy"),
+)
+SESSIONS_FORGOTTEN = Metric(
+    "telltale_sessions_forgotten_total",
+    MetricType.COUNTER,
+    "Sessions that were forgotten before they ended, because there was no room; never one that is blocked or steered.",
+)
+SESSION_STORE_ERRORS = Metric(
+    "telltale_session_store_errors_total",
+    MetricType.COUNTER,
+    "Times that the database of sessions could not be used: read, when a request came; update, when one ended.",
+    ("operation",),
+)
+PROBING = Metric(
+    "telltale_probing_total",
+    MetricType.COUNTER,
+    "Times that a tenant's requests lay near a threshold more often than benign ones would.",
+    ("detector", "policy"),
+)
+SINK_DELIVERED = Metric(
+    "telltale_sink_delivered_total", MetricType.COUNTER, "Messages that a sink has taken.", ("sink",)
+)
+SINK_FAILED = Metric(
+    "telltale_sink_failed_total",
+    MetricType.COUNTER,
+    "Failed attempts to deliver a message to a sink, by reason.",
+    ("sink", "reason"),
+)
+SINK_DEAD_LETTERS = Metric(
+    "telltale_sink_dead_letters_total",
+    MetricType.COUNTER,
+    "Messages that were given up, and wait in the file of dead letters.",
+    ("sink",),
+)
+SINK_DROPPED = Metric(
+    "telltale_sink_dropped_total",
+    MetricType.COUNTER,
+    "Messages that were not taken in because too many waited for their sink.",
+    ("sink",),
+)
+SINK_QUEUE = Metric("telltale_sink_queue", MetricType.GAUGE, "Messages that wait for their sink.", ("sink",))
+SINK_SECONDS = Metric(
+    "telltale_sink_seconds",
+    MetricType.HISTOGRAM,
+    "Time from an event to its delivery to a sink.",
+    ("sink",),
+    SINK_BUCKETS,
+)
 EXPLANATIONS = Metric(
     "telltale_explanations_total",
     MetricType.COUNTER,
@@ -304,6 +366,18 @@ CATALOGUE: tuple[Metric, ...] = (
     AUDIT_DROPPED,
     AUDIT_ERRORS,
     AUDIT_WITHHELD,
+    SESSIONS,
+    SESSION_REQUESTS,
+    SESSION_RULES_FIRED,
+    SESSIONS_FORGOTTEN,
+    SESSION_STORE_ERRORS,
+    PROBING,
+    SINK_DELIVERED,
+    SINK_FAILED,
+    SINK_DEAD_LETTERS,
+    SINK_DROPPED,
+    SINK_QUEUE,
+    SINK_SECONDS,
     EXPLANATIONS,
     EXPLANATIONS_WAITING,
 )

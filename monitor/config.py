@@ -7,11 +7,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from monitor.access import Access
-from monitor.audit.settings import AuditSettings
+from monitor.audit.settings import AuditSettings, TextKept
 from monitor.duration import Duration, seconds_of
 from monitor.entries import DetectorEntry, SteerEntry
 from monitor.explain import ExplainSettings
+from monitor.probing import ProbingSettings
 from monitor.rule import Rule
+from monitor.sessions.settings import SessionSettings
+from monitor.sinks.settings import SinkEntry, require_distinct
 from monitor.strict import Name, Strict
 from monitor.tenants import Tenant
 from monitor.types import STRICTEST, Action, Expose
@@ -41,6 +44,17 @@ class Policy(Strict):
         "Default: 1 where a rule may block a stream",
     )
     expose: Expose = Field(default=Expose.ACTIONS, description="what a client is told")
+    quantise: float = Field(
+        default=0.5,
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="scores that clients are told are rounded to a multiple of this, in the detector's own units; 0: "
+        "told to four digits, which is enough to climb to a threshold from below",
+    )
+    probing: ProbingSettings | None = Field(
+        default=None, description="whether to tell of tenants whose requests lie near a threshold too often"
+    )
     text: str = Field(default=DEFAULT_TEXT, min_length=1, max_length=4096, description="what a blocked reply says")
     rules: tuple[Rule, ...] = Field(min_length=1)
 
@@ -113,6 +127,10 @@ class Config(Strict):
     )
     access: Access = Field(default_factory=Access, description="who gets an answer, and how much a request may be")
     audit: AuditSettings | None = Field(default=None, description="where events are written; left out: nowhere")
+    sessions: SessionSettings = Field(
+        default_factory=SessionSettings, description="what is remembered of conversations"
+    )
+    sinks: tuple[SinkEntry, ...] = Field(default=(), description="webhooks that events are sent to")
     explain: ExplainSettings | None = Field(
         default=None, description="which latents were active where a rule fired; left out: nothing is explained"
     )
@@ -145,6 +163,17 @@ class Config(Strict):
         ):
             if doubles := sorted({value for value in values if values.count(value) > 1}):
                 raise ValueError(f"two tenants are {what} {doubles[0]!r}; nobody could tell them apart")
+        return self
+
+    @model_validator(mode="after")
+    def _fitting_sinks(self) -> Self:
+        require_distinct(self.sinks)
+        texts = self.audit is not None and self.audit.text is not TextKept.NONE
+        if not texts and (wrong := [sink.name for sink in self.sinks if sink.text]):
+            raise ValueError(
+                f"the sink {wrong[0]!r} is to get texts as the audit trail keeps them, and it keeps none. Say which: "
+                "audit: {text: flagged}"
+            )
         return self
 
     @model_validator(mode="after")

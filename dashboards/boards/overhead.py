@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dashboards import recordings as recorded
 from dashboards.panel import Board, Panel, Row, Series, Unit
+from dashboards.sink_row import SINKS
 from monitor import catalogue
 
 _JOB = '{job=~"$job"}'
@@ -103,20 +104,9 @@ OVERHEAD = Board(
                     Unit.NUMBER,
                     "Events, and responses that were withheld for them.",
                 ),
-                Panel(
-                    "Explanations",
-                    (
-                        Series(
-                            f"sum by (outcome) (increase({catalogue.EXPLANATIONS.name}{_JOB}[$__rate_interval]))",
-                            "{{outcome}}",
-                        ),
-                        Series(f"sum({catalogue.EXPLANATIONS_WAITING.name}{_JOB})", "waiting"),
-                    ),
-                    Unit.NUMBER,
-                    "Flagged requests that are read again for their latents, where the policy file says explain.",
-                ),
             ),
         ),
+        SINKS,
         Row(
             "The engine",
             (

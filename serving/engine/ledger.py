@@ -1,4 +1,4 @@
-"""Makes events of what the API process learns, and hands them to the audit writer. Decides nothing."""
+"""Makes events of what the API process learns, and hands them to the audit trail and to sinks. Decides nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from monitor.audit.redaction import KeptTexts, RedactionError
-from monitor.audit.writer import AuditWriter, Ticket
+from monitor.audit.writer import Ticket
 from monitor.canary import Failed
 from monitor.check import Check
 from monitor.compiled import CompiledPolicy
@@ -15,18 +15,32 @@ from monitor.events import (
     ActedRule,
     CanaryFailed,
     Content,
+    ConversationFired,
     CoverageRecord,
     Decision,
     Explanation,
     GapSeen,
     Handled,
     PolicyReloaded,
+    ProbingSuspected,
     SteerRecord,
     Verdict,
 )
 from monitor.outcome import HandledRule, Outcome
+from monitor.outlet import Outlet
 from monitor.policy import Plan
-from monitor.types import ON_GAP, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, PromptEvent, ReloadOutcome, Skip
+from monitor.types import (
+    ON_GAP,
+    ON_SESSION_FAILURE,
+    ON_UNCALIBRATED,
+    Action,
+    ActionCode,
+    Gap,
+    Mode,
+    PromptEvent,
+    ReloadOutcome,
+    Skip,
+)
 from monitor.verdicts import AnyCheck
 from probes.card import Format, Stage
 from serving.engine.flagged import Flagged, flagged_by
@@ -46,6 +60,7 @@ class Ending:
         reply: tokens as the model wrote them; None likewise.
         finish_reason: as the client is told; None likewise.
         tenant: whose API key it came with; None where nobody tells.
+        tell: is told the event and the client's id, at once; None: nobody.
     """
 
     request_id: str
@@ -54,19 +69,20 @@ class Ending:
     reply: TokenIds | None = None
     finish_reason: str | None = None
     tenant: str | None = None
+    tell: Callable[[Decision, str | None], None] | None = None
 
 
 class Ledger:
-    """The audit trail of one API process.
+    """The events of one API process.
 
     Args:
         plan: what runs first.
-        writer: started.
-        texts: which texts are stored.
-        decode: makes text of tokens; called in the writer's thread only.
+        writer: where they go: to the audit trail, to sinks, or both.
+        texts: which texts are kept.
+        decode: makes text of tokens; called in the threads of those who write.
     """
 
-    def __init__(self, plan: Plan, writer: AuditWriter, texts: KeptTexts, decode: Callable[[TokenIds], str]) -> None:
+    def __init__(self, plan: Plan, writer: Outlet, texts: KeptTexts, decode: Callable[[TokenIds], str]) -> None:
         self._current = plan.digest
         self._writer = writer
         self._texts = texts
@@ -85,6 +101,8 @@ class Ledger:
         """
         record.entered = True
         event = self._decision(record, ending)
+        if ending.tell is not None:
+            ending.tell(event, ending.client_request_id)
         about = Content(request_id=ending.request_id, client_request_id=ending.client_request_id, tenant=ending.tenant)
         if self._flags is not None and event.rules:
             names = (rule.name for rule in event.rules)
@@ -94,6 +112,20 @@ class Ledger:
         if not self._texts.keeps(flagged=event.action is not Action.ALLOW or bool(event.rules)):
             return self._writer.submit(event, lambda: about)
         return self._writer.submit(event, lambda: self._with_texts(about, ending))
+
+    def noticed(
+        self, event: ConversationFired | ProbingSuspected, request_id: str, tenant: str | None
+    ) -> Ticket | None:
+        """Something showed over several requests.
+
+        Args:
+            event: that says what.
+            request_id: of the last one of them.
+            tenant: whose; None where nobody tells.
+        Returns: the ticket that its response has to wait for, if any.
+        """
+        about = Content(request_id=request_id, tenant=tenant)
+        return self._writer.submit(event, lambda: about)
 
     def explained(self, event: Explanation, flagged: Flagged, tokens: TokenIds) -> None:
         """A flagged request was explained.
@@ -183,7 +215,11 @@ class Ledger:
             # Of a reply that ended here, at a stop string, the engine has not said yet which rules fire at its end.
             if rule.name in acted or (record.fired and record.truth(rule.condition) is True)
         ]
-        reserved = ((ON_GAP, policy.on_gap), (ON_UNCALIBRATED, policy.on_uncalibrated))
+        reserved = (
+            (ON_GAP, policy.on_gap),
+            (ON_UNCALIBRATED, policy.on_uncalibrated),
+            (ON_SESSION_FAILURE, record.plan.on_session_failure),
+        )
         named += [ActedRule(name=name, action=does, mode=Mode.ENFORCE) for name, does in reserved if name in acted]
         return tuple(named)
 
