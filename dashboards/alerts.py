@@ -183,6 +183,15 @@ def operation_alerts(clock: Clock) -> tuple[Alert, ...]:
             "who did.",
         ),
         _alert(
+            "TelltalePolicyNotTaken",
+            f"sum by (job, instance, outcome) (increase({catalogue.POLICY_RELOADS.name}"
+            f'{{outcome!~"applied|unchanged"}}[{ten}])) > 0',
+            clock(0),
+            Severity.WARNING,
+            "a server was given a policy and did not take it: {{ $labels.outcome }}",
+            "What ran before still runs. The server's log and telltale policy history say why.",
+        ),
+        _alert(
             "TelltalePoliciesDiffer",
             f"count by (job) (count by (job, digest) ({catalogue.POLICY_INFO.name})) > 1",
             clock(15 * MINUTE),

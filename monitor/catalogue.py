@@ -155,6 +155,12 @@ UNSIGNED = Metric(
     MetricType.COUNTER,
     "Requests that reached the engine without our front end's signature; the strictest policy applied to them.",
 )
+TURNED_AWAY = Metric(
+    "telltale_turned_away_total",
+    MetricType.COUNTER,
+    "Requests that got an error before anything looked at them: no key, another scope, too many, too large.",
+    ("reason",),
+)
 OBSERVE_SECONDS = Metric(
     "telltale_observe_seconds",
     MetricType.HISTOGRAM,
@@ -246,6 +252,38 @@ AUDIT_WITHHELD = Metric(
     MetricType.COUNTER,
     "Responses and requests that got an error because their event was or would have been not stored.",
 )
+SESSIONS = Metric(
+    "telltale_sessions", MetricType.GAUGE, "Sessions that are remembered in memory; 0 where a database holds them."
+)
+SESSION_REQUESTS = Metric(
+    "telltale_session_requests_total",
+    MetricType.COUNTER,
+    "Requests under a policy with rules over conversations, by whether they named a session.",
+    ("named",),
+)
+SESSION_RULES_FIRED = Metric(
+    "telltale_session_rules_fired_total",
+    MetricType.COUNTER,
+    "Rules over conversations that fired, once per session until they stand no more.",
+    ("rule", "action", "mode", "policy"),
+)
+SESSIONS_FORGOTTEN = Metric(
+    "telltale_sessions_forgotten_total",
+    MetricType.COUNTER,
+    "Sessions that were forgotten before they ended, because there was no room; never one that is blocked or steered.",
+)
+SESSION_STORE_ERRORS = Metric(
+    "telltale_session_store_errors_total",
+    MetricType.COUNTER,
+    "Times that the database of sessions could not be used: read, when a request came; update, when one ended.",
+    ("operation",),
+)
+PROBING = Metric(
+    "telltale_probing_total",
+    MetricType.COUNTER,
+    "Times that a tenant's requests lay near a threshold more often than benign ones would.",
+    ("detector", "policy"),
+)
 SINK_DELIVERED = Metric(
     "telltale_sink_delivered_total", MetricType.COUNTER, "Messages that a sink has taken.", ("sink",)
 )
@@ -306,6 +344,7 @@ CATALOGUE: tuple[Metric, ...] = (
     PROMPT_EVENTS,
     TOKENS_STEERED,
     UNSIGNED,
+    TURNED_AWAY,
     OBSERVE_SECONDS,
     OVERHEAD_SECONDS,
     HELD_BACK,
@@ -327,6 +366,12 @@ CATALOGUE: tuple[Metric, ...] = (
     AUDIT_DROPPED,
     AUDIT_ERRORS,
     AUDIT_WITHHELD,
+    SESSIONS,
+    SESSION_REQUESTS,
+    SESSION_RULES_FIRED,
+    SESSIONS_FORGOTTEN,
+    SESSION_STORE_ERRORS,
+    PROBING,
     SINK_DELIVERED,
     SINK_FAILED,
     SINK_DEAD_LETTERS,

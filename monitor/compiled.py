@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from monitor.attempt import DEFERRED, Attempt, Holds
 from monitor.condition import Condition, verdicts_of
 from monitor.handling import Handling
+from monitor.probing import ProbingSettings
 from monitor.rollout import Share, Subjects
 from monitor.rule import Scope
+from monitor.session import Conversation
 from monitor.types import Action, Expose, Mode
 from monitor.verdicts import AnyCheck
 from probes.card import Format, Stage
@@ -22,7 +24,8 @@ class CompiledRule:
     ``steer`` is the position of a steer, ``gate`` that of the gate by which the engine finds its rows in the pass
     itself; None where the scheduler has to. ``share`` says for whom it is enforced; None for everybody. ``scope`` is
     of a block. ``handling`` is how the API process carries it out; None where the engine does. ``holds`` says how long
-    replies are withheld because of it, while it is enforced.
+    replies are withheld because of it, while it is enforced. With a ``conversation`` nothing in a request makes it
+    true: it acts from a request's beginning where it stands against the session.
     """
 
     name: str
@@ -35,6 +38,7 @@ class CompiledRule:
     share: Share | None = None
     scope: Scope = Scope.CHOICE
     target_fpr: Mapping[Format, float] = field(default_factory=dict)
+    conversation: Conversation | None = None
     handling: Handling | None = None
     holds: Holds = Holds.NOTHING
 
@@ -92,7 +96,9 @@ class CompiledRule:
 class CompiledPolicy:
     """A policy whose rules point into the plan's checks.
 
-    ``steers``, those of every request, and ``on_request``, those that one may ask for, point into its steers.
+    ``steers``, those of every request, and ``on_request``, those that one may ask for, point into its steers. Scores
+    that clients are told are rounded to a multiple of ``quantise``; 0: to four digits. ``probing``: whether its tenants
+    are watched for it.
     """
 
     name: str
@@ -105,6 +111,19 @@ class CompiledPolicy:
     checks: tuple[int, ...]
     steers: tuple[int, ...] = ()
     on_request: tuple[int, ...] = ()
+    quantise: float = 0.0
+    probing: ProbingSettings | None = None
+
+    @property
+    def conversations(self) -> tuple[CompiledRule, ...]:
+        """The rules over conversations."""
+        return tuple(rule for rule in self.rules if rule.conversation is not None)
+
+    @property
+    def told(self) -> tuple[int, ...]:
+        """The checks that a client is told of: what is read for conversations only is none of them."""
+        hidden = {rule.conversation.check for rule in self.rules if rule.conversation is not None}
+        return tuple(check for check in self.checks if check not in hidden)
 
     @property
     def holds(self) -> Holds:
@@ -142,6 +161,9 @@ class CompiledPolicy:
         return any(
             rule.mode is Mode.ENFORCE
             and rule.name not in outside
-            and any(fmt not in checks[number].thresholds for number in rule.verdicts)
+            and (
+                any(fmt not in checks[number].thresholds for number in rule.verdicts)
+                or (rule.conversation is not None and fmt not in rule.conversation.formats)
+            )
             for rule in self.rules
         )

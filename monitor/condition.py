@@ -64,6 +64,8 @@ class NotOf:
 
 
 Condition = Verdict | AllOf | AnyOf | NotOf
+NEVER = AnyOf(())
+"""Nothing in a request makes it true."""
 
 
 def verdicts_of(condition: Condition, *, negated: bool = False) -> Iterator[tuple[int, bool]]:

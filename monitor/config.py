@@ -11,7 +11,9 @@ from monitor.audit.settings import AuditSettings, TextKept
 from monitor.duration import Duration, seconds_of
 from monitor.entries import DetectorEntry, SteerEntry
 from monitor.explain import ExplainSettings
+from monitor.probing import ProbingSettings
 from monitor.rule import Rule
+from monitor.sessions.settings import SessionSettings
 from monitor.sinks.settings import SinkEntry, require_distinct
 from monitor.strict import Name, Strict
 from monitor.tenants import Tenant
@@ -42,6 +44,17 @@ class Policy(Strict):
         "Default: 1 where a rule may block a stream",
     )
     expose: Expose = Field(default=Expose.ACTIONS, description="what a client is told")
+    quantise: float = Field(
+        default=0.5,
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="scores that clients are told are rounded to a multiple of this, in the detector's own units; 0: "
+        "told to four digits, which is enough to climb to a threshold from below",
+    )
+    probing: ProbingSettings | None = Field(
+        default=None, description="whether to tell of tenants whose requests lie near a threshold too often"
+    )
     text: str = Field(default=DEFAULT_TEXT, min_length=1, max_length=4096, description="what a blocked reply says")
     rules: tuple[Rule, ...] = Field(min_length=1)
 
@@ -114,6 +127,9 @@ class Config(Strict):
     )
     access: Access = Field(default_factory=Access, description="who gets an answer, and how much a request may be")
     audit: AuditSettings | None = Field(default=None, description="where events are written; left out: nowhere")
+    sessions: SessionSettings = Field(
+        default_factory=SessionSettings, description="what is remembered of conversations"
+    )
     sinks: tuple[SinkEntry, ...] = Field(default=(), description="webhooks that events are sent to")
     explain: ExplainSettings | None = Field(
         default=None, description="which latents were active where a rule fired; left out: nothing is explained"

@@ -39,6 +39,8 @@ class DriftMetrics:
 
     def adopt(self, plan: Plan) -> None:
         """Requests are compared with the cards and the promises of this plan from now on; all windows begin anew."""
+        for gauge in (self._psi, self._ks, self._familiar, self._evidence) if self._watch is not None else ():
+            gauge.clear()
         self._watch = _Watch(plan)
         for policy_name, rule_name, fmt in self._watch.rates:
             self._exceeded.labels(rule_name, fmt.value, policy_name)

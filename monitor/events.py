@@ -124,6 +124,36 @@ class Handled(_Event):
     outcome: Outcome
 
 
+class ConversationFired(_Event):
+    """A request has ended with which a rule over conversations fired; it stands against the session from now on."""
+
+    kind: Literal["conversation"] = "conversation"
+    plan: str
+    policy: str
+    rule: str
+    action: Action = Field(description="what is done about the session's next requests")
+    mode: Mode = Field(description="shadow: what would be done")
+    detector: str
+    accumulator: str = Field(description="how requests became the value, with its parameters")
+    value: float = Field(description="it was above the threshold")
+    threshold: float
+    requests: Annotated[int, Field(ge=1, description="of the session, this one included")]
+    until: AwareDatetime | None = Field(description="it stands; null: until the session ends")
+
+
+class ProbingSuspected(_Event):
+    """A tenant's requests lie near a threshold more often than benign ones would. Nothing is done about it."""
+
+    kind: Literal["probing"] = "probing"
+    plan: str
+    policy: str
+    detector: str
+    stage: Stage
+    requests: Annotated[int, Field(ge=1, description="of the tenant, since there was no sign of it")]
+    near: Annotated[int, Field(ge=1, description="of these, those that lay near the threshold")]
+    benign: float = Field(description="at most such a share of benign requests lies there")
+
+
 class LatentSeen(_Strict):
     """A latent at a token."""
 
@@ -244,7 +274,9 @@ class Pruned(_Event):
 Event = (
     Decision
     | Explanation
+    | ConversationFired
     | Handled
+    | ProbingSuspected
     | GapSeen
     | CanaryFailed
     | PolicyReloaded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from monitor.request import Decision, Float64, Index, Request
 from monitor.rule import Scope
 from monitor.state import StateTable
 from monitor.tally import Tally
-from monitor.types import ON_GAP, RESERVED_RULES, Action, ActionCode, Gap, Mode
+from monitor.types import ON_GAP, ON_SESSION_FAILURE, RESERVED_RULES, Action, ActionCode, Gap, Mode
 from monitor.verdicts import AnyCheck
 from probes.card import Format, Stage
 
@@ -160,6 +160,20 @@ class Judge:
         request.decided.update(RESERVED_RULES, (known.name for known in self._policy_of(request).rules))
         request.raise_to(Action.BLOCK, rule, text)
 
+    def impose(self, request: Request, names: Collection[str]) -> None:
+        """Let act on a new request what stands against its session, in the order of the file.
+
+        Args:
+            request: just admitted.
+            names: of rules over conversations, or ``on_session_failure``.
+        """
+        policy = self._policy_of(request)
+        for rule in policy.conversations if names else ():
+            if rule.name in names:
+                self._apply(request, rule)
+        if ON_SESSION_FAILURE in names:
+            self.act(request, ON_SESSION_FAILURE, self.plan.on_session_failure, Mode.ENFORCE, policy.text)
+
     def take_tally(self) -> Tally:
         """Counts since the call before."""
         tally, self.tally = self.tally, Tally()
@@ -198,14 +212,17 @@ class Judge:
         known = self._known(request, self._table.fired[request.slot], ended=ended)
         for rule in self._policy_of(request).rules:
             if rule.name not in request.decided and rule.condition.truth(known):
-                mode = _mode(request, rule)
-                if self._is_new(request, rule.name, rule.action, mode) and mode is Mode.ENFORCE:
-                    does, ends = rule.does(request.attempt), rule.ends(request.attempt)
-                    request.raise_to(does, rule.name, rule.text, ends=ends)
-                if rule.scope is Scope.REQUEST and mode is Mode.ENFORCE and request.choices is not None:
-                    request.choices.block(rule.name, rule.text)
-                if rule.steer is not None and rule.gate is None and mode is Mode.ENFORCE:
-                    request.steers.add(rule.steer)
+                self._apply(request, rule)
+
+    def _apply(self, request: Request, rule: CompiledRule) -> None:
+        mode = _mode(request, rule)
+        if self._is_new(request, rule.name, rule.action, mode) and mode is Mode.ENFORCE:
+            does, ends = rule.does(request.attempt), rule.ends(request.attempt)
+            request.raise_to(does, rule.name, rule.text, ends=ends)
+        if rule.scope is Scope.REQUEST and mode is Mode.ENFORCE and request.choices is not None:
+            request.choices.block(rule.name, rule.text)
+        if rule.steer is not None and rule.gate is None and mode is Mode.ENFORCE:
+            request.steers.add(rule.steer)
 
     def _decision_at_end(self, request: Request, fired: npt.NDArray[np.bool_]) -> Decision:
         """What is decided about a live request if its reply ends here and these checks have fired."""

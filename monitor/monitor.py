@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -108,6 +108,7 @@ class Monitor:
         subjects: Subjects | None = None,
         attempt: Attempt = Attempt.UNHELD,
         refusal: tuple[str, str] | None = None,
+        imposed: Collection[str] = (),
     ) -> Request:
         """Begin a request.
 
@@ -121,6 +122,7 @@ class Monitor:
             subjects: whom it belongs to. None if nobody who may say so said anything: every rule is enforced.
             attempt: which one at an answer it is, and whether somebody withholds the reply.
             refusal: rule and text of a block that is decided already.
+            imposed: names of the rules over conversations that stand against its session.
         """
         if request_id in self._live:
             raise ValueError(f"request {request_id!r} is live already; the engine's ids are unique")
@@ -152,6 +154,7 @@ class Monitor:
             self._choices.setdefault(subjects.request, Choices(subjects.request)).join(request)
         if self._judge.is_uncalibrated(request):
             self._judge.act(request, ON_UNCALIBRATED, compiled.on_uncalibrated, Mode.ENFORCE, compiled.text)
+        self._judge.impose(request, imposed)
         return request
 
     def get(self, request_id: str) -> Request | None:

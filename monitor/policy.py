@@ -52,6 +52,7 @@ class Plan:
         tenants: by the SHA-256 of their API keys.
         strictest: position of the policy of requests that nobody vouches for.
         alerts: whom flagged requests wake; decides nothing.
+        on_session_failure: what is done about a request while nobody can tell what its session has been like.
     """
 
     bank: Bank
@@ -63,6 +64,7 @@ class Plan:
     tenants: Mapping[str, CompiledTenant] = field(default_factory=lambda: MappingProxyType({}))
     strictest: int = 0
     alerts: tuple[FlagAlert, ...] = ()
+    on_session_failure: Action = Action.ALLOW
 
     @property
     def is_rolled_out(self) -> bool:
@@ -155,6 +157,7 @@ def compile_plan(
         tenants=compile_tenants(config.tenants),
         strictest=len(policies) - 1,
         alerts=alerts,
+        on_session_failure=Action(config.sessions.on_failure or Action.ALLOW),
     )
 
 
@@ -180,6 +183,7 @@ def _compile_policy(parts: _Parts, where: Place, policy: Policy) -> CompiledPoli
     kept = {number for rule in rules for number in verdicts.read_by(rule.condition)}
     probes = (rule.handling.probe for rule in rules if rule.handling is not None)
     kept |= {number for probe in probes if probe is not None for number in verdicts.read_by(probe)}
+    kept |= {rule.conversation.check for rule in rules if rule.conversation is not None}
     read = {name for number in kept for name in verdicts.detectors_of(number)}
     kept |= {
         number
@@ -205,6 +209,8 @@ def _compile_policy(parts: _Parts, where: Place, policy: Policy) -> CompiledPoli
         checks=tuple(sorted(kept)),
         steers=always,
         on_request=asked,
+        quantise=policy.quantise,
+        probing=policy.probing,
     )
 
 
@@ -215,7 +221,8 @@ def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> Co
     handling = _handling(rule, verdicts.second(where, rule), steer)
     if rule.do.action is not Action.STEER:
         steer = None
-    if steer is not None:
+    conversation = verdicts.conversation(where, policy.name, rule)
+    if steer is not None and conversation is None:
         check = verdicts.checks[condition.number] if isinstance(condition, Verdict) else None
         alone = check if isinstance(check, Check) else None
         found = gate_of_rule(file, where, rule, number=steer, steers=steering.steers, check=alone, bank=verdicts.bank)
@@ -235,6 +242,7 @@ def _compile_rule(parts: _Parts, where: Place, policy: Policy, rule: Rule) -> Co
         target_fpr=verdicts.target_rates(rule, condition),
         handling=handling,
         holds=_holds(rule, condition, verdicts),
+        conversation=conversation,
     )
 
 
@@ -263,9 +271,9 @@ def _digest(
     # What a kind computes behind the directions stands in its other tensors and its parameters.
     judged = [_judged(check) for check in checks]
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
-    # Where events go, whom they wake, and who is let in, decides nothing.
+    # Where events go and sessions are remembered, whom they wake, and who is let in, decides nothing.
     alert: IncEx = {"__all__": {"alert"}}
-    elsewhere = dict.fromkeys(("access", "audit", "sinks"), True)
+    elsewhere = dict.fromkeys(("access", "audit", "sessions", "sinks"), True)
     untold: IncEx = {**elsewhere, "detectors": alert, "policies": {"__all__": {"rules": alert}}}
     content = json.dumps([config.model_dump(mode="json", exclude=untold), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,15 @@ from monitor.duration import Duration, seconds_of
 from monitor.rollout import Subject
 from monitor.strict import Name, Strict
 from monitor.types import RESERVED_RULES, Action, Mode
-from monitor.when import Condition, When, WhenWeighed, known_by_prompt, parts_of
+from monitor.when import (
+    Condition,
+    When,
+    WhenConversation,
+    WhenWeighed,
+    conversations_in,
+    known_by_prompt,
+    parts_of,
+)
 from probes.card import Stage
 
 
@@ -28,7 +36,7 @@ class Gate(StrEnum):
 
 
 _REQUIRED = {
-    Action.STEER: ("steer", "gate"),
+    Action.STEER: ("steer",),
     Action.ESCALATE: ("to", "on_failure"),
     Action.ROUTE: ("to",),
 }
@@ -45,6 +53,12 @@ _BELONGS: dict[str, tuple[frozenset[Action], str]] = {
     "budget": (frozenset({*DEFERRED}), "is how often a minute somebody is asked"),
 }
 """Which actions a key belongs to."""
+
+
+END: Final = "end"
+"""A session's: when nothing has been heard of it for ``sessions.idle``."""
+Until = Annotated[str, Field(pattern=r"^(end|[0-9]{1,6}(ms|s|m|h))$")]
+_IN_CONVERSATIONS = (Action.FLAG, Action.STEER, Action.BLOCK)
 
 
 class Scope(StrEnum):
@@ -97,6 +111,11 @@ class Do(Strict):
     timeout: Duration | None = Field(default=None, description="how long to wait for somebody else: 100ms to 5m")
     budget: int | None = Field(
         default=None, ge=1, le=100_000, description="how often a minute, in each API process; more has failed"
+    )
+    until: Until | None = Field(
+        default=None,
+        description="how long a rule over a conversation stands against the session's next requests: end, as long as "
+        "the session lasts (the default), or a time, 30m",
     )
 
     @model_validator(mode="after")
@@ -163,8 +182,38 @@ class Rule(Strict):
         return self
 
     @model_validator(mode="after")
+    def _request_or_conversation(self) -> Self:
+        if isinstance(self.when, WhenConversation):
+            return self._of_conversation()
+        for path in conversations_in(self.when):
+            place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+            raise ValueError(
+                f"when{place} is a verdict on a conversation, which stands alone: it is known between two requests, "
+                "and no verdict of a request is known then. Make it a rule of its own"
+            )
+        if self.do.until is not None:
+            raise ValueError("'until' says how long a rule over a conversation stands; 'stage: conversation' has one")
+        if self.do.action is Action.STEER and self.do.gate is None:
+            raise ValueError("'action: steer' also needs 'gate', latched or token")
+        return self
+
+    def _of_conversation(self) -> Self:
+        if self.do.action not in _IN_CONVERSATIONS:
+            raise ValueError(
+                f"{self.do.action.value}s at the stage 'conversation', which is known between two requests: there is "
+                "no reply to act on. Use flag, or steer or block, which act on the next request"
+            )
+        if self.do.gate is not None:
+            raise ValueError(
+                "'gate' belongs to rows of a request; at the stage 'conversation' whole requests are steered"
+            )
+        if self.do.scope is not None:
+            raise ValueError("'scope' belongs to one choice of a request; at the stage 'conversation' all are blocked")
+        return self
+
+    @model_validator(mode="after")
     def _possible_action(self) -> Self:
-        if self.do.action is not Action.STEER:
+        if self.do.action is not Action.STEER or isinstance(self.when, WhenConversation):
             return self
         for part in parts_of(self.when):
             place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in part.path)

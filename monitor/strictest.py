@@ -28,7 +28,8 @@ def strictest(policies: Sequence[CompiledPolicy]) -> CompiledPolicy:
         hold_back=max(policy.hold_back for policy in policies),
         expose=Expose.ACTIONS,
         text=policies[0].text,
-        rules=tuple(_of(policy, rule) for policy in policies for rule in policy.rules),
+        # Nobody says which session they belong to.
+        rules=tuple(_of(policy, rule) for policy in policies for rule in policy.rules if rule.conversation is None),
         checks=tuple(sorted({check for policy in policies for check in policy.checks})),
     )
 

@@ -152,8 +152,8 @@ def _require_known(file: PolicyFile, number: int, tenant: Tenant, positions: Map
         if not isinstance(rules[name].when, When):
             raise file.error(
                 key,
-                f"the rule {name!r} joins or weighs several verdicts, so that it has no one threshold. Write a policy "
-                "of its own for this tenant.",
+                f"the rule {name!r} joins, weighs or accumulates verdicts: it has no one calibrated statistic. Write a "
+                "policy of its own for this tenant.",
             )
 
 

@@ -73,7 +73,7 @@ def calibrated_aggregate(site: RuleSite) -> Aggregator:
 
 
 def term_aggregate(site: RuleSite) -> Aggregator:
-    """The aggregate of a detector in a weighted sum that names none: the one that the card has calibrated.
+    """The aggregate of a sum or a conversation that names none: the one that the card has calibrated.
 
     Raises:
         PolicyError: there is none.
@@ -86,7 +86,7 @@ def term_aggregate(site: RuleSite) -> Aggregator:
     raise site.error(
         ("detector",),
         f"is {site.card.name!r}, which is not calibrated for the stage {site.stage.value!r}: say which aggregate to "
-        "weigh, e.g. aggregate: {kind: mean}.",
+        "use, e.g. aggregate: {kind: mean}.",
     )
 
 

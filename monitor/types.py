@@ -178,6 +178,8 @@ ON_GAP = "on_gap"
 """Named as the rule where the policy's ``on_gap`` decided."""
 ON_UNCALIBRATED = "on_uncalibrated"
 """Named as the rule where the policy's ``on_uncalibrated`` decided."""
-RESERVED_RULES = (ON_GAP, ON_UNCALIBRATED)
+ON_SESSION_FAILURE = "on_session_failure"
+"""Named as the rule where ``sessions.on_failure`` decided: nobody could tell what a conversation has been like."""
+RESERVED_RULES = (ON_GAP, ON_UNCALIBRATED, ON_SESSION_FAILURE)
 STRICTEST = "strictest"
 """Named as the policy of requests that nobody vouches for, if there are several policies."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import assert_never
 
 from monitor.card_segments import card_segments, segments_of
 from monitor.check import Check, LengthLimits
-from monitor.condition import AllOf, AnyOf, Condition, NotOf, Verdict
-from monitor.rule import Rule
+from monitor.condition import NEVER, AllOf, AnyOf, Condition, NotOf, Verdict
+from monitor.duration import seconds_of
+from monitor.rule import END, Rule
+from monitor.session import Conversation
 from monitor.thresholds import (
     RuleSite,
     calibrated_aggregate,
@@ -20,18 +25,20 @@ from monitor.thresholds import (
     term_aggregate,
     thresholds_of,
 )
-from monitor.types import Action
+from monitor.types import Action, Mode
 from monitor.weighed import Term, WeighedCheck
 from monitor.when import Condition as Written
-from monitor.when import Scale, Weighed, When, WhenAll, WhenAny, WhenNot, WhenWeighed
-from monitor.yaml_file import Place, PolicyFile
+from monitor.when import Scale, Weighed, When, WhenAll, WhenAny, WhenConversation, WhenNot, WhenWeighed
+from monitor.yaml_file import Place, PolicyError, PolicyFile
 from probes.aggregate import Aggregator
 from probes.bank import Bank
 from probes.card import Card, Format, Stage
+from probes.detectors import Detector
 from probes.errors import did_you_mean
 
 AnyCheck = Check | WeighedCheck
 """One statistic, or a weighted sum of some, and when it fires."""
+_KEY_DIGITS = 16
 
 
 class Verdicts:
@@ -64,17 +71,14 @@ class Verdicts:
             PolicyError: a detector is not known, its card cannot give what the rule asks for, or the action may not
                 rest on what is read.
         """
+        if isinstance(rule.when, WhenConversation):
+            return NEVER
         found = self._compile(where, rule, rule.when, ("when",))
         action = rule.do.action
         if action.severity > Action.ESCALATE.severity and self._is_only_unusual(found):
             read = {name for number in self.read_by(found) for name in self.detectors_of(number)}
             odd = [d for d in (self.bank.detector(name) for name in sorted(read)) if not d.may_block_alone]
-            raise self._file.error(
-                (*where, "do", "action"),
-                f"is {action.value!r}, and the rule may fire by {odd[0].name!r} alone: the kind {odd[0].kind!r} finds "
-                "what is unusual and not what is harmful. No request is stopped by it alone. Let the rule flag, or ask "
-                "for 'all' of it and a detector of another kind.",
-            )
+            raise self._by_the_unusual(where, rule, odd[0])
         return found
 
     def second(self, where: Place, rule: Rule) -> Condition | None:
@@ -85,6 +89,53 @@ class Verdicts:
         """
         probe = rule.do.to.probe if rule.do.to is not None else None
         return None if probe is None else self._compile(where, rule, probe, ("do", "to", "probe"))
+
+    def conversation(self, where: Place, policy: str, rule: Rule) -> Conversation | None:
+        """What a rule watches over the requests of a session; None if it is no such rule.
+
+        Args:
+            where: the rule stands.
+            policy: name of its policy.
+            rule: it.
+        Raises:
+            PolicyError: see ``condition``.
+        """
+        when = rule.when
+        if not isinstance(when, WhenConversation):
+            return None
+        site = self._site(where, rule, when.detector, ("when",), when.of)
+        detector = self.bank.detector(when.detector)
+        if rule.do.action.severity > Action.STEER.severity and not detector.may_block_alone:
+            raise self._by_the_unusual(where, rule, detector)
+        aggregate = when.aggregate or term_aggregate(site)
+        require_fitting(site, detector, aggregate)
+        segments = segments_of(site, when.segments)
+        # No threshold of its own: a single request never makes it fire.
+        check = Check.of(
+            when.detector, when.of, aggregate, skip_first=site.card.skip_first, limits={}, segments=segments
+        )
+        made = [site.card.tensors_digest, site.card.parameters, site.card.skip_first]
+        read = when.model_dump(mode="json", exclude={"above"})
+        content = [policy, rule.name, read, aggregate.config(), segments, made]
+        until = rule.do.until or END
+        return Conversation(
+            key=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_KEY_DIGITS],
+            check=self._place(check),
+            accumulator=when.accumulate,
+            threshold=when.above.value,
+            by=when.by,
+            lasts=math.inf if until == END else seconds_of(until),
+            holds=rule.mode is Mode.ENFORCE and rule.do.action is not Action.FLAG,
+            formats=frozenset(site.card.formats),
+        )
+
+    def _by_the_unusual(self, where: Place, rule: Rule, odd: Detector) -> PolicyError:
+        return self._file.error(
+            (*where, "do", "action"),
+            f"is {rule.do.action.value!r}, and the rule may fire by {odd.name!r} alone: the kind {odd.kind!r} finds "
+            "what is unusual and not what is harmful. No request is stopped by it alone. Let the rule flag, or ask "
+            "for 'all' of it and a detector of another kind.",
+        )
 
     def watched(self, name: str) -> list[int]:
         """What is kept of a detector that no rule reads: its calibrated statistics, so that they can be watched."""
@@ -138,6 +189,8 @@ class Verdicts:
                 return AllOf(self._each(where, rule, when.all, (*path, "all")))
             case WhenAny():
                 return AnyOf(self._each(where, rule, when.any, (*path, "any")))
+            case WhenConversation():  # pragma: no cover - the model refuses it among others
+                raise AssertionError("a verdict on a conversation stands alone")
             case _:  # pragma: no cover
                 assert_never(when)
 

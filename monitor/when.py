@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Any, Final, NamedTuple, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from monitor.accumulate import AnyAccumulator
+from monitor.rollout import Subject
 from monitor.strict import DetectorName, Strict
 from monitor.types import Role
 from probes.aggregate import AnyAggregator
@@ -136,9 +138,43 @@ class WhenWeighed(Strict):
         return self
 
 
+CONVERSATION: Final = "conversation"
+"""The stage at which the requests of a session are judged together."""
+
+
+class WhenConversation(Strict):
+    """A verdict on the requests of a session: what they add up to lies above a threshold."""
+
+    detector: DetectorName
+    stage: Literal["conversation"] = Field(description="conversation: whenever a request of the session has ended")
+    of: Stage = Field(description="which statistic of each request: that at the stage prompt, stream or response")
+    aggregate: AnyAggregator | None = Field(
+        default=None, description="how the scores of a request become its statistic; the calibrated one if left out"
+    )
+    segments: tuple[Role, ...] | None = Field(
+        default=None, min_length=1, description="whose tokens of the prompt are read; everybody's if left out"
+    )
+    accumulate: AnyAccumulator = Field(description="how the requests of a session become one number")
+    above: Limit = Field(description="the threshold of that number: {value: NUMBER}")
+    by: Literal[Subject.SESSION, Subject.TENANT] = Field(
+        default=Subject.SESSION,
+        description="whose requests belong together: session, as the client names it, or tenant",
+    )
+
+    @model_validator(mode="after")
+    def _readable_segments(self) -> Self:
+        _require_readable(self.segments, self.of)
+        return self
+
+    @property
+    def verdict(self) -> When:
+        """What is read of each request."""
+        return When(detector=self.detector, stage=self.of, aggregate=self.aggregate, segments=self.segments)
+
+
 _KINDS: Final[dict[str, type[Strict]]] = {"all": WhenAll, "any": WhenAny, "not": WhenNot, "weigh": WhenWeighed}
 """The key that tells a kind of condition."""
-CONDITION_MODELS: Final = (When, *_KINDS.values())
+CONDITION_MODELS: Final = (When, WhenConversation, *_KINDS.values())
 """Every kind of condition."""
 CONDITION_KEYS: Final = (*_KINDS, *When.model_fields)
 """Every key that a condition may have."""
@@ -146,7 +182,9 @@ CONDITION_KEYS: Final = (*_KINDS, *When.model_fields)
 
 def condition_model(value: object) -> type[Strict]:
     """Which kind of condition a mapping of the policy file is meant to be."""
-    keys = value if isinstance(value, dict) else ()
+    keys = value if isinstance(value, dict) else {}
+    if keys.get("stage") == CONVERSATION:
+        return WhenConversation
     return next((model for key, model in _KINDS.items() if key in keys), When)
 
 
@@ -165,10 +203,11 @@ Condition = Annotated[
     | Annotated[WhenAll, Tag("<WhenAll>")]
     | Annotated[WhenAny, Tag("<WhenAny>")]
     | Annotated[WhenNot, Tag("<WhenNot>")]
-    | Annotated[WhenWeighed, Tag("<WhenWeighed>")],
+    | Annotated[WhenWeighed, Tag("<WhenWeighed>")]
+    | Annotated[WhenConversation, Tag("<WhenConversation>")],
     Discriminator(_tag),
 ]
-"""When a rule fires: one verdict, or several joined by ``all``, ``any`` and ``not``."""
+"""When a rule fires: one verdict, or several joined by ``all``, ``any`` and ``not``; or one on a conversation."""
 
 for _model in (WhenAll, WhenAny, WhenNot):
     _model.model_rebuild()
@@ -208,6 +247,8 @@ def parts_of(when: Condition, path: Path = (), *, negated: bool = False) -> Iter
         case WhenAny():
             for number, inner in enumerate(when.any):
                 yield from parts_of(inner, (*path, "any", number), negated=negated)
+        case WhenConversation():
+            yield Part(path, when.verdict, negated)
         case _:
             yield Part(path, when, negated)
 
@@ -224,3 +265,18 @@ def known_by_prompt(when: Condition, *, negated: bool = False) -> bool:
             return all(found) if isinstance(when, WhenAll) != negated else any(found)
         case _:
             return when.stage is Stage.PROMPT
+
+
+def conversations_in(when: Condition, path: Path = ()) -> Iterator[Path]:
+    """The keys that lead to each verdict on a conversation."""
+    match when:
+        case WhenNot():
+            yield from conversations_in(when.negated, (*path, "not"))
+        case WhenAll():
+            for number, inner in enumerate(when.all):
+                yield from conversations_in(inner, (*path, "all", number))
+        case WhenAny():
+            for number, inner in enumerate(when.any):
+                yield from conversations_in(inner, (*path, "any", number))
+        case WhenConversation():
+            yield path

@@ -124,6 +124,12 @@ def _of_policy(policy: CompiledPolicy, plan: Plan) -> Iterator[tuple[tuple[str, 
     yield (what, "on_uncalibrated"), policy.on_uncalibrated.value
     yield (what, "hold_back"), str(policy.hold_back)
     yield (what, "expose"), policy.expose.value
+    yield (what, "quantise"), f"{policy.quantise:g}"
+    every = policy.probing.false_alarm_every if policy.probing is not None else None
+    yield (
+        (what, "probing"),
+        f"told of, with a false alarm every {every} requests" if every is not None else "not watched",
+    )
     yield (what, "text"), repr(policy.text)
     yield (what, "order of rules"), ", ".join(rule.name for rule in policy.rules)
     for key, numbers in (("steers", policy.steers), ("on_request", policy.on_request)):
@@ -135,8 +141,11 @@ def _of_policy(policy: CompiledPolicy, plan: Plan) -> Iterator[tuple[tuple[str, 
 def _of_rule(what: str, rule: CompiledRule, plan: Plan) -> Iterator[tuple[tuple[str, str], str]]:
     yield (what, "does"), rule.action.value
     yield (what, "mode"), rule.mode.value
-    yield (what, "if"), in_words(rule.condition, plan)
-    yield (what, "known"), explain(rule, plan).split(", if ")[0].split(", ")[-1]
+    if rule.conversation is not None:
+        yield (what, "over conversations"), explain(rule, plan)
+    else:
+        yield (what, "if"), in_words(rule.condition, plan)
+        yield (what, "known"), explain(rule, plan).split(", if ")[0].split(", ")[-1]
     yield (what, "for"), share_in_words(rule.share) if rule.share is not None else "everybody"
     yield (what, "text"), repr(rule.text)
     yield (what, "scope"), rule.scope.value

@@ -12,6 +12,7 @@ from monitor.events import Decision
 from monitor.segments import PromptMap
 from probes.card import Format
 from serving.hold import Hold
+from serving.sitting import Sitting
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Origin:
     Attributes:
         fmt: whether its text goes through the chat template.
         caller: who sent it.
+        sitting: its part in its session; None where no rule is over conversations.
         tickets: of the events that have to be stored before anything more of its response leaves.
         hold: the attempt at an answer, where its reply is withheld; None where nobody does.
         decisions: the events of its choices that have ended, if somebody listens; else None.
@@ -58,6 +60,7 @@ class Origin:
 
     fmt: Format = Format.RAW
     caller: Caller = NOBODY
+    sitting: Sitting | None = field(default=None, repr=False, compare=False)
     hold: Hold | None = field(default=None, repr=False, compare=False)
     # One object for all tasks of a request: a chat is rendered in one task and, when streamed, signed in another.
     tickets: list[Future[None]] = field(default_factory=list, repr=False, compare=False)

@@ -15,7 +15,18 @@ from monitor.audit.redaction import KeptTexts
 from monitor.audit.settings import AuditSettings
 from monitor.audit.store import Store, Stored, open_store
 from monitor.audit.writer import newest_heads
-from monitor.events import CanaryFailed, Content, Decision, Dropped, Explanation, GapSeen, Started, Stopped
+from monitor.events import (
+    CanaryFailed,
+    Content,
+    ConversationFired,
+    Decision,
+    Dropped,
+    Explanation,
+    GapSeen,
+    ProbingSuspected,
+    Started,
+    Stopped,
+)
 from monitor.types import Gap
 from monitor.yaml_file import read_policy_file
 
@@ -121,6 +132,10 @@ def show_event(stored: Stored) -> str:
             parts += [f"gaps {_counts(event.coverage.gaps)}"] if event.coverage.gaps else []
             parts += [content.client_request_id or content.request_id] if content is not None else ["(erased)"]
             said = "  ".join(parts)
+        case ConversationFired():
+            said = f"{event.action.value} ({event.mode.value}) by {event.rule}  policy {event.policy}"
+        case ProbingSuspected():
+            said = f"{event.detector}: {event.near} of {event.requests} near its threshold  policy {event.policy}"
         case Explanation():
             said = _explained(event, content)
         case GapSeen():

@@ -104,18 +104,6 @@ OVERHEAD = Board(
                     Unit.NUMBER,
                     "Events, and responses that were withheld for them.",
                 ),
-                Panel(
-                    "Explanations",
-                    (
-                        Series(
-                            f"sum by (outcome) (increase({catalogue.EXPLANATIONS.name}{_JOB}[$__rate_interval]))",
-                            "{{outcome}}",
-                        ),
-                        Series(f"sum({catalogue.EXPLANATIONS_WAITING.name}{_JOB})", "waiting"),
-                    ),
-                    Unit.NUMBER,
-                    "Flagged requests that are read again for their latents, where the policy file says explain.",
-                ),
             ),
         ),
         SINKS,

@@ -106,6 +106,17 @@ OVERVIEW = Board(
                     Unit.NUMBER,
                     "Special tokens inside content, roles that nobody could tell, requests around the front end.",
                 ),
+                Panel(
+                    "Turned away",
+                    (
+                        Series(
+                            f"sum by (reason) (increase({catalogue.TURNED_AWAY.name}{_JOB}[$__rate_interval]))",
+                            "{{reason}}",
+                        ),
+                    ),
+                    Unit.NUMBER,
+                    "Requests without a key or with another scope, too many of them, or too large.",
+                ),
             ),
         ),
     ),

@@ -5,6 +5,7 @@ Pure ASGI. It is closed until it is told the keys. What it keeps of a key is a d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from serving.api.callers import key_of
 from serving.api.keyring import Holder, KeyRing
 from serving.api.limits import Buckets, TooLargeError, read_body, retry_after
 from serving.api.paths import Need, need_of, path_in
-from serving.api.refusal import TurnedAwayError, answer
+from serving.api.refusal import Reason, TurnedAwayError, answer
 
 _ANYBODY = "anybody"
 """The one bucket of all who send no known key, where they get answers."""
@@ -41,6 +42,8 @@ class Gate:
     def __init__(self) -> None:
         self._rules: _Rules | None = None
         self._buckets = Buckets()
+        self.turned_away: Callable[[Reason], None] = _uncounted
+        """Told of each request that gets no answer."""
 
     def accept(self, access: Access, ring: KeyRing, *, local: bool) -> None:
         """Open the server, or go on with other keys.
@@ -67,7 +70,7 @@ class Gate:
         rules = self._rules
         if rules is None:
             raise TurnedAwayError(
-                HTTPStatus.SERVICE_UNAVAILABLE, "starting", "this server is starting. Try again later."
+                HTTPStatus.SERVICE_UNAVAILABLE, Reason.STARTING, "this server is starting. Try again later."
             )
         headers, method = Headers(scope=scope), str(scope["method"])
         _require_small(headers, rules.access.header_bytes)
@@ -81,17 +84,17 @@ class Gate:
         if holder is None and not _open_to_all(rules, need, headers):
             raise TurnedAwayError(
                 HTTPStatus.UNAUTHORIZED,
-                "invalid_api_key",
+                Reason.INVALID_API_KEY,
                 "this server answers requests with one of its API keys. Send yours as 'Authorization: Bearer KEY'.",
                 headers={"www-authenticate": "Bearer"},
             )
         self._charge(rules, holder)
         if need is None or need is Need.CLOSED:
-            raise TurnedAwayError(HTTPStatus.NOT_FOUND, "not_found", "there is nothing under this path.")
+            raise TurnedAwayError(HTTPStatus.NOT_FOUND, Reason.NOT_FOUND, "there is nothing under this path.")
         if holder is not None and not need.scopes & holder.scopes and not _open_to_all(rules, need, headers):
             raise TurnedAwayError(
                 HTTPStatus.FORBIDDEN,
-                "scope_missing",
+                Reason.SCOPE_MISSING,
                 f"this needs an API key with the scope {' or '.join(sorted(need.scopes))}, which yours has not.",
             )
         return rules.access
@@ -105,7 +108,7 @@ class Gate:
         if wait > 0.0:
             raise TurnedAwayError(
                 HTTPStatus.TOO_MANY_REQUESTS,
-                "rate_limit_exceeded",
+                Reason.RATE_LIMIT_EXCEEDED,
                 f"more than {limit} requests in a minute. Try again in {retry_after(wait)} s.",
                 kind="requests",
                 headers={"retry-after": retry_after(wait)},
@@ -136,6 +139,7 @@ class AccessLayer:
             limits = self._gate.admit(scope)
             receive = await _limited(Headers(scope=scope), receive, limits.body_bytes)
         except TurnedAwayError as error:
+            self._gate.turned_away(error.reason)
             await answer(error, send)
             return
         await self._app(scope, receive, send)
@@ -157,13 +161,17 @@ async def _limited(headers: Headers, receive: Receive, limit: int) -> Receive:
     except TooLargeError:
         raise TurnedAwayError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            "body_too_large",
+            Reason.BODY_TOO_LARGE,
             f"the body is larger than {limit} bytes, which is what this server takes. Send less at once.",
         ) from None
     except TimeoutError:
         raise TurnedAwayError(
-            HTTPStatus.REQUEST_TIMEOUT, "body_timeout", "the body did not arrive in time. Send it faster, or less."
+            HTTPStatus.REQUEST_TIMEOUT, Reason.BODY_TIMEOUT, "the body did not arrive in time. Send it faster, or less."
         ) from None
+
+
+def _uncounted(reason: Reason) -> None:
+    """Until there are metrics."""
 
 
 def _open_to_all(rules: _Rules, need: Need | None, headers: Headers) -> bool:
@@ -179,6 +187,6 @@ def _require_small(headers: Headers, limit: int) -> None:
     if sum(len(name) + len(value) for name, value in headers.raw) > limit:
         raise TurnedAwayError(
             HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "headers_too_large",
+            Reason.HEADERS_TOO_LARGE,
             f"the headers are larger than {limit} bytes, which is what this server takes.",
         )

@@ -21,6 +21,7 @@ from serving.api.callers import Callers, RefusedCallerError
 from serving.api.fields import PRIORITY, REFUSED, refused_field
 from serving.api.release import PATIENCE_SECONDS, HeldResponse, has_room, refuse
 from serving.api.routes import CHAT_ROUTES, ROUTE_OF_ANY_BODY, is_under
+from serving.api.sessions import Sessions, held
 from serving.engine.steer_request import STEER_KEY, SteerRequestError
 from serving.origin import NOBODY, Origin, enter_origin, leave_origin
 
@@ -46,6 +47,7 @@ class MonitorMiddleware:
         app: the application behind it.
         root_path: prefix under which the application is mounted.
         audit: gives the audit trail, once there is one.
+        sessions: gives the sessions, once there are some.
         patience: seconds that a request may wait for the audit trail.
         check_xargs: looks at a body's ``vllm_xargs`` and raises what is wrong with the steer that they ask for.
         callers: tell who sends a request; without them it is nobody in particular.
@@ -59,11 +61,13 @@ class MonitorMiddleware:
         check_xargs: Callable[[Mapping[str, Any]], object] | None = None,
         callers: Callers | None = None,
         audit: Callable[[], Audit | None] = lambda: None,
+        sessions: Callable[[], Sessions | None] = lambda: None,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._app = app
         self._patience = patience
         self._audit = audit
+        self._sessions = sessions
         self._check_xargs = check_xargs
         self._callers = callers or Callers()
         self._root = root_path.rstrip("/")
@@ -93,9 +97,14 @@ class MonitorMiddleware:
         if audit is not None and not await has_room(audit, self._patience):
             await refuse(audit, send)
             return
-        origin = Origin(_format_of(path, body), caller)
+        sessions = self._sessions() if scope["method"] == "POST" else None
+        sitting = await sessions.begin(caller) if sessions is not None else None
+        tickets = sitting.tickets if sitting is not None else []
+        origin = Origin(_format_of(path, body), caller, sitting, tickets=tickets)
         if audit is not None:
             send = HeldResponse(audit, origin, send, patience=self._patience)
+        if sitting is not None:
+            send = held(sitting, send)
         token = enter_origin(origin)
         try:
             refused = self._refusal(body)

@@ -22,20 +22,14 @@ class OpeningError(TelltaleError, ValueError):
     """A rule turns to something that this server does not have."""
 
 
-def open_desk(
-    engine: Any, frontend: Frontend, models: Collection[str], environment: Mapping[str, str] = os.environ
-) -> Desk:
+def open_desk(engine: Any, frontend: Frontend, environment: Mapping[str, str] = os.environ) -> Desk:
     """What the layer that withholds replies works with.
 
     Args:
         engine: vLLM's ``AsyncLLM``.
         frontend: of this process.
-        models: names that this server answers to.
         environment: where API keys stand.
-    Raises:
-        OpeningError: a rule names a model that is not served here, or a variable that is not set.
     """
-    require_destinations(frontend.deployment.plan, models, environment)
     # A copy: to keep special tokens out of a text, its settings are changed while others make tokens of prompts.
     tokenizer = copy.deepcopy(engine.get_tokenizer())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from monitor.exporter import Exporter
 from monitor.sinks.bound import bound_by
 from monitor.sinks.sinks import Sinks
 from serving.api.access import Gate, put_before
+from serving.api.access_metrics import AccessMetrics
 from serving.api.auditing import Audit, open_audit
 from serving.api.binding import is_local, require_keys
 from serving.api.callers import Callers
@@ -29,16 +31,18 @@ from serving.api.keyring import KeyRing
 from serving.api.keys import ring_of, sender_digests
 from serving.api.middleware import MonitorMiddleware
 from serving.api.open_routes import refuse_open_routes
-from serving.api.opening import open_desk
+from serving.api.opening import open_desk, require_destinations
 from serving.api.outlets import open_ledger, open_sinks
 from serving.api.protocol import use_bounded_protocol
 from serving.api.request_ids import RequestIds
+from serving.api.sessions import Sessions, needs_sessions, open_sessions, require_shared
 from serving.api.tracing import Tracing, is_tracing_on, open_provider
 from serving.api.triggers import Triggers
 from serving.deployment import Deployment
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
 from serving.engine.explanations import Explanations
+from serving.engine.frontend import Frontend
 from serving.engine.ledger import Ledger
 from serving.engine.lifeline import Lifeline
 from serving.engine.proof import prove
@@ -60,7 +64,9 @@ class TelltaleEndpoints:
         self._callers = Callers()
         self._gate = Gate()
         self._audit: Audit | None = None
+        self._sessions: Sessions | None = None
         self._sinks: Sinks | None = None
+        self._ledger: Ledger | None = None
         self._reloader: Reloader | None = None
         self._desk: Desk | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
@@ -83,6 +89,7 @@ class TelltaleEndpoints:
             check_xargs=check,
             callers=self._callers,
             audit=lambda: self._audit,
+            sessions=lambda: self._sessions,
         )
         app.add_middleware(RequestIds)
 
@@ -122,8 +129,9 @@ class TelltaleEndpoints:
         def check(deployment: Deployment) -> None:
             from_requests = bool(getattr(args, "trust_request_chat_template", False))
             require_template(deployment, template=text, from_requests=from_requests)
-
+            require_destinations(deployment.plan, _names(state), os.environ)
             self._ring_of(deployment, args)
+            self._remember(deployment, frontend, args)
 
         def adopt(deployment: Deployment) -> None:
             self._know_keys(deployment, args)
@@ -143,9 +151,10 @@ class TelltaleEndpoints:
         # From here on: the proof's own request is no user's.
         exporter = Exporter(frontend.deployment.plan, prometheus_client.REGISTRY)
         frontend.export_to(exporter)
+        self._gate.turned_away = AccessMetrics(prometheus_client.REGISTRY).turned_away
         self._audit = open_audit(frontend.deployment, prometheus_client.REGISTRY)
         self._sinks = open_sinks(frontend.deployment, prometheus_client.REGISTRY)
-        ledger = open_ledger(
+        self._ledger = ledger = open_ledger(
             frontend.deployment,
             engine_client.get_tokenizer(),
             audit=self._audit,
@@ -159,7 +168,7 @@ class TelltaleEndpoints:
             if frontend.deployment.explainer is not None and self._audit is not None:
                 metrics = ExplainMetrics(prometheus_client.REGISTRY)
                 self._explain(Explanations(engine_client, frontend, ledger.explained, metrics), ledger)
-        self._desk = open_desk(engine_client, frontend, _names(state))
+        self._desk = open_desk(engine_client, frontend)
         exporter.canary_passed(canaries.seconds, canaries.deviation)
 
         def engine_ended() -> None:
@@ -187,6 +196,15 @@ class TelltaleEndpoints:
         local = is_local(getattr(args, "host", None), getattr(args, "uds", None))
         self._callers.accept(deployment.plan.tenants, ring.digests)
         self._gate.accept(deployment.file.config.access, ring, local=local)
+
+    def _remember(self, deployment: Deployment, frontend: Frontend, args: Namespace) -> None:
+        """Open the sessions once a policy needs them, before it is in force: what cannot be opened refuses it."""
+        settings = deployment.file.config.sessions
+        require_shared(deployment.plan, settings, processes=getattr(args, "api_server_count", None) or 1)
+        if self._sessions is None and needs_sessions(deployment.plan):
+            self._sessions = open_sessions(
+                lambda: frontend.deployment.plan, settings, prometheus_client.REGISTRY, ledger=lambda: self._ledger
+            )
 
     def _explain(self, explanations: Explanations, ledger: Ledger) -> None:
         """Explain what is flagged from now on. Where that ends, serving goes on: it decides nothing."""

@@ -17,6 +17,8 @@ from monitor.flag_alert import FlagAlert
 from monitor.policy import Plan
 from monitor.rollout import Subject
 from monitor.rule import Gate
+from monitor.session import Conversation
+from monitor.sessions.settings import SessionSettings
 from monitor.sinks.settings import SinkEntry, SinkEvent
 from monitor.tenants import CompiledTenant
 from monitor.types import Action, Mode
@@ -57,6 +59,8 @@ def check(policy: Path) -> None:
             f"drift cannot be told of {', '.join(unsampled)}: their cards hold no quantiles of the calibration; "
             "telltale calibrate adds them."
         )
+    if any(compiled.conversations for compiled in plan.policies):
+        console.print(_sessions(config.sessions))
     for sink in config.sinks:
         console.print(_sink(sink), markup=False, highlight=False)
     if without := sorted(name for name, card in plan.cards.items() if card.canary is None):
@@ -81,6 +85,8 @@ def _show(compiled: CompiledPolicy, plan: Plan, console: Console) -> None:
             limits = ", ".join(_limit(read, fmt) for fmt in sorted(read.thresholds))
             table.add_row(said[0], name, f"{read.statistic} at {read.stage.value}", limits, *said[1:])
             said = ["", "", ""]  # the next verdict of the same rule
+        if rule.conversation is not None:
+            table.add_row(rule.name, *_over_requests(rule.conversation, plan), *said[1:])
     console.print(table)
     for rule in compiled.rules:
         console.print(explain(rule, plan), markup=False, highlight=False)
@@ -129,6 +135,25 @@ def _access(config: Config) -> Iterator[str]:
     yield f"access: inference {inference}; metrics {metrics}; {limit}; bodies up to {access.body_bytes} bytes"
 
 
+def _over_requests(conversation: Conversation, plan: Plan) -> tuple[str, str, str]:
+    """What a rule over conversations reads, its statistic and its threshold."""
+    read = plan.checks[conversation.check]
+    statistic = f"{conversation.accumulator} of {read.statistic} at {read.stage.value}"
+    return read.detector, statistic, f"> {conversation.threshold:.4g}"
+
+
+def _sessions(settings: SessionSettings) -> str:
+    if settings.url is None:
+        return (
+            f"sessions: in memory, of one process; {settings.per_tenant} of a tenant, {settings.total} in all, each "
+            f"until {settings.idle} after its last request"
+        )
+    return (
+        f"sessions: in a database, {settings.per_tenant} of a tenant, each until {settings.idle} after its last "
+        f"request; while it cannot be reached: {settings.on_failure}"
+    )
+
+
 def _audit(settings: AuditSettings | None) -> str:
     if settings is None:
         return "audit: none; no event is written down"
@@ -171,7 +196,9 @@ def _does(rule: CompiledRule, plan: Plan) -> str:
     if rule.steer is None:
         return rule.action.value
     begins = "from the next step on"
-    if rule.gate is not None:
+    if rule.conversation is not None:
+        begins = "the next requests"
+    elif rule.gate is not None:
         latched = plan.steering.gates[rule.gate].kind is Gate.LATCHED
         begins = "in the pass, behind the row" if latched else "in the pass, the row alone"
     elif rule.mode is Mode.SHADOW:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from monitor.attempt import Holds
 from monitor.compiled import CompiledRule
 from monitor.condition import AllOf, Condition, NotOf, Verdict
 from monitor.handling import Handling
 from monitor.policy import Plan
-from monitor.rollout import Share
+from monitor.rollout import Share, Subject
+from monitor.session import Conversation
 from monitor.types import Action, Mode
 from monitor.verdicts import AnyCheck
 from probes.card import Stage
@@ -33,6 +36,8 @@ def explain(rule: CompiledRule, plan: Plan) -> str:
         rule: of a policy.
         plan: that it belongs to.
     """
+    if rule.conversation is not None:
+        return _of_conversation(rule, rule.conversation, plan)
     stages = {plan.checks[number].stage for number in rule.verdicts}
     if rule.waits_for_end(plan.checks):
         stages.add(Stage.RESPONSE)
@@ -70,6 +75,19 @@ def handling_in_words(rule: CompiledRule, handling: Handling, plan: Plan) -> str
         often = f", at most {handling.budget} a minute" if handling.budget is not None else ""
         asked = f"{who} is asked, for at most {handling.timeout:g} s{often}; if it flags the text, the refusal is sent"
     return f"{asked}; without an answer: {handling.on_failure.value}."
+
+
+def _of_conversation(rule: CompiledRule, conversation: Conversation, plan: Plan) -> str:
+    done = f"would {rule.action.value}" if rule.mode is Mode.SHADOW else f"{rule.action.value}s"
+    whose = "session as its client names it" if conversation.by is Subject.SESSION else "tenant"
+    lasts = "until it ends" if math.isinf(conversation.lasts) else f"for {conversation.lasts:g} s"
+    sentence = (
+        f"{rule.name} {done} the next requests of a {whose}, {lasts}, once {conversation.accumulator} over its "
+        f"requests of {verdict_in_words(plan.checks[conversation.check])} lies above {conversation.threshold:g}."
+    )
+    if conversation.by is Subject.SESSION:
+        sentence += " A client that names another session, or none, is not the same one to it."
+    return sentence if rule.share is None else f"{sentence} For {share_in_words(rule.share)}; else in shadow."
 
 
 def share_in_words(share: Share) -> str:

@@ -30,6 +30,7 @@ from serving.engine.records import Record, Records
 from serving.engine.salts import salt_of
 from serving.engine.steer_request import SteerRequestError, asked_steers
 from serving.engine.trust import EXTRA_KEY, TrustedData, seal
+from serving.engine.turns import Turns
 from serving.hold import Reply
 from serving.origin import Origin, current_origin
 
@@ -66,6 +67,7 @@ class Frontend:
         self._exporter: Exporter | None = None
         self._ledger: Ledger | None = None
         self._origins: WeakValueDictionary[str, Origin] = WeakValueDictionary()
+        self._turns = Turns()
         self._canaries: dict[str, str] = {}
         self._rereads: dict[str, tuple[int, ...]] = {}
         self._reread_ids: dict[str, str] = {}
@@ -208,6 +210,11 @@ class Frontend:
         if self._ledger is not None or hold is not None:
             self._origins[request.request_id] = origin
         subject = hold.sign(request.request_id, params.n) if hold is not None else request.request_id
+        # A judge's question is our own, although a user's request is what it is about.
+        sitting = origin.sitting if request.external_req_id not in self.questions else None
+        # A second attempt, and what only says a refusal, are no further requests of the session.
+        if sitting is not None and (hold is None or (hold.attempt is Attempt.FIRST and hold.refusal is None)):
+            self._turns.begin(request.request_id, params.n, sitting)
         request.cache_salt = salt_of(origin.caller.tenant, request.cache_salt)
         prompt = origin.prompt_of(request.prompt_token_ids or ())
         extra[EXTRA_KEY] = seal(
@@ -219,6 +226,7 @@ class Frontend:
                 reread=self._rereads.get(request.external_req_id),
                 steers={**steers, **(hold.steers if hold is not None else {})},
                 subjects=Subjects(origin.caller.tenant, origin.caller.session, subject),
+                imposed=sitting.imposed if sitting is not None else (),
                 plan=self._canaries.get(request.external_req_id, self.deployment.plan.digest),
                 attempt=hold.attempt if hold is not None else Attempt.UNHELD,
                 refusal=hold.refusal if hold is not None else None,
@@ -233,6 +241,7 @@ class Frontend:
         began = time.perf_counter()
         reports, rest = take_reports(outputs)
         left = self._records.take_in(*reports) if self._records is not None and reports else {}
+        self._turns.left(left)
         if self._ledger is not None:
             self._enter_left(self._ledger, left)
         for report in reports:
@@ -274,6 +283,8 @@ class Frontend:
             hold.replies[state.request_id] = Reply(
                 state.request_id, record, state.prompt_token_ids or (), list(written)
             )
+        if output.finish_reason != ABORTED:  # of those the engine has not said the last word
+            self._turns.ended(state.request_id, record)
         text = record.blocked_text
         if text is not None:
             output.finish_reason, output.stop_reason = CONTENT_FILTER, None

@@ -15,19 +15,32 @@ from monitor.events import (
     ActedRule,
     CanaryFailed,
     Content,
+    ConversationFired,
     CoverageRecord,
     Decision,
     Explanation,
     GapSeen,
     Handled,
     PolicyReloaded,
+    ProbingSuspected,
     SteerRecord,
     Verdict,
 )
 from monitor.outcome import HandledRule, Outcome
 from monitor.outlet import Outlet
 from monitor.policy import Plan
-from monitor.types import ON_GAP, ON_UNCALIBRATED, Action, ActionCode, Gap, Mode, PromptEvent, ReloadOutcome, Skip
+from monitor.types import (
+    ON_GAP,
+    ON_SESSION_FAILURE,
+    ON_UNCALIBRATED,
+    Action,
+    ActionCode,
+    Gap,
+    Mode,
+    PromptEvent,
+    ReloadOutcome,
+    Skip,
+)
 from monitor.verdicts import AnyCheck
 from probes.card import Format, Stage
 from serving.engine.flagged import Flagged, flagged_by
@@ -99,6 +112,20 @@ class Ledger:
         if not self._texts.keeps(flagged=event.action is not Action.ALLOW or bool(event.rules)):
             return self._writer.submit(event, lambda: about)
         return self._writer.submit(event, lambda: self._with_texts(about, ending))
+
+    def noticed(
+        self, event: ConversationFired | ProbingSuspected, request_id: str, tenant: str | None
+    ) -> Ticket | None:
+        """Something showed over several requests.
+
+        Args:
+            event: that says what.
+            request_id: of the last one of them.
+            tenant: whose; None where nobody tells.
+        Returns: the ticket that its response has to wait for, if any.
+        """
+        about = Content(request_id=request_id, tenant=tenant)
+        return self._writer.submit(event, lambda: about)
 
     def explained(self, event: Explanation, flagged: Flagged, tokens: TokenIds) -> None:
         """A flagged request was explained.
@@ -188,7 +215,11 @@ class Ledger:
             # Of a reply that ended here, at a stop string, the engine has not said yet which rules fire at its end.
             if rule.name in acted or (record.fired and record.truth(rule.condition) is True)
         ]
-        reserved = ((ON_GAP, policy.on_gap), (ON_UNCALIBRATED, policy.on_uncalibrated))
+        reserved = (
+            (ON_GAP, policy.on_gap),
+            (ON_UNCALIBRATED, policy.on_uncalibrated),
+            (ON_SESSION_FAILURE, record.plan.on_session_failure),
+        )
         named += [ActedRule(name=name, action=does, mode=Mode.ENFORCE) for name, does in reserved if name in acted]
         return tuple(named)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from monitor.attempt import Attempt
-from monitor.compiled import CompiledRule
+from monitor.compiled import CompiledPolicy, CompiledRule
 from monitor.condition import Condition, Truth
 from monitor.policy import Plan
 from monitor.report import Decided, EndedReport, Steered, StepReport, Trail
@@ -113,10 +113,10 @@ class Record:
         if self.steered:
             described["steered"] = [self._describe_steered(steered) for steered in self.steered]
         skipped = self.account()
-        described["detectors"] = [self._describe_check(position, policy.expose, skipped) for position in policy.checks]
+        described["detectors"] = [self._describe_check(position, policy, skipped) for position in policy.told]
         return described
 
-    def _describe_check(self, position: int, expose: Expose, skipped: dict[str, int]) -> dict[str, Any]:
+    def _describe_check(self, position: int, policy: CompiledPolicy, skipped: dict[str, int]) -> dict[str, Any]:
         check = self.plan.checks[position]
         described: dict[str, Any] = {
             "name": check.detector,
@@ -126,8 +126,8 @@ class Record:
             "scored": self.scored,
             "skipped": dict(skipped),
         }
-        if expose is Expose.SCORES:
-            statistic = self.statistics[position] if self.statistics else -math.inf
+        if policy.expose is Expose.SCORES:
+            statistic = _coarse(self.statistics[position] if self.statistics else -math.inf, policy.quantise)
             threshold = check.thresholds.get(self.fmt)
             described["score"] = round(statistic, 4) if math.isfinite(statistic) else None
             probability = self.plan.probability(position, self.fmt, statistic) if math.isfinite(statistic) else None
@@ -154,6 +154,11 @@ class Record:
             # A reply that the API process ended (a stop string): its last token was not fed back.
             skipped[Skip.FINAL.value] = 1
         return skipped
+
+
+def _coarse(statistic: float, step: float) -> float:
+    """A statistic as far as a client may know it: whoever sees small differences can climb along them."""
+    return round(statistic / step) * step if step and math.isfinite(statistic) else statistic
 
 
 class Records:

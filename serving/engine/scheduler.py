@@ -118,6 +118,7 @@ class MonitoredScheduler(Scheduler):
             subjects=trusted.subjects if trusted is not None else None,
             attempt=trusted.attempt if trusted is not None else Attempt.UNHELD,
             refusal=trusted.refusal if trusted is not None else None,
+            imposed=trusted.imposed if trusted is not None else (),
         )
         self._monitor.keep(admitted)
         depth = monitor.policy_of(admitted).hold_back

@@ -79,12 +79,16 @@ class SteerBook:
         rules = [
             rule
             for rule in policy.rules
-            if rule.steer is not None and rule.mode is Mode.ENFORCE and rule.name not in live.outside
+            if rule.steer is not None
+            and rule.mode is Mode.ENFORCE
+            and rule.name not in live.outside
+            # What stands against the request's session has acted already.
+            and rule.conversation is None
         ]
-        if not policy.steers and not rules and not asked:
+        if not policy.steers and not rules and not asked and not live.steers:
             return
         steers, num_prompt = self._plan.steers, request.num_prompt_tokens
-        scales = dict.fromkeys(policy.steers, 1.0)
+        scales = dict.fromkeys((*policy.steers, *sorted(live.steers)), 1.0)
         may_ask = (*policy.on_request, *policy.second_steers)
         scales |= {number: asked[steers[number].name] for number in may_ask if steers[number].name in asked}
         orders = [SteerOrder(number, *steers[number].span(num_prompt), scale) for number, scale in scales.items()]

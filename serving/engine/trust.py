@@ -40,6 +40,7 @@ class TrustedData:
         reread: it is a flagged request of before, computed by us once more: positions whose whole rows are wanted.
         steers: that it asked for and may have: by their names, the share of their strength.
         subjects: whom it belongs to.
+        imposed: names of the rules over conversations that stand against its session.
         plan: digest of the plan that it was signed under: a request keeps it, whatever is loaded meanwhile.
         attempt: which one at an answer it is, and whether somebody withholds the reply.
         refusal: rule and text of a block that is decided already.
@@ -53,6 +54,7 @@ class TrustedData:
     reread: tuple[int, ...] | None = None
     steers: Mapping[str, float] = field(default_factory=dict)
     subjects: Subjects = field(default_factory=Subjects)
+    imposed: tuple[str, ...] = ()
     plan: str | None = None
     attempt: Attempt = Attempt.UNHELD
     refusal: tuple[str, str] | None = None
@@ -97,6 +99,7 @@ def seal(data: TrustedData, request_id: str, *, environment: Mapping[str, str] =
         "steers": dict(data.steers),
         "events": [event.value for event in prompt.events],
         "subjects": asdict(data.subjects),
+        "imposed": data.imposed,
         "plan": data.plan,
         "attempt": data.attempt.value,
         "refusal": data.refusal,
@@ -138,6 +141,7 @@ def unseal(value: object, request_id: str, *, environment: Mapping[str, str] = o
         reread=tuple(body["reread"]) if body["reread"] is not None else None,
         steers=body["steers"],
         subjects=Subjects(**body["subjects"]),
+        imposed=tuple(body["imposed"]),
         plan=body["plan"],
         attempt=Attempt(body["attempt"]),
         refusal=(body["refusal"][0], body["refusal"][1]) if body["refusal"] is not None else None,

@@ -40,6 +40,7 @@ policies:
     on_gap: block
     on_uncalibrated: allow
     expose: scores
+    quantise: 0
     rules:
       - {name: at-prompt, when: {detector: trigger, stage: prompt}, do: {action: block}, mode: enforce}
       - {name: at-end, when: {detector: trigger, stage: response}, do: {action: flag}, mode: enforce}

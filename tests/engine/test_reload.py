@@ -57,7 +57,11 @@ def started(tiny: TinyModel, folder: Path) -> Iterator[Server]:
 @pytest.fixture
 def server(started: Server, folder: Path) -> Server:
     """As it was started, whatever the test before has put in force."""
-    (folder / "policy.yaml").write_text(BLOCKING)
+    path = folder / "policy.yaml"
+    if not path.exists() or path.read_text() != BLOCKING:
+        before = newest(started)["number"]
+        path.write_text(BLOCKING)
+        until(lambda: newest(started)["source"] == "file" and newest(started)["number"] > before)
     answer = put(started, BLOCKING)
     assert answer.status_code == httpx.codes.OK, answer.text
     return started
@@ -66,6 +70,10 @@ def server(started: Server, folder: Path) -> Server:
 def call(server: Server, method: str, path: str, *, key: str = KEY, **settings: Any) -> httpx.Response:
     headers = {"authorization": f"Bearer {key}", **settings.pop("headers", {})}
     return httpx.request(method, f"{server.url}/telltale/v1{path}", headers=headers, timeout=60, **settings)
+
+
+def newest(server: Server) -> dict[str, Any]:
+    return dict(call(server, "GET", "/policy/history").json()["history"][0])
 
 
 def put(server: Server, text: str) -> httpx.Response:
@@ -156,7 +164,7 @@ def test_what_is_fixed_at_the_start_needs_a_restart_and_is_named(server: Server,
         "detectors": higher,
         "reserve": policy(rule, directions=5),
         "canary": policy(rule, tail="canary: {every: 30s}\n"),
-        "audit": policy(rule, tail='audit: {url: "sqlite:///other.db", text: none, durability: queued}\n'),
+        "audit": policy(rule, tail='audit: {url: "sqlite:///other.db", text: none, durability: async}\n'),
         "model": policy(rule, tail="model: builtin:smollm2-135m-instruct\n"),
     }
     for setting, text in wanted.items():
@@ -197,18 +205,15 @@ def test_a_new_direction_in_a_free_column_is_read_as_transformers_does(server: S
 
 
 def test_a_signal_and_a_change_of_the_file_are_heard(server: Server, tiny: TinyModel, folder: Path) -> None:
-    def newest() -> dict[str, Any]:
-        return dict(call(server, "GET", "/policy/history").json()["history"][0])
-
     (folder / "policy.yaml").write_text(FLAGGING)
-    until(lambda: newest()["source"] == "file")
-    assert (newest()["outcome"], rule_of(server, tiny)) == ("applied", "note")
+    until(lambda: newest(server)["source"] == "file")
+    assert (newest(server)["outcome"], rule_of(server, tiny)) == ("applied", "note")
     put(server, CUTTING)  # the file says something else now, and has not changed
     server.process.send_signal(signal.SIGHUP)
-    until(lambda: newest()["source"] == "signal")
-    assert (newest()["outcome"], rule_of(server, tiny)) == ("applied", "note")
+    until(lambda: newest(server)["source"] == "signal")
+    assert (newest(server)["outcome"], rule_of(server, tiny)) == ("applied", "note")
     (folder / "policy.yaml").write_text("version: 2\n")
-    until(lambda: newest()["outcome"] == "refused")
+    until(lambda: newest(server)["outcome"] == "refused")
     assert rule_of(server, tiny) == "note"
     (folder / "policy.yaml").unlink()
     assert call(server, "POST", "/policy/reload").status_code == 422

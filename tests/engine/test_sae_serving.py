@@ -34,6 +34,7 @@ policies:
     on_gap: block
     on_uncalibrated: flag
     expose: scores
+    quantise: 0
     on_request: [clamp_too, same]
     rules:
       - name: flag-mark

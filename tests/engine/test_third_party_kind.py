@@ -152,6 +152,7 @@ policies:
     on_gap: block
     on_uncalibrated: allow
     expose: scores
+    quantise: 0
     rules:
       - name: say
         when: {{detector: {NAME}, stage: prompt}}

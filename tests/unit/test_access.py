@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
@@ -14,9 +15,11 @@ from starlette.websockets import WebSocketDisconnect
 from monitor.access import Access, KeyScope
 from monitor.tenants import Tenant
 from serving.api.access import Gate, put_before
+from serving.api.access_metrics import AccessMetrics
 from serving.api.binding import AccessError, is_local, require_keys
 from serving.api.keyring import Holder, KeyRing, digest_of, new_key
 from serving.api.paths import Need, is_for_tenants, need_of, path_in
+from serving.api.refusal import Reason
 from tests.unit.access_client import CHAT, KEYS, OPEN_RING, POLICY, RING, bearer, make_client
 
 WHO_MAY = [
@@ -115,6 +118,25 @@ def test_a_server_that_is_not_told_its_keys_answers_nothing() -> None:
     put_before(app, Gate())
     for path in ("/health", CHAT, "/metrics", "/docs"):
         assert TestClient(app).get(path).status_code == 503
+
+
+def test_who_is_turned_away_is_counted_by_the_reason_that_he_is_told() -> None:
+    gate, registry = Gate(), CollectorRegistry()
+    gate.turned_away = AccessMetrics(registry).turned_away
+    client = make_client(Access(requests_per_minute=3, body_bytes=1024), gate=gate)
+    requests: list[tuple[str, dict[str, Any]]] = [
+        (CHAT, {}),
+        (CHAT, {"headers": bearer("watcher")}),
+        ("/no/such/path", {"headers": bearer("admin")}),
+        (CHAT, {"headers": bearer("sender"), "content": b"x" * 2000}),
+        *[(CHAT, {"headers": bearer("both")})] * 4,
+    ]
+    told = [client.post(path, **rest) for path, rest in requests]
+    codes = [answer.json()["error"]["code"] for answer in told if answer.status_code != 200]
+    assert len(codes) == 5 == len(set(codes))
+    for reason in Reason:
+        found = registry.get_sample_value("telltale_turned_away_total", {"reason": reason.value})
+        assert found == codes.count(reason.value)
 
 
 def test_other_keys_hold_from_the_next_request_on() -> None:

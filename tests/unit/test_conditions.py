@@ -279,7 +279,7 @@ REFUSED = [
     ({"weigh": [{"detector": "a", "weight": 0}] * 2, "stage": "prompt", "above": {"value": 1}}, "flag",
      "when.weigh[0]: ", "count for nothing"),
     ({"weigh": [{"detector": "a", "weight": 1}] * 2, "stage": "prompt", "above": {"value": 1}}, "flag",
-     "when.weigh[0].detector: ", "say which aggregate to weigh"),
+     "when.weigh[0].detector: ", "say which aggregate to use"),
     ({"weigh": [{"detector": "a", "weight": -1, "aggregate": {"kind": "max"}}] * 2, "stage": "stream",
       "above": {"value": 1}}, "flag", "when.weigh[0].weight: ", "Use a positive weight"),
     ({"weigh": [{"detector": "a", "weight": 1, "aggregate": {"kind": "max"}}] * 2, "stage": "prompt",

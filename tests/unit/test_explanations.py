@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +119,7 @@ class Case:
         self.sae = save_sae(folder / "sae.safetensors", sae, stored_sae(sae).card)
         text = policy_text(rule("watch", action="flag")) + SETTINGS
         plan = plan_of(folder, text, {"harm": artifact})
+        self.plan, self.artifact = plan, artifact
         file = read_policy_file(folder / "telltale.yaml")
         explainer = find_explainer(file, artifact.card.model)
         self.frontend = Frontend()
@@ -136,6 +138,9 @@ class Case:
 
     def counted(self, outcome: Outcome) -> float:
         return self.registry.get_sample_value("telltale_explanations_total", {"outcome": outcome.value}) or 0.0
+
+    def flagged(self, name: str, *, at: int | None = None) -> Flagged:
+        return Flagged(self.plan, Content(request_id=name), uuid4(), "watch", 0, at, steered=False)
 
     def run(self, *offered: Flagged, until: int) -> None:
         """Offer these, and watch until so many have been explained or have failed."""
@@ -160,14 +165,10 @@ def case(tmp_path: Path) -> Case:
     return Case(tmp_path)
 
 
-def flagged(name: str, *, at: int | None = None) -> Flagged:
-    return Flagged(Content(request_id=name), uuid4(), "watch", 0, at, steered=False)
-
-
 def test_what_is_told_is_the_full_encode_at_the_highest_tokens_that_the_rule_read(case: Case) -> None:
     tokens = list(range(20, 20 + TOKENS))
     case.engine.flag("a", tokens)
-    asked = flagged("a", at=PROMPT - 1)
+    asked = case.flagged("a", at=PROMPT - 1)
     case.run(asked, until=1)
     ((event, of, said),) = case.entered
     assert of is asked
@@ -195,7 +196,7 @@ def test_what_is_told_is_the_full_encode_at_the_highest_tokens_that_the_rule_rea
 def test_of_too_many_the_oldest_are_dropped_and_counted(case: Case) -> None:
     for name in "abcd":
         case.engine.flag(name, range(10, 10 + TOKENS))
-    case.run(*(flagged(name, at=PROMPT - 1) for name in "abcd"), until=2)
+    case.run(*(case.flagged(name, at=PROMPT - 1) for name in "abcd"), until=2)
     assert [of.about.request_id for _, of, _ in case.entered] == ["c", "d"]
     assert case.counted(Outcome.DROPPED) == 2
 
@@ -204,8 +205,8 @@ def test_no_more_begin_in_a_minute_than_may(case: Case) -> None:
     """The clock stands still: three may begin, and the fourth waits."""
     for name in "abcd":
         case.engine.flag(name, range(10, 10 + TOKENS))
-    case.run(flagged("a", at=3), flagged("b", at=3), until=2)
-    case.run(flagged("c", at=3), flagged("d", at=3), until=3)
+    case.run(case.flagged("a", at=3), case.flagged("b", at=3), until=2)
+    case.run(case.flagged("c", at=3), case.flagged("d", at=3), until=3)
     assert [of.about.request_id for _, of, _ in case.entered] == ["a", "b", "c"]
     assert case.registry.get_sample_value("telltale_explanations_waiting") == 1
     assert case.counted(Outcome.DROPPED) == 0
@@ -214,20 +215,30 @@ def test_no_more_begin_in_a_minute_than_may(case: Case) -> None:
 def test_whatever_fails_costs_one_explanation(case: Case) -> None:
     case.engine.flag("a", range(10, 10 + TOKENS))
     case.engine.break_on = RuntimeError("out of blocks")
-    case.run(flagged("a", at=3), until=1)
+    case.run(case.flagged("a", at=3), until=1)
     case.engine.break_on = None
-    case.run(flagged("gone", at=3), until=2)
+    case.run(case.flagged("gone", at=3), until=2)
     assert case.counted(Outcome.FAILED) == 2
     case.engine.flag("b", range(10, 10 + TOKENS))
-    case.run(flagged("b", at=3), until=3)
+    case.run(case.flagged("b", at=3), until=3)
     assert case.counted(Outcome.EXPLAINED) == 1
     assert (case.frontend._rereads, case.frontend._reread_ids) == ({}, {})
+
+
+def test_what_another_policy_judged_is_not_explained_by_the_columns_of_this_one(case: Case, tmp_path: Path) -> None:
+    old = case.flagged("a", at=3)
+    case.engine.flag("a", range(10, 10 + TOKENS))
+    text = policy_text(rule("watch", action="flag", when="above: {value: 0.5}")) + SETTINGS
+    plan = plan_of(tmp_path, text, {"harm": case.artifact})
+    case.frontend.adopt(replace(case.frontend.deployment, plan=plan))
+    case.run(old, until=1)
+    assert (case.counted(Outcome.FAILED), case.entered) == (1, [])
 
 
 def test_rows_that_the_tap_did_not_read_are_not_explained(case: Case) -> None:
     case.engine.flag("a", range(10, 10 + TOKENS))
     case.engine.swap = True
-    case.run(flagged("a", at=3), until=1)
+    case.run(case.flagged("a", at=3), until=1)
     assert (case.counted(Outcome.FAILED), case.entered) == (1, [])
 
 
@@ -328,3 +339,13 @@ def test_one_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "telltale.yaml").write_text(policy_text(rule("watch", action="flag")) + SETTINGS)
     with pytest.raises(ArtifactError, match="does not fit the served model"):
         find_explainer(read_policy_file(tmp_path / "telltale.yaml"), model_ref(weight_digest="d" * 64))
+
+
+def test_what_another_policy_has_flagged_is_not_read_by_this_one(case: Case) -> None:
+    """Its directions may stand elsewhere by now, or nowhere."""
+    case.engine.flag("a", list(range(20, 20 + TOKENS)))
+    asked = case.flagged("a", at=PROMPT - 1)
+    case.run(replace(asked, plan=replace(asked.plan, digest="0" * 64)), until=1)
+    assert (case.entered, case.counted(Outcome.FAILED)) == ([], 1)
+    case.run(asked, until=2)
+    assert len(case.entered) == 1

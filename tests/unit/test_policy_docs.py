@@ -14,7 +14,9 @@ from monitor.alert_entry import AlertEntry
 from monitor.config import CanarySettings, Config, DetectorEntry, Policy, Reserve, SteerEntry
 from monitor.destination import Destination
 from monitor.explain import ExplainSettings
+from monitor.probing import ProbingSettings
 from monitor.rule import Do, Rollout, Rule
+from monitor.sessions.settings import SessionSettings
 from monitor.tenants import Tenant
 from monitor.when import CONDITION_KEYS, CONDITION_MODELS, Above, Limit, Weighed
 from serving.cli import app
@@ -35,7 +37,7 @@ policies:
 """
 MODELS = (
     *(Config, CanarySettings, ExplainSettings, DetectorEntry, Policy, Reserve, SteerEntry, Rule, Do, Rollout, Tenant),
-    *(Access, AlertEntry, ApiKey),
+    *(Access, AlertEntry, ApiKey, SessionSettings, ProbingSettings),
     *(Above, Limit, Weighed, *CONDITION_MODELS, Destination),
 )
 
@@ -70,6 +72,7 @@ def test_there_is_an_example_of_every_way_to_join() -> None:
         "judge:",
         "upstream:",
         "access:",
+        "accumulate:",
     ):
         assert any(key in text for text in FILES + RULES), key
 

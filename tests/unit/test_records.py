@@ -196,7 +196,7 @@ def test_what_a_client_is_told(tmp_path: Path, live: bool) -> None:
     expected = {"action": "block", "rule": "stream", "detectors": []}
     common = {"name": "harm", "scored": 3, "skipped": {"sink": 1, "final": 1}}
     for expose in ("actions", "scores"):
-        engine = Engine(tmp_path, policy=f"expose: {expose}")
+        engine = Engine(tmp_path, policy=f"expose: {expose}\nquantise: 0")
         engine.admit("a", 3)
         engine.step({"a": (0, [0, 0.12345678, 0])})
         engine.step({"a": (3, [2.5])}, ends=None if live else {"a": (5, 2)})
@@ -237,7 +237,7 @@ def test_a_probability_stands_beside_the_score_it_was_fitted_on(tmp_path: Path, 
         ]
     )
     artifact = unit_artifact(make_card(calibrations=made))
-    plan = plan_of(tmp_path, policy_text(rules, policy=f"expose: {expose}"), {"harm": artifact})
+    plan = plan_of(tmp_path, policy_text(rules, policy=f"expose: {expose}\nquantise: 0"), {"harm": artifact})
     record = Record(plan)
     record.fmt, record.statistics = Format.CHAT, [0.75] * len(plan.checks)
     found = {check.stage.value: {} for check in plan.checks}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,14 +10,19 @@ from typing import Any
 import pytest
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput
 
 from monitor.attempt import Attempt
+from monitor.report import StepReport, encode_report
 from monitor.rollout import Subjects
 from probes.card import Format
+from serving.engine.carrier import CARRIER_ID
 from serving.engine.frontend import Frontend
 from serving.engine.trust import EXTRA_KEY, KEY_VARIABLE, TrustedData, unseal
 from serving.hold import Hold
 from serving.origin import Caller, Origin, enter_origin, leave_origin
+from serving.sitting import Reading, Sitting
+from tests.unit.test_records import Engine
 from tests.unit.test_steers import CALM, compiled, do
 
 
@@ -60,6 +66,80 @@ def test_policy_and_subjects_are_the_callers(tmp_path: Path) -> None:
     assert found is not None
     assert (found.policy, found.fmt) == ("strict@acme", Format.CHAT)
     assert found.subjects == Subjects("acme", "a session", "chatcmpl-1-abcdef")
+
+
+def test_what_stands_against_the_session_is_sealed_in_and_its_end_is_waited_for(tmp_path: Path) -> None:
+    taken = Taken()
+    sitting = Sitting("acme", {}, ("stop", "note"), taken.commit)
+    found = signed(tmp_path, Origin(Format.CHAT, Caller("acme", "s"), sitting))
+    assert found is not None
+    assert found.imposed == ("stop", "note")
+    assert signed(tmp_path, Origin(Format.CHAT, Caller("acme", "s"))).imposed == ()  # type: ignore[union-attr]
+
+
+def test_our_own_question_about_a_request_is_no_request_of_its_session(tmp_path: Path) -> None:
+    engine, frontend, taken = Engine(tmp_path), Frontend(), Taken()
+    frontend.configure(SimpleNamespace(plan=engine.monitor.plan))  # type: ignore[arg-type]
+    sitting = Sitting("t", {}, ("stop",), taken.commit)
+    frontend.questions.add("a question")
+    token = enter_origin(Origin(Format.CHAT, Caller("t", "s"), sitting))
+    for name, imposed, waiting in (("a question", (), 0), ("a user's", ("stop",), 1)):
+        request: Any = SimpleNamespace(
+            sampling_params=SamplingParams(), resumable=False, prompt_embeds=None, prompt_token_ids=[1],
+            external_req_id=name, request_id=f"{name}-1", cache_salt=None,
+        )  # fmt: skip
+        frontend.sign(request)
+        found = unseal(request.sampling_params.extra_args[EXTRA_KEY], request.request_id)
+        assert found is not None
+        assert (found.imposed, len(frontend._turns)) == (imposed, waiting)
+    leave_origin(token)
+
+
+def test_a_session_hears_of_a_request_once_the_engine_has_said_its_last_word(tmp_path: Path) -> None:
+    """Two choices, of which the API process makes no last output: their client has left."""
+    engine, frontend, taken = Engine(tmp_path), Frontend(), Taken()
+    frontend.configure(SimpleNamespace(plan=engine.monitor.plan))  # type: ignore[arg-type]
+    token = enter_origin(Origin(Format.CHAT, Caller("t", "s"), Sitting("t", {}, (), taken.commit)))
+    request: Any = SimpleNamespace(
+        sampling_params=SamplingParams(n=2), resumable=False, prompt_embeds=None, prompt_token_ids=[1, 2],
+        external_req_id="x", request_id="chatcmpl-x", cache_salt=None,
+    )  # fmt: skip
+    frontend.sign(request)
+    leave_origin(token)
+
+    async def run() -> None:
+        for name in ("0_chatcmpl-x", "1_chatcmpl-x", "other"):
+            engine.admit(name, 2)
+        for step in (
+            {"0_chatcmpl-x": (0, [0, 0.5]), "1_chatcmpl-x": (0, [0, 0.5])},
+            {"0_chatcmpl-x": (2, [1.5]), "1_chatcmpl-x": (2, [0.25])},
+        ):
+            deliver(frontend, engine.step(step))
+        deliver(frontend, engine.step({"other": (0, [0])}, ends={"0_chatcmpl-x": (3, 1), "1_chatcmpl-x": (3, 1)}))
+        await asyncio.sleep(0)
+        assert not taken.readings
+        deliver(frontend, engine.step({"other": (1, [0])}))
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    (reading,) = taken.readings
+    assert (reading.request_id, reading.fmt) == ("chatcmpl-x", Format.CHAT)
+    assert reading.statistics == [0.5, 1.5]  # the prompt's, and the larger one of the replies'
+
+
+def deliver(frontend: Frontend, report: StepReport) -> None:
+    carrier = EngineCoreOutput(request_id=CARRIER_ID, new_token_ids=[], routed_experts=encode_report(report))
+    assert frontend.take_out([carrier]) == []
+
+
+class Taken:
+    """Keeps what a sitting is given."""
+
+    def __init__(self) -> None:
+        self.readings: list[Reading] = []
+
+    async def commit(self, sitting: Sitting, reading: Reading) -> None:
+        self.readings.append(reading)
 
 
 def test_of_whom_nothing_is_known_the_first_policy_judges(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ REFUSED = [
     (policy_of("lax", "strict", tenants=[TENANTS[0].replace("{value: 1}", "{target_fpr: 0.1}")]),
      "tenants[0].above: with these thresholds: "),
     (policy_of("lax", "other", tenants=[TENANTS[0].replace("strict", "other").replace("{stop", "{note")]),
-     "tenants[0].above.note: the rule 'note' joins or weighs several verdicts"),
+     "tenants[0].above.note: the rule 'note' joins, weighs or accumulates verdicts"),
     (policy_of("lax", "strict", tenants=[TENANTS[0].replace(DIGESTS["acme"], KEYS["acme"])]), "key_sha256: is 'key of"),
     (policy_of("lax", "strict", tenants=[TENANTS[2].replace("[lax, other]", "[lax, lax]")]), "names 'lax' twice"),
 ]  # fmt: skip

@@ -77,7 +77,7 @@ def test_a_sum_is_told_and_counted_under_its_own_name(tmp_path: Path) -> None:
                   {"detector": "b", "weight": 0.5, "aggregate": {"kind": "mean"}}],
         "stage": "prompt", "above": {"value": 1},
     }  # fmt: skip
-    case = case_of(tmp_path, one_rule(when), policy="expose: scores")
+    case = case_of(tmp_path, one_rule(when), policy="expose: scores\nquantise: 0")
     case.admit(num_prompt=2)
     case.see([[0, 0, 0], [1, 3, 0]])  # type: ignore[list-item]
     ended = case.monitor.finish("a", num_positions=2, sampled=0, aborted=False)
