@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -78,6 +78,7 @@ class Reloader:
         # Plans that the engines have forgotten: what was on its way when they did may still speak of them.
         self._gone: dict[str, Deployment] = {}
         self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Future[Reload]] = set()
         self.history = History(start)
 
     async def reload(self, text: str, source: ReloadSource) -> Reload:
@@ -88,8 +89,7 @@ class Reloader:
             source: where it comes from.
         Returns: what came of it, which is in the history too.
         """
-        async with self._turn:
-            return await self._reload(lambda: text, source)
+        return await self._finished(self._in_turn(lambda: self._reload(lambda: text, source)))
 
     async def reload_file(self, source: ReloadSource) -> Reload:
         """Put in force what stands in the policy file that the server was started with.
@@ -98,8 +98,8 @@ class Reloader:
             source: why it is read.
         Returns: what came of it.
         """
-        async with self._turn:
-            return await self._reload(lambda: read_policy_text(self._started.file.path), source)
+        path = self._started.file.path
+        return await self._finished(self._in_turn(lambda: self._reload(lambda: read_policy_text(path), source)))
 
     async def roll_back(self, number: int | None = None) -> Reload:
         """Put in force what ran before.
@@ -110,9 +110,23 @@ class Reloader:
         Raises:
             monitor.history.HistoryError: there is no such entry.
         """
-        async with self._turn:
+
+        def back() -> Coroutine[Any, Any, Reload]:
             entry = self.history.target(number)
-            return await self._reload(lambda: entry.text, ReloadSource.ROLLBACK, expected=entry.digest)
+            return self._reload(lambda: entry.text, ReloadSource.ROLLBACK, expected=entry.digest)
+
+        return await self._finished(self._in_turn(back))
+
+    async def _in_turn(self, begin: Callable[[], Coroutine[Any, Any, Reload]]) -> Reload:
+        async with self._turn:
+            return await begin()
+
+    async def _finished(self, work: Coroutine[Any, Any, Reload]) -> Reload:
+        """Whoever asked may leave: what was begun is brought to its end, so that engines and front end agree."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
 
     async def _reload(self, read: Callable[[], str], source: ReloadSource, expected: str | None = None) -> Reload:
         began, before = time.monotonic(), self._running.plan.digest
@@ -244,11 +258,11 @@ class Reloader:
 
     async def _take_back(self, digest: str) -> None:
         """As if nothing had been tried, as far as an engine still answers."""
-        try:
-            await self._ask("commit", {"digest": self._running.plan.digest})
-            await self._ask("discard", {"digest": digest})
-        except ReloadFailedError as error:
-            log.error("a policy could not be taken back; no request is signed under it", why=str(error))  # noqa: TRY400
+        for op, plan in (("commit", self._running.plan.digest), ("discard", digest)):
+            try:
+                await self._ask(op, {"digest": plan})
+            except ReloadFailedError as error:
+                log.error("an engine does not take a policy back; no request is signed under it", why=str(error))  # noqa: TRY400
 
     async def _prepare(self, found: Deployment, room: Room, needed: Room) -> None:
         digest = found.plan.digest
