@@ -11,13 +11,17 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
+from monitor.policy import Plan
 from probes.card import Format
 from serving.api.auditing import Audit
+from serving.api.body import read_body
 from serving.api.callers import Callers, RefusedCallerError
 from serving.api.fields import PRIORITY, REFUSED, refused_field
 from serving.api.release import PATIENCE_SECONDS, HeldResponse, has_room, refuse
+from serving.api.routes import CHAT_ROUTES, ROUTE_OF_ANY_BODY, is_under
 from serving.api.sessions import Sessions, held
 from serving.engine.steer_request import STEER_KEY, SteerRequestError
 from serving.origin import NOBODY, Origin, enter_origin, leave_origin
@@ -35,9 +39,6 @@ _EXTRA_HOLDERS = (
     "kv_transfer_params",
     "ec_transfer_params",
 )
-_CHAT_ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v2/chat", "/cohere/v2/chat", "/v1/systemone")
-_ROUTE_OF_ANY_BODY = "/invocations"
-"""SageMaker's: the body says whether it is a chat."""
 
 
 class MonitorMiddleware:
@@ -51,6 +52,7 @@ class MonitorMiddleware:
         patience: seconds that a request may wait for the audit trail.
         check_xargs: looks at a body's ``vllm_xargs`` and raises what is wrong with the steer that they ask for.
         callers: tell who sends a request; without them it is nobody in particular.
+        plan: gives the plan that is in force.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class MonitorMiddleware:
         audit: Callable[[], Audit | None] = lambda: None,
         sessions: Callable[[], Sessions | None] = lambda: None,
         patience: float = PATIENCE_SECONDS,
+        plan: Callable[[], Plan | None] = lambda: None,
     ) -> None:
         self._app = app
         self._patience = patience
@@ -70,6 +73,7 @@ class MonitorMiddleware:
         self._sessions = sessions
         self._check_xargs = check_xargs
         self._callers = callers or Callers()
+        self._plan = plan
         self._root = root_path.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,7 +86,7 @@ class MonitorMiddleware:
             return
         body = b""
         if scope["method"] == "POST":
-            body, receive = await _read_body(receive)
+            body, receive = await read_body(receive)
         path = scope["path"].removeprefix(self._root)
         try:
             # Browsers ask by OPTIONS, without a key, what they may send.
@@ -91,6 +95,9 @@ class MonitorMiddleware:
         except RefusedCallerError as error:
             await _refuse(send, param=error.param, code=error.code, message=str(error), status=error.status)
             return
+        plan = self._plan()  # before anything is waited for: its tenants are those who were asked
+        if caller.tenant:
+            bind_contextvars(tenant=caller.tenant)
         audit = self._audit() if scope["method"] == "POST" else None
         if audit is not None and not await has_room(audit, self._patience):
             await refuse(audit, send)
@@ -98,7 +105,7 @@ class MonitorMiddleware:
         sessions = self._sessions() if scope["method"] == "POST" else None
         sitting = await sessions.begin(caller) if sessions is not None else None
         tickets = sitting.tickets if sitting is not None else []
-        origin = Origin(_format_of(path, body), caller, sitting, tickets=tickets)
+        origin = Origin(_format_of(path, body), caller, sitting, tickets=tickets, plan=plan)
         if audit is not None:
             send = HeldResponse(audit, origin, send, patience=self._patience)
         if sitting is not None:
@@ -143,11 +150,10 @@ class MonitorMiddleware:
 
 def _format_of(path: str, body: bytes) -> Format:
     """Chat where messages go through the template, which the route tells, or for one route the body."""
-    if path.rstrip("/") == _ROUTE_OF_ANY_BODY:
+    if path.rstrip("/") == ROUTE_OF_ANY_BODY:
         content = _parsed(body)
         return Format.CHAT if isinstance(content, dict) and "messages" in content else Format.RAW
-    chat = any(path == route or path.startswith(f"{route}/") for route in _CHAT_ROUTES)
-    return Format.CHAT if chat else Format.RAW
+    return Format.CHAT if is_under(path, CHAT_ROUTES) else Format.RAW
 
 
 def reserved_key(content: Any) -> str | None:
@@ -186,25 +192,6 @@ def _reserved_in(content: Any) -> Iterator[str]:
                 if key.lower().startswith(RESERVED):
                     yield f"{path}.{key}"
                 waiting.append((f"{path}.{key}", child))
-
-
-async def _read_body(receive: Receive) -> tuple[bytes, Receive]:
-    messages: list[Message] = []
-    parts = []
-    while True:
-        message = await receive()
-        messages.append(message)
-        if message["type"] != "http.request":
-            break
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            break
-    replayed = iter(messages)
-
-    async def replay() -> Message:
-        return next(replayed, None) or await receive()
-
-    return b"".join(parts), replay
 
 
 async def _refuse(
