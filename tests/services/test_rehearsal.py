@@ -55,6 +55,7 @@ policies:
     on_gap: block
     on_uncalibrated: flag
     steers: [push]
+    probing: {{}}
     rules:
       - name: block-some
         when: {{detector: trigger, stage: prompt, segments: [user]}}
@@ -71,6 +72,16 @@ policies:
         alert: {{severity: critical, count: 3, within: 20s}}
       - name: reply-mark
         when: {{detector: replies, stage: stream, above: {{value: 4}}}}
+        do: {{action: flag}}
+        mode: shadow
+      - name: again-and-again
+        when:
+          detector: trigger
+          stage: conversation
+          of: prompt
+          segments: [system]
+          accumulate: {{kind: m_of_n, count: 5, window: 20}}
+          above: {{value: 4}}
         do: {{action: flag}}
         mode: shadow
       - name: history-mark

@@ -20,10 +20,12 @@ from monitor.monitor import Monitor
 from monitor.policy import Plan
 from monitor.report import make_report, take_tally
 from monitor.rollout import Subjects
+from monitor.sessions.metrics import Operation, SessionMetrics
 from monitor.tenant_metrics import NOBODY
 from monitor.types import RESERVED_RULES, Action, Gap, Mode, Phase, PromptEvent, ReloadOutcome, Skip
 from probes.card import Calibration, Format, Stage
 from serving.api.access_metrics import AccessMetrics
+from serving.api.probing import ProbingWatch
 from serving.api.refusal import Reason
 from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, rule, unit_artifact
 from tests.unit.script import Script, chat
@@ -63,6 +65,8 @@ class Run:
         AuditMetrics(self.registry)
         AccessMetrics(self.registry)
         ExplainMetrics(self.registry)
+        SessionMetrics(self.registry)
+        ProbingWatch(lambda: plan, self.registry)
         self.monitor, self.script = Monitor(plan), Script(plan)
 
     def request(
@@ -263,6 +267,8 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
         "segments": {",".join(check.segments or ()) for check in plan.checks},
         "digest": {plan.digest[:16], *(card.tensors_digest[:16] for card in plan.cards.values())},
         "outcome": {outcome.value for kind in (Outcome, ReloadOutcome) for outcome in kind},
+        "named": {"yes", "no"},
+        "operation": {operation.value for operation in Operation},
         "phase": {phase.value for phase in Phase},
         "tenant": {NOBODY},
         "policy": {policy.name for policy in plan.policies},
