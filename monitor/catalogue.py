@@ -35,6 +35,7 @@ class Metric:
 
 SCORE_BUCKETS = (-16.0, -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
 AUDIT_BUCKETS = (0.5e-3, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.2, 0.5, 1.0, 5.0, 10.0)
+SINK_BUCKETS = (5e-3, 10e-3, 50e-3, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0)
 DELAY_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0)
 SECONDS_BUCKETS = (25e-6, 50e-6, 100e-6, 200e-6, 300e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 50e-3)
 
@@ -283,6 +284,35 @@ PROBING = Metric(
     "Times that a tenant's requests lay near a threshold more often than benign ones would.",
     ("detector", "policy"),
 )
+SINK_DELIVERED = Metric(
+    "telltale_sink_delivered_total", MetricType.COUNTER, "Messages that a sink has taken.", ("sink",)
+)
+SINK_FAILED = Metric(
+    "telltale_sink_failed_total",
+    MetricType.COUNTER,
+    "Failed attempts to deliver a message to a sink, by reason.",
+    ("sink", "reason"),
+)
+SINK_DEAD_LETTERS = Metric(
+    "telltale_sink_dead_letters_total",
+    MetricType.COUNTER,
+    "Messages that were given up, and wait in the file of dead letters.",
+    ("sink",),
+)
+SINK_DROPPED = Metric(
+    "telltale_sink_dropped_total",
+    MetricType.COUNTER,
+    "Messages that were not taken in because too many waited for their sink.",
+    ("sink",),
+)
+SINK_QUEUE = Metric("telltale_sink_queue", MetricType.GAUGE, "Messages that wait for their sink.", ("sink",))
+SINK_SECONDS = Metric(
+    "telltale_sink_seconds",
+    MetricType.HISTOGRAM,
+    "Time from an event to its delivery to a sink.",
+    ("sink",),
+    SINK_BUCKETS,
+)
 EXPLANATIONS = Metric(
     "telltale_explanations_total",
     MetricType.COUNTER,
@@ -342,6 +372,12 @@ CATALOGUE: tuple[Metric, ...] = (
     SESSIONS_FORGOTTEN,
     SESSION_STORE_ERRORS,
     PROBING,
+    SINK_DELIVERED,
+    SINK_FAILED,
+    SINK_DEAD_LETTERS,
+    SINK_DROPPED,
+    SINK_QUEUE,
+    SINK_SECONDS,
     EXPLANATIONS,
     EXPLANATIONS_WAITING,
 )

@@ -7,13 +7,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from monitor.access import Access
-from monitor.audit.settings import AuditSettings
+from monitor.audit.settings import AuditSettings, TextKept
 from monitor.duration import Duration, seconds_of
 from monitor.entries import DetectorEntry, SteerEntry
 from monitor.explain import ExplainSettings
 from monitor.probing import ProbingSettings
 from monitor.rule import Rule
 from monitor.sessions.settings import SessionSettings
+from monitor.sinks.settings import SinkEntry, require_distinct
 from monitor.strict import Name, Strict
 from monitor.tenants import Tenant
 from monitor.types import STRICTEST, Action, Expose
@@ -129,6 +130,7 @@ class Config(Strict):
     sessions: SessionSettings = Field(
         default_factory=SessionSettings, description="what is remembered of conversations"
     )
+    sinks: tuple[SinkEntry, ...] = Field(default=(), description="webhooks that events are sent to")
     explain: ExplainSettings | None = Field(
         default=None, description="which latents were active where a rule fired; left out: nothing is explained"
     )
@@ -161,6 +163,17 @@ class Config(Strict):
         ):
             if doubles := sorted({value for value in values if values.count(value) > 1}):
                 raise ValueError(f"two tenants are {what} {doubles[0]!r}; nobody could tell them apart")
+        return self
+
+    @model_validator(mode="after")
+    def _fitting_sinks(self) -> Self:
+        require_distinct(self.sinks)
+        texts = self.audit is not None and self.audit.text is not TextKept.NONE
+        if not texts and (wrong := [sink.name for sink in self.sinks if sink.text]):
+            raise ValueError(
+                f"the sink {wrong[0]!r} is to get texts as the audit trail keeps them, and it keeps none. Say which: "
+                "audit: {text: flagged}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from monitor.gates import SteerGate, gate_of_rule
 from monitor.handling import DEFAULT_TIMEOUT, Handling
 from monitor.rollout import Share
 from monitor.rule import Rule, Scope
+from monitor.sinks.names import require_known_names
 from monitor.steers import SteerPlan, compile_steers, require_clean_readings, steer_of_rule
 from monitor.strictest import strictest
 from monitor.tenants import CompiledTenant, compile_tenants, variants
@@ -126,6 +127,7 @@ def compile_plan(
     config = file.config
     detectors = [load_detector(artifact, name=name) for name, artifact in artifacts.items()]
     cards = {name: artifact.card for name, artifact in artifacts.items()}
+    require_known_names(file, cards)
     steering = compile_steers(file, steer_artifacts, d_model=d_model, num_layers=num_layers)
     bank = Bank(detectors, d_model=d_model, num_layers=num_layers, capacity=config.reserve.directions, room=room)
     verdicts = Verdicts(file, cards, bank)
@@ -269,15 +271,10 @@ def _digest(
     # What a kind computes behind the directions stands in its other tensors and its parameters.
     judged = [_judged(check) for check in checks]
     made = {name: [card.tensors_digest, card.parameters] for name, card in cards.items()}
-    # Where events are written and sessions are remembered, whom they wake, and who is let in, decides nothing.
+    # Where events go and sessions are remembered, whom they wake, and who is let in, decides nothing.
     alert: IncEx = {"__all__": {"alert"}}
-    untold: IncEx = {
-        "access": True,
-        "audit": True,
-        "sessions": True,
-        "detectors": alert,
-        "policies": {"__all__": {"rules": alert}},
-    }
+    elsewhere = dict.fromkeys(("access", "audit", "sessions", "sinks"), True)
+    untold: IncEx = {**elsewhere, "detectors": alert, "policies": {"__all__": {"rules": alert}}}
     content = json.dumps([config.model_dump(mode="json", exclude=untold), judged, made], sort_keys=True)
     return hashlib.sha256(f"{content}\n{bank.digest()}\n{steering.digest()}".encode()).hexdigest()
 

@@ -194,7 +194,7 @@ class Rule(Strict):
         if self.do.until is not None:
             raise ValueError("'until' says how long a rule over a conversation stands; 'stage: conversation' has one")
         if self.do.action is Action.STEER and self.do.gate is None:
-            raise ValueError("'action: steer' also needs 'steer', the name of one, and 'gate', latched or token")
+            raise ValueError("'action: steer' also needs 'gate', latched or token")
         return self
 
     def _of_conversation(self) -> Self:

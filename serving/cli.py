@@ -18,7 +18,10 @@ from serving.commands.policy_cli import policy_app
 from serving.commands.sae_cli import sae_app
 from serving.commands.sae_features_cli import sae_features_app
 from serving.commands.sae_train_cli import sae_train_app
+from serving.commands.sinks import sinks_app
 from serving.commands.steer_cli import steer_app
+from serving.commands.top_cli import top
+from serving.log_format import LogFormat
 from serving.packages import shadowed_packages
 
 EXIT_FAILED = 1
@@ -43,6 +46,8 @@ app.add_typer(audit_app, name="audit")
 app.add_typer(policy_app, name="policy")
 app.add_typer(alerts_app, name="alerts")
 app.command()(tail)
+app.command()(top)
+app.add_typer(sinks_app, name="sinks")
 _PolicyOption = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 
 
@@ -51,6 +56,10 @@ def serve(
     context: typer.Context,
     policy: _PolicyOption = None,
     *,
+    log_format: Annotated[
+        LogFormat | None, typer.Option("--log-format", help="text or json; text, or what TELLTALE_LOG_FORMAT says.")
+    ] = None,
+    tracing: Annotated[bool, typer.Option("--tracing", help="Send OpenTelemetry traces (OTEL_* variables).")] = False,
     watch_policy: Annotated[
         bool, typer.Option("--watch-policy", help="Put the policy file in force whenever it changes.")
     ] = False,
@@ -63,7 +72,7 @@ def serve(
 
     extra = list(context.args)
     model = extra.pop(0) if extra and not extra[0].startswith("-") else None
-    run(model, policy, extra, watch_policy=watch_policy)
+    run(model, policy, extra, watch_policy=watch_policy, log_format=log_format, tracing=tracing)
 
 
 @app.command()
@@ -317,8 +326,17 @@ def bench(
     starts: Annotated[int, typer.Option(min=1, help="How often both servers are started for them.")] = 4,
     out: Annotated[Path, typer.Option("--out", help="Where the report goes.")] = Path("docs/benchmarks"),
     steered: Annotated[bool, typer.Option("--steered", help="Steer every request too, after two layers.")] = False,
+    *,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Measure audit trail, webhook and scrapes instead, against none of them.")
+    ] = False,
 ) -> None:
     """Measure what monitoring costs: two servers, one plain, in alternating rounds."""
+    if audit:
+        from serving.commands.bench_outlets import bench_outlets
+
+        bench_outlets(rounds=rounds, out=out)
+        return
     from serving.commands.bench import bench as run
 
     run(rounds=rounds, starts=starts, out=out, steered=steered)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
 
+from monitor.events import Decision
 from monitor.segments import PromptMap
 from probes.card import Format
 from serving.hold import Hold
@@ -31,6 +33,18 @@ class Caller:
 NOBODY = Caller()
 
 
+class Judged(NamedTuple):
+    """The end of a choice.
+
+    Attributes:
+        decision: its event.
+        response_id: as the client knows it.
+    """
+
+    decision: Decision
+    response_id: str | None
+
+
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Origin:
     """Where a request came from.
@@ -41,6 +55,7 @@ class Origin:
         sitting: its part in its session; None where no rule is over conversations.
         tickets: of the events that have to be stored before anything more of its response leaves.
         hold: the attempt at an answer, where its reply is withheld; None where nobody does.
+        decisions: the events of its choices that have ended, if somebody listens; else None.
     """
 
     fmt: Format = Format.RAW
@@ -49,7 +64,17 @@ class Origin:
     hold: Hold | None = field(default=None, repr=False, compare=False)
     # One object for all tasks of a request: a chat is rendered in one task and, when streamed, signed in another.
     tickets: list[Future[None]] = field(default_factory=list, repr=False, compare=False)
+    decisions: list[Judged] | None = field(default=None, repr=False, compare=False)
     _prompts: list[tuple[list[int], PromptMap]] = field(default_factory=list, repr=False, compare=False)
+
+    def listening(self) -> Self:
+        """The same request, whose decisions are noted from now on."""
+        return replace(self, decisions=[])
+
+    def tell(self, decision: Decision, response_id: str | None) -> None:
+        """One of its choices has ended."""
+        if self.decisions is not None:
+            self.decisions.append(Judged(decision, response_id))
 
     def note(self, token_ids: Sequence[int], prompt: PromptMap) -> None:
         """Say what is known of a prompt that this request's messages became; of raw text there is nothing to say."""

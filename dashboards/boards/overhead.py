@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dashboards import recordings as recorded
 from dashboards.panel import Board, Panel, Row, Series, Unit
+from dashboards.sink_row import SINKS
 from monitor import catalogue
 
 _JOB = '{job=~"$job"}'
@@ -105,6 +106,7 @@ OVERHEAD = Board(
                 ),
             ),
         ),
+        SINKS,
         Row(
             "The engine",
             (

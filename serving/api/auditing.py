@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -16,13 +13,12 @@ import serving
 from monitor.audit.checkpoint import CheckpointFile
 from monitor.audit.key import load_key
 from monitor.audit.metrics import AuditMetrics
-from monitor.audit.redaction import KeptTexts
 from monitor.audit.settings import AuditSettings, Durability
 from monitor.audit.store import open_store
 from monitor.audit.writer import AuditWriter
 from monitor.events import Started
 from serving.deployment import Deployment
-from serving.engine.ledger import Ledger, artifacts_of
+from serving.engine.ledger import artifacts_of
 
 log = structlog.get_logger(__name__)
 
@@ -34,13 +30,11 @@ class Audit:
     Attributes:
         settings: with absolute paths.
         writer: its chain.
-        ledger: makes its events.
         metrics: what Prometheus is told.
     """
 
     settings: AuditSettings
     writer: AuditWriter
-    ledger: Ledger
     metrics: AuditMetrics
 
     @property
@@ -49,27 +43,25 @@ class Audit:
         return self.settings.blocks_on_error and self.writer.is_failing
 
 
-def open_audit(deployment: Deployment, tokenizer: Any, registry: CollectorRegistry) -> Audit | None:
+def open_audit(deployment: Deployment, registry: CollectorRegistry) -> Audit | None:
     """Begin this process's chain; None if the policy file has no ``audit``.
 
     Args:
         deployment: what runs.
-        tokenizer: of the engine; copied, because its thread is not ours.
         registry: for metrics.
     Raises:
-        monitor.audit.errors.AuditError: the store, the key or the redaction hook cannot be used.
+        monitor.audit.errors.AuditError: the store or the key cannot be used.
     """
     given = deployment.file.config.audit
     if given is None:
         return None
     settings = given.resolved(deployment.file.path.parent)
     key = load_key(Path(settings.key_file or ""), make=True)
-    texts = KeptTexts(settings)
     durable = settings.durability is Durability.BEFORE_RELEASE
     metrics = AuditMetrics(registry)
     sink = CheckpointFile(Path(settings.checkpoints)) if settings.checkpoints is not None else None
     writer = AuditWriter(open_store(settings.url, durable=durable, make=True), key, settings, metrics, sink)
-    plan, own = deployment.plan, copy.deepcopy(tokenizer)
+    plan = deployment.plan
     artifacts = {name: digest for policy in plan.policies for name, digest in artifacts_of(plan, policy).items()}
     writer.start(
         Started(
@@ -85,8 +77,4 @@ def open_audit(deployment: Deployment, tokenizer: Any, registry: CollectorRegist
     )
     atexit.register(writer.close)
     log.info("audit", chain=writer.writer[:8], key=key.key_id, text=settings.text.value, durable=durable)
-
-    def decode(tokens: Sequence[int]) -> str:
-        return str(own.decode(list(tokens)))
-
-    return Audit(settings, writer, Ledger(plan, writer, texts, decode), metrics)
+    return Audit(settings, writer, metrics)

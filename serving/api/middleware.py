@@ -11,13 +11,16 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from probes.card import Format
 from serving.api.auditing import Audit
+from serving.api.body import read_body
 from serving.api.callers import Callers, RefusedCallerError
 from serving.api.fields import PRIORITY, REFUSED, refused_field
 from serving.api.release import PATIENCE_SECONDS, HeldResponse, has_room, refuse
+from serving.api.routes import CHAT_ROUTES, ROUTE_OF_ANY_BODY, is_under
 from serving.api.sessions import Sessions, held
 from serving.engine.steer_request import STEER_KEY, SteerRequestError
 from serving.origin import NOBODY, Origin, enter_origin, leave_origin
@@ -35,9 +38,6 @@ _EXTRA_HOLDERS = (
     "kv_transfer_params",
     "ec_transfer_params",
 )
-_CHAT_ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v2/chat", "/cohere/v2/chat", "/v1/systemone")
-_ROUTE_OF_ANY_BODY = "/invocations"
-"""SageMaker's: the body says whether it is a chat."""
 
 
 class MonitorMiddleware:
@@ -82,7 +82,7 @@ class MonitorMiddleware:
             return
         body = b""
         if scope["method"] == "POST":
-            body, receive = await _read_body(receive)
+            body, receive = await read_body(receive)
         path = scope["path"].removeprefix(self._root)
         try:
             # Browsers ask by OPTIONS, without a key, what they may send.
@@ -91,6 +91,8 @@ class MonitorMiddleware:
         except RefusedCallerError as error:
             await _refuse(send, param=error.param, code=error.code, message=str(error), status=error.status)
             return
+        if caller.tenant:
+            bind_contextvars(tenant=caller.tenant)
         audit = self._audit() if scope["method"] == "POST" else None
         if audit is not None and not await has_room(audit, self._patience):
             await refuse(audit, send)
@@ -143,11 +145,10 @@ class MonitorMiddleware:
 
 def _format_of(path: str, body: bytes) -> Format:
     """Chat where messages go through the template, which the route tells, or for one route the body."""
-    if path.rstrip("/") == _ROUTE_OF_ANY_BODY:
+    if path.rstrip("/") == ROUTE_OF_ANY_BODY:
         content = _parsed(body)
         return Format.CHAT if isinstance(content, dict) and "messages" in content else Format.RAW
-    chat = any(path == route or path.startswith(f"{route}/") for route in _CHAT_ROUTES)
-    return Format.CHAT if chat else Format.RAW
+    return Format.CHAT if is_under(path, CHAT_ROUTES) else Format.RAW
 
 
 def reserved_key(content: Any) -> str | None:
@@ -186,25 +187,6 @@ def _reserved_in(content: Any) -> Iterator[str]:
                 if key.lower().startswith(RESERVED):
                     yield f"{path}.{key}"
                 waiting.append((f"{path}.{key}", child))
-
-
-async def _read_body(receive: Receive) -> tuple[bytes, Receive]:
-    messages: list[Message] = []
-    parts = []
-    while True:
-        message = await receive()
-        messages.append(message)
-        if message["type"] != "http.request":
-            break
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            break
-    replayed = iter(messages)
-
-    async def replay() -> Message:
-        return next(replayed, None) or await receive()
-
-    return b"".join(parts), replay
 
 
 async def _refuse(

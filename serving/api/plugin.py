@@ -17,6 +17,8 @@ from starlette.datastructures import State
 
 from monitor.explain_metrics import ExplainMetrics
 from monitor.exporter import Exporter
+from monitor.sinks.bound import bound_by
+from monitor.sinks.sinks import Sinks
 from serving.api.access import Gate, put_before
 from serving.api.access_metrics import AccessMetrics
 from serving.api.auditing import Audit, open_audit
@@ -30,14 +32,18 @@ from serving.api.keys import ring_of, sender_digests
 from serving.api.middleware import MonitorMiddleware
 from serving.api.open_routes import refuse_open_routes
 from serving.api.opening import open_desk, require_destinations
+from serving.api.outlets import open_ledger, open_sinks
 from serving.api.protocol import use_bounded_protocol
+from serving.api.request_ids import RequestIds
 from serving.api.sessions import Sessions, needs_sessions, open_sessions, require_shared
+from serving.api.tracing import Tracing, is_tracing_on, open_provider
 from serving.api.triggers import Triggers
 from serving.deployment import Deployment
 from serving.engine import plugin as engine_plugin
 from serving.engine.canary import Canaries
 from serving.engine.explanations import Explanations
 from serving.engine.frontend import Frontend
+from serving.engine.ledger import Ledger
 from serving.engine.lifeline import Lifeline
 from serving.engine.proof import prove
 from serving.engine.reloader import Listeners, Reloader
@@ -59,6 +65,8 @@ class TelltaleEndpoints:
         self._gate = Gate()
         self._audit: Audit | None = None
         self._sessions: Sessions | None = None
+        self._sinks: Sinks | None = None
+        self._ledger: Ledger | None = None
         self._reloader: Reloader | None = None
         self._desk: Desk | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
@@ -72,6 +80,9 @@ class TelltaleEndpoints:
         check = frontend.asked_steers
         # Inside of the other, which says where a request comes from: what is added first stands further inside.
         app.add_middleware(HoldMiddleware, frontend=frontend, desk=lambda: self._desk, root_path=app.root_path or "")
+        if is_tracing_on():
+            # What is added later stands further outside.
+            app.add_middleware(Tracing, provider=open_provider(), root_path=app.root_path or "")
         app.add_middleware(
             MonitorMiddleware,
             root_path=app.root_path or "",
@@ -80,6 +91,7 @@ class TelltaleEndpoints:
             audit=lambda: self._audit,
             sessions=lambda: self._sessions,
         )
+        app.add_middleware(RequestIds)
 
         app.include_router(control_routes(lambda: self._reloader))
 
@@ -123,6 +135,8 @@ class TelltaleEndpoints:
 
         def adopt(deployment: Deployment) -> None:
             self._know_keys(deployment, args)
+            if self._sinks is not None:
+                self._sinks.bind(bound_by(deployment.plan.alerts))
 
         check(frontend.deployment)
         adopt(frontend.deployment)
@@ -138,20 +152,22 @@ class TelltaleEndpoints:
         exporter = Exporter(frontend.deployment.plan, prometheus_client.REGISTRY)
         frontend.export_to(exporter)
         self._gate.turned_away = AccessMetrics(prometheus_client.REGISTRY).turned_away
-        self._audit = open_audit(frontend.deployment, engine_client.get_tokenizer(), prometheus_client.REGISTRY)
-        if self._audit is not None:
-            frontend.enter_into(self._audit.ledger)
-            atexit.register(frontend.abandon)  # before the trail is closed: what was registered last is called first
-            if frontend.deployment.explainer is not None:
-                self._explain(
-                    Explanations(
-                        engine_client,
-                        frontend,
-                        self._audit.ledger.explained,
-                        ExplainMetrics(prometheus_client.REGISTRY),
-                    ),
-                    self._audit,
-                )
+        self._audit = open_audit(frontend.deployment, prometheus_client.REGISTRY)
+        self._sinks = open_sinks(frontend.deployment, prometheus_client.REGISTRY)
+        self._ledger = ledger = open_ledger(
+            frontend.deployment,
+            engine_client.get_tokenizer(),
+            audit=self._audit,
+            sinks=self._sinks,
+            traced=is_tracing_on(),
+        )
+        if ledger is not None:
+            frontend.enter_into(ledger)
+            # Before the trail and the sinks are closed: what was registered last is called first.
+            atexit.register(frontend.abandon)
+            if frontend.deployment.explainer is not None and self._audit is not None:
+                metrics = ExplainMetrics(prometheus_client.REGISTRY)
+                self._explain(Explanations(engine_client, frontend, ledger.explained, metrics), ledger)
         self._desk = open_desk(engine_client, frontend)
         exporter.canary_passed(canaries.seconds, canaries.deviation)
 
@@ -187,15 +203,12 @@ class TelltaleEndpoints:
         require_shared(deployment.plan, settings, processes=getattr(args, "api_server_count", None) or 1)
         if self._sessions is None and needs_sessions(deployment.plan):
             self._sessions = open_sessions(
-                lambda: frontend.deployment.plan,
-                settings,
-                prometheus_client.REGISTRY,
-                ledger=lambda: self._audit.ledger if self._audit is not None else None,
+                lambda: frontend.deployment.plan, settings, prometheus_client.REGISTRY, ledger=lambda: self._ledger
             )
 
-    def _explain(self, explanations: Explanations, audit: Audit) -> None:
+    def _explain(self, explanations: Explanations, ledger: Ledger) -> None:
         """Explain what is flagged from now on. Where that ends, serving goes on: it decides nothing."""
-        audit.ledger.tell_flags(explanations.offer)
+        ledger.tell_flags(explanations.offer)
         self._explaining = asyncio.create_task(explanations.watch(), name="telltale-explanations")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from monitor.rollout import Subject
 from monitor.rule import Gate
 from monitor.session import Conversation
 from monitor.sessions.settings import SessionSettings
+from monitor.sinks.settings import SinkEntry, SinkEvent
 from monitor.tenants import CompiledTenant
 from monitor.types import Action, Mode
 from monitor.verdicts import AnyCheck
@@ -60,6 +61,8 @@ def check(policy: Path) -> None:
         )
     if any(compiled.conversations for compiled in plan.policies):
         console.print(_sessions(config.sessions))
+    for sink in config.sinks:
+        console.print(_sink(sink), markup=False, highlight=False)
     if without := sorted(name for name, card in plan.cards.items() if card.canary is None):
         console.print(
             f"without a canary: {', '.join(without)}. That they are read at every token is proved, not that their "
@@ -160,6 +163,22 @@ def _audit(settings: AuditSettings | None) -> str:
         f"audit: {shown}, texts {settings.text.value}, {settings.durability.value}; while it cannot be written "
         f"{'nothing is released' if settings.blocks_on_error else 'traffic goes on'}"
     )
+
+
+def _sink(sink: SinkEntry) -> str:
+    """What is sent to a sink, and how often it is tried."""
+    told = [event.value for event in sink.events]
+    if SinkEvent.DECISION in sink.events:
+        told[told.index(SinkEvent.DECISION.value)] = f"decisions from {sink.min_action.value} on" + (
+            ", in shadow too" if sink.shadow else ""
+        )
+    only = [f"only of {key} {', '.join(names)}" for key, names in _named(sink) if names]
+    texts = "with texts" if sink.text else "no texts"
+    return f"sink {sink.name} ({sink.kind.value}): {'; '.join([*told, *only, texts])}; {sink.tries} tries"
+
+
+def _named(sink: SinkEntry) -> tuple[tuple[str, Sequence[str]], ...]:
+    return ("rules", sink.rules or ()), ("detectors", sink.detectors or ())
 
 
 def _limit(check: AnyCheck, fmt: Format) -> str:

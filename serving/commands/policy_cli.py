@@ -1,4 +1,4 @@
-"""``telltale policy``: compare policies, try them on recorded scores, and say what a running server runs."""
+"""``telltale policy``: compare policies, try them on what was recorded, and say what a running server runs."""
 
 from __future__ import annotations
 
@@ -73,3 +73,25 @@ def rollback(
     from serving.commands.policy_server import rollback as run
 
     run(to, server=server, key=key)
+
+
+@policy_app.command()
+def simulate(
+    policy: Annotated[Path, typer.Argument(help="The policy file that is tried.", show_default=False)],
+    *,
+    source: Annotated[
+        str | None, typer.Option("--from", help="URL of an audit trail; that of the policy file if left out.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Begin of the period: a time (2026-11-23T08:00) or so long ago (24h, 7d).")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="End of the period, likewise; now if left out.")] = None,
+    only: Annotated[
+        str | None, typer.Option("--policy", help="Try this policy on all requests, whichever they had.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Say what a policy would have done over a recorded period, from the statistics in an audit trail."""
+    from serving.commands.policy_simulate import simulate as run
+
+    run(policy, source=source, since=since, until=until, only=only, as_json=as_json)

@@ -103,7 +103,7 @@ class Frontend:
         self._exporter = exporter
 
     def enter_into(self, ledger: Ledger) -> None:
-        """Enter what ends into the audit trail from now on."""
+        """Make events of what ends from now on."""
         self._ledger = ledger
 
     def abandon(self) -> None:
@@ -210,7 +210,8 @@ class Frontend:
         if self._ledger is not None or hold is not None:
             self._origins[request.request_id] = origin
         subject = hold.sign(request.request_id, params.n) if hold is not None else request.request_id
-        sitting = origin.sitting
+        # A judge's question is our own, although a user's request is what it is about.
+        sitting = origin.sitting if request.external_req_id not in self.questions else None
         # A second attempt, and what only says a refusal, are no further requests of the session.
         if sitting is not None and (hold is None or (hold.attempt is Attempt.FIRST and hold.refusal is None)):
             self._turns.begin(request.request_id, params.n, sitting)
@@ -299,7 +300,7 @@ class Frontend:
         return output
 
     def _enter(self, state: RequestState, output: CompletionOutput, record: Record) -> None:
-        """Enter the end of a request into the audit trail; its response waits for the ticket."""
+        """Make an event of the end of a request; its response waits for the ticket."""
         if self._ledger is None or record.entered or not record.counted:
             return
         parent, origin = state.parent_req, self._origin_of(state)
@@ -310,6 +311,7 @@ class Frontend:
             reply=list(state.detokenizer.output_token_ids) if state.detokenizer is not None else (),
             finish_reason=output.finish_reason,
             tenant=(origin.caller.tenant or None) if origin is not None else None,
+            tell=origin.tell if origin is not None else None,
         )
         ticket = self._ledger.ended(record, ending)
         if ticket is not None and origin is not None:

@@ -1,4 +1,4 @@
-"""Makes events of what the API process learns, and hands them to the audit writer. Decides nothing."""
+"""Makes events of what the API process learns, and hands them to the audit trail and to sinks. Decides nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from monitor.audit.redaction import KeptTexts, RedactionError
-from monitor.audit.writer import AuditWriter, Ticket
+from monitor.audit.writer import Ticket
 from monitor.canary import Failed
 from monitor.check import Check
 from monitor.compiled import CompiledPolicy
@@ -27,6 +27,7 @@ from monitor.events import (
     Verdict,
 )
 from monitor.outcome import HandledRule, Outcome
+from monitor.outlet import Outlet
 from monitor.policy import Plan
 from monitor.types import (
     ON_GAP,
@@ -59,6 +60,7 @@ class Ending:
         reply: tokens as the model wrote them; None likewise.
         finish_reason: as the client is told; None likewise.
         tenant: whose API key it came with; None where nobody tells.
+        tell: is told the event and the client's id, at once; None: nobody.
     """
 
     request_id: str
@@ -67,19 +69,20 @@ class Ending:
     reply: TokenIds | None = None
     finish_reason: str | None = None
     tenant: str | None = None
+    tell: Callable[[Decision, str | None], None] | None = None
 
 
 class Ledger:
-    """The audit trail of one API process.
+    """The events of one API process.
 
     Args:
         plan: what runs first.
-        writer: started.
-        texts: which texts are stored.
-        decode: makes text of tokens; called in the writer's thread only.
+        writer: where they go: to the audit trail, to sinks, or both.
+        texts: which texts are kept.
+        decode: makes text of tokens; called in the threads of those who write.
     """
 
-    def __init__(self, plan: Plan, writer: AuditWriter, texts: KeptTexts, decode: Callable[[TokenIds], str]) -> None:
+    def __init__(self, plan: Plan, writer: Outlet, texts: KeptTexts, decode: Callable[[TokenIds], str]) -> None:
         self._current = plan.digest
         self._writer = writer
         self._texts = texts
@@ -98,6 +101,8 @@ class Ledger:
         """
         record.entered = True
         event = self._decision(record, ending)
+        if ending.tell is not None:
+            ending.tell(event, ending.client_request_id)
         about = Content(request_id=ending.request_id, client_request_id=ending.client_request_id, tenant=ending.tenant)
         if self._flags is not None and event.rules:
             names = (rule.name for rule in event.rules)

@@ -19,6 +19,7 @@ from serving.engine.capture import CAPTURE_KEY, captured_taps
 from serving.engine.refusals import RefusedError, refuse_unexplainable, refuse_unmonitorable, refuse_unsteerable
 from serving.engine.runtime import load_deployment, policy_path
 from serving.engine.trust import ROLLOUT_VARIABLE, ensure_key, ensure_rollout_key
+from serving.json_logs import use_log_format
 from serving.packages import shadowed_packages
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def register() -> None:
         problem = shadowed_packages()
         if problem is not None:
             raise RefusedError(problem)
+        use_log_format()
         install()
     except TelltaleError as error:
         stop(error)

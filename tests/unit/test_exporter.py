@@ -21,11 +21,12 @@ from monitor.policy import Plan
 from monitor.report import make_report, take_tally
 from monitor.rollout import Subjects
 from monitor.sessions.metrics import Operation, SessionMetrics
+from monitor.sinks.delivery import Failure
+from monitor.sinks.metrics import SinkMetrics
 from monitor.tenant_metrics import NOBODY
 from monitor.types import RESERVED_RULES, Action, Gap, Mode, Phase, PromptEvent, ReloadOutcome, Skip
 from probes.card import Calibration, Format, Stage
 from serving.api.access_metrics import AccessMetrics
-from serving.api.probing import ProbingWatch
 from serving.api.refusal import Reason
 from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, rule, unit_artifact
 from tests.unit.script import Script, chat
@@ -55,6 +56,9 @@ def plan(tmp_path: Path) -> Plan:
     return plan_of(tmp_path, policy_text(RULES, names=["harm", "watched"]), artifacts)
 
 
+SINKS = ("oncall", "siem")
+
+
 class Run:
     """A scripted run into a registry; scores are those of the first detector, any other sees 0.5."""
 
@@ -64,9 +68,9 @@ class Run:
         self.exporter = Exporter(plan, self.registry)
         AuditMetrics(self.registry)
         AccessMetrics(self.registry)
+        SinkMetrics(self.registry, SINKS).delivered("oncall", 0.5)
         ExplainMetrics(self.registry)
         SessionMetrics(self.registry)
-        ProbingWatch(lambda: plan, self.registry)
         self.monitor, self.script = Monitor(plan), Script(plan)
 
     def request(
@@ -262,13 +266,14 @@ def test_labels_are_bounded_by_the_plan(plan: Plan) -> None:
         "stage": {stage.value for stage in Stage},
         "aggregate": {str(check.aggregate) for check in plan.checks},
         "format": {fmt.value for fmt in Format},
-        "reason": {reason.value for reason in (*Gap, *Skip, *CanaryFailure, *Reason)},
+        "reason": {reason.value for reason in (*Gap, *Skip, *CanaryFailure, *Reason, *Failure)},
+        "sink": set(SINKS),
+        "named": {"yes", "no"},
+        "operation": {operation.value for operation in Operation},
         "event": {event.value for event in PromptEvent},
         "segments": {",".join(check.segments or ()) for check in plan.checks},
         "digest": {plan.digest[:16], *(card.tensors_digest[:16] for card in plan.cards.values())},
         "outcome": {outcome.value for kind in (Outcome, ReloadOutcome) for outcome in kind},
-        "named": {"yes", "no"},
-        "operation": {operation.value for operation in Operation},
         "phase": {phase.value for phase in Phase},
         "tenant": {NOBODY},
         "policy": {policy.name for policy in plan.policies},

@@ -19,14 +19,12 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from monitor.audit.metrics import AuditMetrics
-from monitor.audit.redaction import KeptTexts
 from monitor.audit.settings import AuditSettings
 from monitor.audit.writer import AuditWriter
 from monitor.events import Started
 from monitor.policy import Plan
 from serving.api.auditing import Audit
 from serving.api.middleware import MonitorMiddleware
-from serving.engine.ledger import Ledger
 from serving.origin import current_origin
 from tests.unit.artifacts import make_card, plan_of, policy_text, rule, unit_artifact
 from tests.unit.audit_trail import KEY, decision, settings_of
@@ -44,14 +42,14 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 class Server:
     """An application whose requests have an event each, behind the middleware, on a disk that may be full."""
 
-    def __init__(self, plan: Plan, folder: Path, **changes: Any) -> None:
+    def __init__(self, folder: Path, **changes: Any) -> None:
         settings: AuditSettings = settings_of("jsonl", folder, **changes)
         self.disk = DiskThatFills.open(settings.url, durable=True, make=True)
         self.registry = CollectorRegistry()
         metrics = AuditMetrics(self.registry)
         self.writer = AuditWriter(self.disk, KEY, settings, metrics)
         self.writer.start(Started(program="test"))
-        self.audit = Audit(settings, self.writer, Ledger(plan, self.writer, KeptTexts(settings), str), metrics)
+        self.audit = Audit(settings, self.writer, metrics)
         self.tickets: list[Future[None]] = []
         routes = [Route(WHOLE, self._whole, methods=["POST"]), Route(STREAM, self._stream, methods=["POST"])]
         self.app = MonitorMiddleware(Starlette(routes=routes), audit=lambda: self.audit, patience=0.5)
@@ -85,8 +83,8 @@ class Server:
 
 
 @pytest.mark.parametrize("path", [WHOLE, STREAM])
-async def test_a_response_leaves_when_its_event_is_stored(plan: Plan, tmp_path: Path, path: str) -> None:
-    server = Server(plan, tmp_path)
+async def test_a_response_leaves_when_its_event_is_stored(tmp_path: Path, path: str) -> None:
+    server = Server(tmp_path)
     response = await server.post(path)
     assert response.status_code == 200
     assert [ticket.done() for ticket in server.tickets] == [True]
@@ -94,8 +92,8 @@ async def test_a_response_leaves_when_its_event_is_stored(plan: Plan, tmp_path: 
     assert server.writer.close()
 
 
-async def test_a_whole_response_waits_and_is_withheld_at_last(plan: Plan, tmp_path: Path) -> None:
-    server = Server(plan, tmp_path)
+async def test_a_whole_response_waits_and_is_withheld_at_last(tmp_path: Path) -> None:
+    server = Server(tmp_path)
     server.disk.full = True
     response = await server.post(WHOLE)
     assert response.status_code == 503
@@ -111,8 +109,8 @@ async def test_a_whole_response_waits_and_is_withheld_at_last(plan: Plan, tmp_pa
     assert server.writer.close()
 
 
-async def test_a_stream_ends_with_an_error_in_the_place_of_its_end(plan: Plan, tmp_path: Path) -> None:
-    server = Server(plan, tmp_path)
+async def test_a_stream_ends_with_an_error_in_the_place_of_its_end(tmp_path: Path) -> None:
+    server = Server(tmp_path)
     server.disk.full = True
     response = await server.post(STREAM)
     events = response.text.split("\n\n")
@@ -123,8 +121,8 @@ async def test_a_stream_ends_with_an_error_in_the_place_of_its_end(plan: Plan, t
     server.writer.close()
 
 
-async def test_it_waits_as_long_as_the_disk_takes(plan: Plan, tmp_path: Path) -> None:
-    server = Server(plan, tmp_path)
+async def test_it_waits_as_long_as_the_disk_takes(tmp_path: Path) -> None:
+    server = Server(tmp_path)
     server.disk.full = True
     asked = asyncio.create_task(server.post(WHOLE))
     await asyncio.sleep(0.2)
@@ -135,8 +133,8 @@ async def test_it_waits_as_long_as_the_disk_takes(plan: Plan, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("changes", [{"durability": "async"}, {"on_error": "allow"}])
-async def test_whoever_chose_so_is_answered_all_the_same(plan: Plan, tmp_path: Path, changes: dict[str, str]) -> None:
-    server = Server(plan, tmp_path, **changes)
+async def test_whoever_chose_so_is_answered_all_the_same(tmp_path: Path, changes: dict[str, str]) -> None:
+    server = Server(tmp_path, **changes)
     server.disk.full = True
     for _ in range(3):
         assert (await server.post(WHOLE)).status_code == 200
@@ -144,8 +142,8 @@ async def test_whoever_chose_so_is_answered_all_the_same(plan: Plan, tmp_path: P
     server.writer.close()
 
 
-async def test_a_full_queue_holds_new_requests_until_there_is_room(plan: Plan, tmp_path: Path) -> None:
-    server = Server(plan, tmp_path, durability="async", on_error="block", queue=16)
+async def test_a_full_queue_holds_new_requests_until_there_is_room(tmp_path: Path) -> None:
+    server = Server(tmp_path, durability="async", on_error="block", queue=16)
     gate = threading.Event()
     server.disk.append = lambda records: gate.wait() and None  # type: ignore[method-assign]
     server.writer.submit(decision())

@@ -77,6 +77,24 @@ def test_what_stands_against_the_session_is_sealed_in_and_its_end_is_waited_for(
     assert signed(tmp_path, Origin(Format.CHAT, Caller("acme", "s"))).imposed == ()  # type: ignore[union-attr]
 
 
+def test_our_own_question_about_a_request_is_no_request_of_its_session(tmp_path: Path) -> None:
+    engine, frontend, taken = Engine(tmp_path), Frontend(), Taken()
+    frontend.configure(SimpleNamespace(plan=engine.monitor.plan))  # type: ignore[arg-type]
+    sitting = Sitting("t", {}, ("stop",), taken.commit)
+    frontend.questions.add("a question")
+    token = enter_origin(Origin(Format.CHAT, Caller("t", "s"), sitting))
+    for name, imposed, waiting in (("a question", (), 0), ("a user's", ("stop",), 1)):
+        request: Any = SimpleNamespace(
+            sampling_params=SamplingParams(), resumable=False, prompt_embeds=None, prompt_token_ids=[1],
+            external_req_id=name, request_id=f"{name}-1", cache_salt=None,
+        )  # fmt: skip
+        frontend.sign(request)
+        found = unseal(request.sampling_params.extra_args[EXTRA_KEY], request.request_id)
+        assert found is not None
+        assert (found.imposed, len(frontend._turns)) == (imposed, waiting)
+    leave_origin(token)
+
+
 def test_a_session_hears_of_a_request_once_the_engine_has_said_its_last_word(tmp_path: Path) -> None:
     """Two choices, of which the API process makes no last output: their client has left."""
     engine, frontend, taken = Engine(tmp_path), Frontend(), Taken()
