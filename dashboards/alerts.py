@@ -7,6 +7,7 @@ consequence leaves out what the alert on the cause already says: one page for on
 from __future__ import annotations
 
 from dashboards import recordings as recorded
+from dashboards.sink_alerts import sink_alerts
 from dashboards.window import DAY, HOUR, MINUTE, SECOND, Clock
 from monitor import catalogue
 from monitor.prometheus_rule import RUNBOOKS, Alert, RuleGroup, Severity
@@ -29,6 +30,7 @@ def alert_groups(clock: Clock) -> tuple[RuleGroup, ...]:
         RuleGroup("telltale-drift", drift_alerts(clock), _interval(clock)),
         RuleGroup("telltale-operation", operation_alerts(clock), _interval(clock)),
         RuleGroup("telltale-audit", audit_alerts(clock), _interval(clock)),
+        RuleGroup("telltale-sinks", sink_alerts(clock), _interval(clock)),
     )
 
 

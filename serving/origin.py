@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from monitor.events import Decision
 from monitor.segments import PromptMap
 from probes.card import Format
 from serving.hold import Hold
 from serving.sitting import Sitting
+
+if TYPE_CHECKING:
+    from monitor.policy import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class Origin:
         caller: who sent it.
         sitting: its part in its session; None where no rule is over conversations.
         tickets: of the events that have to be stored before anything more of its response leaves.
+        plan: that was in force when it came, and that it keeps; None where nobody says: that of its signature.
         hold: the attempt at an answer, where its reply is withheld; None where nobody does.
         decisions: the events of its choices that have ended, if somebody listens; else None.
     """
@@ -62,6 +66,7 @@ class Origin:
     caller: Caller = NOBODY
     sitting: Sitting | None = field(default=None, repr=False, compare=False)
     hold: Hold | None = field(default=None, repr=False, compare=False)
+    plan: Plan | None = field(default=None, repr=False, compare=False)
     # One object for all tasks of a request: a chat is rendered in one task and, when streamed, signed in another.
     tickets: list[Future[None]] = field(default_factory=list, repr=False, compare=False)
     decisions: list[Judged] | None = field(default=None, repr=False, compare=False)

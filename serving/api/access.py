@@ -25,6 +25,8 @@ _ANYBODY = "anybody"
 _PROXIES = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 """Headers that tell of a request which a proxy passed on."""
 _POLICY_VIOLATION = 1008
+_UNASKED_BYTES = 1024
+"""Largest body where nobody is asked for a key: nothing there reads one."""
 
 
 class _Rules(NamedTuple):
@@ -58,12 +60,12 @@ class Gate:
         self._buckets.keep([_ANYBODY, *ring.digests])
         self._rules = _Rules(access, ring, not keyed, metrics)
 
-    def admit(self, scope: Scope) -> Access:
+    def admit(self, scope: Scope) -> int:
         """Let a request pass.
 
         Args:
             scope: of its connection.
-        Returns: the limits of what it may be.
+        Returns: bytes that its body may have.
         Raises:
             TurnedAwayError: what is answered instead.
         """
@@ -76,10 +78,10 @@ class Gate:
         _require_small(headers, rules.access.header_bytes)
         # Browsers ask so, without a key, what they may send; the layer for it answers, and no route.
         if method == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers:
-            return rules.access
+            return _UNASKED_BYTES
         need = need_of(method, path_in(scope))
         if need is Need.NOTHING:
-            return rules.access
+            return _UNASKED_BYTES
         holder = rules.ring.holder_of(key_of(headers))
         if holder is None and not _open_to_all(rules, need, headers):
             raise TurnedAwayError(
@@ -97,7 +99,7 @@ class Gate:
                 Reason.SCOPE_MISSING,
                 f"this needs an API key with the scope {' or '.join(sorted(need.scopes))}, which yours has not.",
             )
-        return rules.access
+        return rules.access.body_bytes
 
     def _charge(self, rules: _Rules, holder: Holder | None) -> None:
         own = holder.requests_per_minute if holder is not None else None
@@ -136,8 +138,8 @@ class AccessLayer:
             await self._app(scope, receive, send)
             return
         try:
-            limits = self._gate.admit(scope)
-            receive = await _limited(Headers(scope=scope), receive, limits.body_bytes)
+            limit = self._gate.admit(scope)
+            receive = await _limited(Headers(scope=scope), receive, limit)
         except TurnedAwayError as error:
             self._gate.turned_away(error.reason)
             await answer(error, send)

@@ -70,7 +70,8 @@ class HoldMiddleware:
         await Exchange(desk, attempt, client, send=send, path=path, body=body).run()
 
     def _policy(self) -> CompiledPolicy:
-        policies, named = self._frontend.deployment.plan.policies, current_origin().caller.policy
+        origin = current_origin()
+        policies, named = self._frontend.plan_of(origin).policies, origin.caller.policy
         return next((policy for policy in policies if policy.name == named), policies[0])
 
     def _is_clean(self, hold: Hold) -> bool:

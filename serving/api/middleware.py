@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
+from monitor.policy import Plan
 from probes.card import Format
 from serving.api.auditing import Audit
 from serving.api.body import read_body
@@ -51,6 +52,7 @@ class MonitorMiddleware:
         patience: seconds that a request may wait for the audit trail.
         check_xargs: looks at a body's ``vllm_xargs`` and raises what is wrong with the steer that they ask for.
         callers: tell who sends a request; without them it is nobody in particular.
+        plan: gives the plan that is in force.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class MonitorMiddleware:
         audit: Callable[[], Audit | None] = lambda: None,
         sessions: Callable[[], Sessions | None] = lambda: None,
         patience: float = PATIENCE_SECONDS,
+        plan: Callable[[], Plan | None] = lambda: None,
     ) -> None:
         self._app = app
         self._patience = patience
@@ -70,6 +73,7 @@ class MonitorMiddleware:
         self._sessions = sessions
         self._check_xargs = check_xargs
         self._callers = callers or Callers()
+        self._plan = plan
         self._root = root_path.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,6 +95,7 @@ class MonitorMiddleware:
         except RefusedCallerError as error:
             await _refuse(send, param=error.param, code=error.code, message=str(error), status=error.status)
             return
+        plan = self._plan()  # before anything is waited for: its tenants are those who were asked
         if caller.tenant:
             bind_contextvars(tenant=caller.tenant)
         audit = self._audit() if scope["method"] == "POST" else None
@@ -100,7 +105,7 @@ class MonitorMiddleware:
         sessions = self._sessions() if scope["method"] == "POST" else None
         sitting = await sessions.begin(caller) if sessions is not None else None
         tickets = sitting.tickets if sitting is not None else []
-        origin = Origin(_format_of(path, body), caller, sitting, tickets=tickets)
+        origin = Origin(_format_of(path, body), caller, sitting, tickets=tickets, plan=plan)
         if audit is not None:
             send = HeldResponse(audit, origin, send, patience=self._patience)
         if sitting is not None:

@@ -89,6 +89,7 @@ class TelltaleEndpoints:
             check_xargs=check,
             callers=self._callers,
             audit=lambda: self._audit,
+            plan=lambda: frontend.deployment.plan,
             sessions=lambda: self._sessions,
         )
         app.add_middleware(RequestIds)

@@ -13,6 +13,7 @@ from monitor.audit.settings import AuditSettings
 from monitor.compiled import CompiledPolicy, CompiledRule
 from monitor.condition import verdicts_of
 from monitor.config import Config
+from monitor.explain import ExplainSettings
 from monitor.flag_alert import FlagAlert
 from monitor.policy import Plan
 from monitor.rollout import Subject
@@ -52,6 +53,8 @@ def check(policy: Path) -> None:
     for line in _access(config):
         console.print(line, markup=False, highlight=False)
     console.print(_audit(config.audit))
+    if config.explain is not None:
+        console.print(_explains(config.explain), markup=False, highlight=False)
     for alert in plan.alerts:
         console.print(f"alert: {_alerts(alert)}", markup=False, highlight=False)
     if unsampled := _without_quantiles(plan):
@@ -133,6 +136,13 @@ def _access(config: Config) -> Iterator[str]:
     metrics = access.metrics.value if access.metrics is not None else "open on the loopback address, keyed elsewhere"
     limit = f"{access.requests_per_minute} requests a minute" if access.requests_per_minute else "no limit of requests"
     yield f"access: inference {inference}; metrics {metrics}; {limit}; bodies up to {access.body_bytes} bytes"
+
+
+def _explains(settings: ExplainSettings) -> str:
+    return (
+        f"explain: {settings.tokens} tokens of a request on which a rule fired, {settings.top} latents each, by "
+        f"{settings.sae}; at most {settings.per_minute} requests a minute, each computed twice more"
+    )
 
 
 def _over_requests(conversation: Conversation, plan: Plan) -> tuple[str, str, str]:

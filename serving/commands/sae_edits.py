@@ -89,11 +89,12 @@ def _measure(  # noqa: PLR0917 - all of one command line
     strengths: Sequence[float],
 ) -> None:
     from probes.fit.steer.behaviour import Judge, read_examples
+    from probes.fit.steer.joint_evaluation import write_joint_report
     from probes.fit.steer.report import response_table
     from probes.fit.steer.steered_model import SteeredModel
     from probes.fit.steer.trial import Trial, read_prompts
     from probes.modelref import read_model_ref
-    from probes.sae.edits_evaluation import evaluate_edits, write_edits_report
+    from probes.sae.edits_evaluation import evaluate_edits
 
     trial = Trial(
         prompts=read_prompts(asked.prompts or Path()),
@@ -124,7 +125,7 @@ def _measure(  # noqa: PLR0917 - all of one command line
     for reason in measured.verdict.reasons:
         say(reason)
     if asked.report is not None:
-        say(f"wrote {write_edits_report(measured, asked.report, command=_command(sae, options, asked))}")
+        say(f"wrote {write_joint_report(measured, asked.report, command=_command(sae, options, asked))}")
 
 
 def _command(sae: Path, options: EditsOptions, trial: EditsTrial) -> str:

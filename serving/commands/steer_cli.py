@@ -87,3 +87,45 @@ def steer_causal(
         out=out,
         card=card,
     )
+
+
+@steer_app.command("together")
+def steer_together(
+    policy: Annotated[Path, typer.Argument(help="A policy file.", show_default=False)],
+    *,
+    steers: Annotated[str, typer.Option(help="Names of its steers, with commas, at one layer.", show_default=False)],
+    prompts: Annotated[Path, typer.Option(help='Chat prompts: {"prompt": "..."} a line.', show_default=False)],
+    examples: Annotated[
+        Path, typer.Option(help="What the judge learns from: contrast pairs, or labelled texts.", show_default=False)
+    ],
+    instruction: Annotated[
+        str, typer.Option(help="System message of the prompt-only baseline: asks for the same.", show_default=False)
+    ],
+    less: Annotated[bool, typer.Option("--less", help="They are to make less of the behaviour.")] = False,
+    strengths: Annotated[str, typer.Option(help="What they write is multiplied by.")] = "0.5,1,2",
+    model: Annotated[str | None, typer.Option("--model", help="Model; the embedded one if left out.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=4, help="Of a reply.")] = 40,
+    seeds: Annotated[int, typer.Option(min=1, help="Random directions at each strength.")] = 3,
+    neutral_lines: Annotated[int, typer.Option(min=1, max=64, help="Lines of ordinary text for KL.")] = 64,
+    report: Annotated[Path | None, typer.Option(help="Folder for table and figures.")] = None,
+) -> None:
+    """Measure steers of a policy file together, latents too: beside random directions and a prompt."""
+    from serving.commands.steer_together import TogetherOptions
+    from serving.commands.steer_together import together as run
+
+    run(
+        policy,
+        TogetherOptions(
+            steers=steers,
+            less=less,
+            strengths=strengths,
+            prompts=prompts,
+            examples=examples,
+            instruction=instruction,
+            model=model,
+            max_tokens=max_tokens,
+            seeds=seeds,
+            neutral_lines=neutral_lines,
+            report=report,
+        ),
+    )

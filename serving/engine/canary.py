@@ -62,7 +62,7 @@ class Canaries:
     def follow(self, proved: Canaries) -> None:
         """Another plan runs, whose canaries have passed: from now on they are sent. For whoever has the ``turn``."""
         self._plan, self.prompts = proved._plan, proved.prompts
-        self.failure, self.seconds = proved.failure, proved.seconds
+        self.failure, self.seconds, self.deviation = proved.failure, proved.seconds, proved.deviation
 
     async def round(self) -> Failed | None:
         """Send every prompt to every engine, and note in ``failure`` what they say.

@@ -127,13 +127,17 @@ class Frontend:
             raise UnmonitoredError("this process has no monitored engine: start it with telltale serve")
         return self._deployment
 
+    def plan_of(self, origin: Origin) -> Plan:
+        """What a request is judged by: what was in force when it came; else what is now."""
+        return origin.plan or self.deployment.plan
+
     def asked_steers(self, extra: Mapping[str, Any]) -> dict[str, float]:
         """What a client's ``vllm_xargs`` ask for: by a steer's name, the share of its strength.
 
         Raises:
             SteerRequestError: it may not be asked for.
         """
-        plan, named = self.deployment.plan, current_origin().caller.policy
+        plan, named = self.plan_of(current_origin()), current_origin().caller.policy
         number = next((number for number, policy in enumerate(plan.policies) if policy.name == named), 0)
         return asked_steers(extra, plan, number)
 
@@ -227,7 +231,7 @@ class Frontend:
                 steers={**steers, **(hold.steers if hold is not None else {})},
                 subjects=Subjects(origin.caller.tenant, origin.caller.session, subject),
                 imposed=sitting.imposed if sitting is not None else (),
-                plan=self._canaries.get(request.external_req_id, self.deployment.plan.digest),
+                plan=self._canaries.get(request.external_req_id, self.plan_of(origin).digest),
                 attempt=hold.attempt if hold is not None else Attempt.UNHELD,
                 refusal=hold.refusal if hold is not None else None,
                 judge=request.external_req_id in self.questions,

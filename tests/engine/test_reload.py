@@ -25,6 +25,7 @@ from tests.support.tiny import D_MODEL, TinyModel, save_linear, save_trigger
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
+CHANGES, WORKERS = 14, 12
 OTHER = np.random.default_rng(11).standard_normal(D_MODEL)
 OTHER_RULE = "when: {detector: other, stage: prompt, above: {value: -1000000.0}}"
 BOTH = policy(
@@ -251,24 +252,24 @@ def test_under_load_every_verdict_is_that_of_one_policy(server: Server, tiny: Ti
             content = f"{bad if (number + worker) % 2 else good} {worker} {number}"
             began = time.monotonic()
             messages: Any = [{"role": "user", "content": content}]
-            answer = await client.chat.completions.create(model="tiny", messages=messages, max_tokens=8, **GREEDY)
+            answer = await client.chat.completions.create(model="tiny", messages=messages, max_tokens=4, **GREEDY)
             answers.append((began, time.monotonic(), content, answer.choices[0]))
 
     async def change() -> None:
         async with httpx.AsyncClient(timeout=60) as client:
-            for number in range(20):
+            for number in range(CHANGES):
                 text, rule = ((FLAGGING, "note"), (BLOCKING, "stop"))[number % 2]
                 began = time.monotonic()
                 url, headers = f"{server.url}/telltale/v1/policy", {"authorization": f"Bearer {KEY}"}
                 answer = await client.put(url, content=text, headers=headers)
                 assert answer.json()["outcome"] == "applied", answer.text
                 changes.append((began, time.monotonic(), rule))
-                await asyncio.sleep(0.4)
+                await asyncio.sleep(1.2)
 
     async def run() -> None:
         stop = asyncio.Event()
         client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
-        workers = [asyncio.create_task(ask_until(client, stop, worker)) for worker in range(16)]
+        workers = [asyncio.create_task(ask_until(client, stop, worker)) for worker in range(WORKERS)]
         await change()
         stop.set()
         await asyncio.gather(*workers)
@@ -287,8 +288,8 @@ def test_under_load_every_verdict_is_that_of_one_policy(server: Server, tiny: Ti
         if before and before[-1][1] < began:
             certain += 1
             assert said["rule"] == before[-1][2]
-    assert len(changes) == 20
-    assert certain >= 20, "too few requests lay between two changes to show anything"
+    assert len(changes) == CHANGES
+    assert certain >= CHANGES // 2, "too few requests lay between two changes to show anything"
     assert metric(server, "telltale_gaps_total", reason="unseen") == 0
     assert metric(server, "telltale_unsigned_requests_total") == 0
     print(f"{len(answers)} answers, {certain} between two of {len(changes)} changes")

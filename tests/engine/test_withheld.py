@@ -248,7 +248,7 @@ class TestRegenerate:
         assert (said.text, said.outcome) == (REFUSED, "failed_refused")
 
     def test_a_context_that_is_too_long_for_it_is_refused(self, server: Server, tiny: TinyModel) -> None:
-        said = ask(server, "again-if-asked", tiny.trigger_text * 1000, path=RAW, tokens=24)
+        said = ask(server, "again-if-asked", tiny.trigger_text * 1021, path=RAW, tokens=2)
         assert (said.status, said.text, said.outcome) == (200, REFUSED, "failed_refused")
 
     def test_no_client_waits_for_it(self, server: Server) -> None:
@@ -306,8 +306,8 @@ class TestOtherRoutes:
     def test_several_choices_are_withheld_together(
         self, server: Server, tiny: TinyModel, path: str, streamed: bool
     ) -> None:
-        settings: dict[str, Any] = {"n": 3, "temperature": 1.0, "seed": 5}
-        bias = {"logit_bias": {str(tiny.trigger): 15}}
+        settings: dict[str, Any] = {"n": 3, "temperature": 1.0}
+        bias = {"logit_bias": {str(tiny.trigger): 50}}
         said = ask(server, "flagged", path=path, streamed=streamed, **settings, **bias)
         assert (said.outcome, said.text, said.reasons) == ("flagged", REFUSED * 3, ["content_filter"] * 3)
         said = ask(server, "clean", path=path, streamed=streamed, **settings, **bias)

@@ -180,4 +180,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     _one("TelltaleAuditLoss", {f"telltale_audit_dropped_total{{{OF}}}": becomes("0", "7", minutes=4)}),
     _one("TelltaleAuditSlow", dict(store_times(4.0, minutes=30))),
+    _one("TelltaleSinkLoss", {f'telltale_sink_dead_letters_total{{{OF}, sink="a"}}': becomes("0", "2", minutes=4)}),
+    Scenario(
+        "messages that are dropped",
+        frozenset({"TelltaleSinkLoss"}),
+        {f'telltale_sink_dropped_total{{{OF}, sink="a"}}': becomes("0", "9", minutes=4)},
+    ),
 )

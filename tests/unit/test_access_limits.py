@@ -69,6 +69,11 @@ class TestBodies:
         with pytest.raises(TimeoutError):
             await read_body(drip().__anext__, 100, patience=0.1)
 
+    def test_where_no_key_is_asked_for_no_long_body_is_kept(self) -> None:
+        client = make_client()
+        assert client.post("/ping", content=b"x" * 1024).status_code == 200
+        assert client.post("/ping", content=b"x" * 1025).status_code == 413
+
     def test_headers_have_a_limit_too(self) -> None:
         client = make_client(Access(header_bytes=1024))
         for headers, status in (({"x-a": "y" * 300}, 200), ({"x-a": "y" * 1024}, 431), ({"y" * 1024: "a"}, 431)):

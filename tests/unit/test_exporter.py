@@ -27,6 +27,7 @@ from monitor.tenant_metrics import NOBODY
 from monitor.types import RESERVED_RULES, Action, Gap, Mode, Phase, PromptEvent, ReloadOutcome, Skip
 from probes.card import Calibration, Format, Stage
 from serving.api.access_metrics import AccessMetrics
+from serving.api.probing import ProbingWatch
 from serving.api.refusal import Reason
 from tests.unit.artifacts import calibration, make_card, plan_of, policy_text, rule, unit_artifact
 from tests.unit.script import Script, chat
@@ -71,6 +72,7 @@ class Run:
         SinkMetrics(self.registry, SINKS).delivered("oncall", 0.5)
         ExplainMetrics(self.registry)
         SessionMetrics(self.registry)
+        ProbingWatch(lambda: plan, self.registry)
         self.monitor, self.script = Monitor(plan), Script(plan)
 
     def request(

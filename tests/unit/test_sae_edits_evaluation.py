@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 
 from probes.fit.steer.behaviour import Judge, read_examples
 from probes.fit.steer.joint import join
+from probes.fit.steer.joint_evaluation import JointEvaluation, write_joint_report
 from probes.fit.steer.trial import EvalError, Trial
 from probes.fit.steer.verdict import Grade
 from probes.sae.edits import Edit, EditKind
-from probes.sae.edits_evaluation import EditsEvaluation, evaluate_edits, joint_edits, write_edits_report
+from probes.sae.edits_evaluation import evaluate_edits, joint_edits
+from probes.sae.file import SaeFile
 from probes.sae.sae import Activation
 from probes.steering import SteerError
 from probes.steering.steer import Positions
@@ -88,11 +90,18 @@ def pairs(path: Path) -> Path:
     return path
 
 
+EDITS = [Edit(EditKind.RAISE, TRIGGER, 100.0, 0.5), Edit(EditKind.REDUCE, SILENT, 5.0, 0.5)]
+
+
 @pytest.fixture(scope="module")
-def measured(planted: PlantedModel, tmp_path_factory: pytest.TempPathFactory) -> EditsEvaluation:
+def file(planted: PlantedModel, tmp_path_factory: pytest.TempPathFactory) -> SaeFile:
+    return sae_for_tiny(planted.tiny, tmp_path_factory.mktemp("file") / "sae.safetensors")
+
+
+@pytest.fixture(scope="module")
+def measured(planted: PlantedModel, file: SaeFile, tmp_path_factory: pytest.TempPathFactory) -> JointEvaluation:
     """The latent whose decoder row is the planted direction is raised; one that is never active is reduced."""
     folder = tmp_path_factory.mktemp("measured")
-    file = sae_for_tiny(planted.tiny, folder / "sae.safetensors")
     trial = Trial(
         prompts=tuple(f"Tell me about {word}" for word in ("rain", "bread", "stone", "trees")),
         instruction=f"Say{WORD}.",
@@ -100,14 +109,13 @@ def measured(planted: PlantedModel, tmp_path_factory: pytest.TempPathFactory) ->
         seeds=2,
         neutral_lines=2,
     )
-    edits = [Edit(EditKind.RAISE, TRIGGER, 100.0, 0.5), Edit(EditKind.REDUCE, SILENT, 5.0, 0.5)]
     judge = Judge.fit(read_examples(pairs(folder / "pairs.jsonl")), seed=0)
     return evaluate_edits(
-        "planted", file, edits, trial, (0.001, 1.0), judge=judge, model=planted.model, progress=lambda _: None
+        "planted", file, EDITS, trial, (0.001, 1.0), judge=judge, model=planted.model, progress=lambda _: None
     )
 
 
-def test_the_planted_behaviour_is_found_at_the_level_that_makes_it(measured: EditsEvaluation) -> None:
+def test_the_planted_behaviour_is_found_at_the_level_that_makes_it(measured: JointEvaluation) -> None:
     weak, strong = measured.response.steered
     assert strong.figures.target.value > 0.9
     assert strong.figures.target.value > measured.response.random[1].figures.target.value + 0.3
@@ -124,24 +132,26 @@ def test_the_planted_behaviour_is_found_at_the_level_that_makes_it(measured: Edi
     assert "degenerates" in " ".join(measured.verdict.reasons)
 
 
-def test_the_report_holds_the_table_and_the_figures(measured: EditsEvaluation, tmp_path: Path) -> None:
-    path = write_edits_report(measured, tmp_path / "report", command="telltale sae edits ...")
+def test_the_report_holds_the_table_and_the_figures(measured: JointEvaluation, tmp_path: Path) -> None:
+    path = write_joint_report(measured, tmp_path / "report", command="telltale sae edits ...")
     text = path.read_text()
     assert text.count("| **steer** |") == 2
     assert text.count("| random |") == 2
-    assert "`raise_latent` 5, level 100" in text
+    assert "`raise_latent` 5 of planted, level 100" in text
     told = json.loads(path.with_suffix(".json").read_text())
     assert told["verdict"] == "reject"
     assert [condition["strength"] for condition in told["steered"]] == [0.001, 1.0]
 
 
-def test_strengths_that_write_nothing_are_refused(measured: EditsEvaluation, planted: PlantedModel) -> None:
+def test_strengths_that_write_nothing_are_refused(
+    measured: JointEvaluation, file: SaeFile, planted: PlantedModel
+) -> None:
     for strengths in ((), (1.0, 0.0)):
         with pytest.raises(EvalError, match="above 0"):
             evaluate_edits(
                 "none",
-                measured.file,
-                measured.edits,
+                file,
+                EDITS,
                 measured.trial,
                 strengths,
                 judge=measured.judge,
@@ -150,8 +160,8 @@ def test_strengths_that_write_nothing_are_refused(measured: EditsEvaluation, pla
             )
 
 
-def test_prompts_and_instruction_stand_together(tmp_path: Path, measured: EditsEvaluation) -> None:
-    line = ["sae", "edits", str(measured.file.path), "--pairs", str(pairs(tmp_path / "p.jsonl")), "--name", "x"]
+def test_prompts_and_instruction_stand_together(tmp_path: Path, file: SaeFile) -> None:
+    line = ["sae", "edits", str(file.path), "--pairs", str(pairs(tmp_path / "p.jsonl")), "--name", "x"]
     found = CliRunner().invoke(app, [*line, "--more-is", "neutral", "--prompts", "p.jsonl"])
     assert found.exit_code != 0
     assert "stand together" in str(found.exception) + found.output

@@ -56,6 +56,17 @@ def test_an_unknown_name_is_refused_with_its_place_and_what_there_is(tmp_path: P
         check_policy(policy(tmp_path, **{key: SHIPPED.replace("15", "16")}))
 
 
+def test_check_says_what_is_explained_and_what_it_costs(tmp_path: Path) -> None:
+    path = policy(tmp_path)
+    plain = CliRunner().invoke(app, ["check", str(path)], env={"COLUMNS": "300"})
+    assert plain.exit_code == 0, plain.output
+    assert "explain:" not in plain.output
+    path.write_text(path.read_text() + f'audit: {{}}\nexplain: {{sae: "{SHIPPED}", per_minute: 7}}\n')
+    said = CliRunner().invoke(app, ["check", str(path)], env={"COLUMNS": "300"})
+    assert said.exit_code == 0, said.output
+    assert f"10 latents each, by {SHIPPED}; at most 7 requests a minute" in said.output
+
+
 def test_commands_take_the_name(tmp_path: Path) -> None:
     options = ["--latents", "33", "--name", "code", "--out", str(tmp_path)]
     made = CliRunner().invoke(app, ["sae", "detector", SHIPPED, *options])

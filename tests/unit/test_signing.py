@@ -194,3 +194,15 @@ def test_no_tenant_finds_what_is_cached_for_another(tmp_path: Path) -> None:
     assert len({salt(*pair) for pair in pairs}) == len(pairs)
     assert salt("acme", None) == acme
     assert [salt("", given) for given in (None, "own")] == [None, "own"]
+
+
+def test_a_request_keeps_the_plan_that_was_in_force_when_it_came(tmp_path: Path) -> None:
+    now = signed(tmp_path, Origin())
+    assert now is not None
+    earlier = compiled(tmp_path, CALM, do("earlier", "{action: flag}"))
+    assert now.plan not in {None, earlier.digest}
+    found = signed(tmp_path, Origin(plan=earlier))
+    assert found is not None
+    assert found.plan == earlier.digest
+    with pytest.raises(VLLMValidationError, match="mild"):  # which that plan did not let anybody ask for
+        signed(tmp_path, Origin(plan=earlier), steer="mild")

@@ -12,14 +12,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from vllm.v1.engine import EngineCoreOutput
 
+from monitor.catalogue import OUTCOMES
+from monitor.exporter import Exporter
 from monitor.monitor import Monitor
-from monitor.outcome import HandledRule, Outcome
 from monitor.report import encode_report, make_report
 from monitor.request import is_blocked
 from monitor.rollout import Subjects
@@ -85,7 +87,6 @@ class Withheld:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     holds: list[Hold | None] = field(default_factory=list)
     drawn: list[str] = field(default_factory=list)
-    told: list[tuple[str, str]] = field(default_factory=list)
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -98,16 +99,20 @@ class Withheld:
         self.frontend = Frontend()
         self.frontend.configure(SimpleNamespace(plan=plan))  # type: ignore[arg-type]
         self.opinions = Opinions(self.judge, Classifier({}), lambda tokens: f"<{len(tokens)}>", self.clock)
-        self.frontend.export_to(self)  # type: ignore[arg-type]
+        self.registry = CollectorRegistry()
+        self.frontend.export_to(Exporter(plan, self.registry))
         desk = Desk(self.opinions, Upstream({"KEY": "sk-far"}), self.frontend)
         app = Starlette(routes=[Route("/{path:path}", self._answer, methods=["POST"])])
         self.app = HoldMiddleware(app, frontend=self.frontend, desk=lambda: desk)
 
-    def handled(self, rule: HandledRule, outcome: Outcome) -> None:
-        self.told.append((rule.name, outcome.value))
-
-    def record(self, report: object) -> None:
-        """Of the exporter's two doors, the one that no test here looks at."""
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        """Rules that were carried out, and what came of each, as the metrics say."""
+        samples = (sample for family in self.registry.collect() for sample in family.samples)
+        counted = (sample for sample in samples if sample.name == OUTCOMES.name)
+        return sorted(
+            (sample.labels["rule"], sample.labels["outcome"]) for sample in counted for _ in range(int(sample.value))
+        )
 
     async def ask(self, *turns: Turn, path: str = "/v1/chat/completions", **body: Any) -> tuple[str, str | None]:
         """The text that a client gets, and how it came about."""
