@@ -15,7 +15,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from monitor.canary import CanaryFailure
-from monitor.events import CanaryFailed, Content, Decision, Event, GapSeen, Handled, PolicyReloaded
+from monitor.events import (
+    CanaryFailed,
+    Content,
+    ConversationFired,
+    Decision,
+    Event,
+    GapSeen,
+    Handled,
+    PolicyReloaded,
+    ProbingSuspected,
+)
 from monitor.outcome import Outcome
 from monitor.outlet import Outlets
 from monitor.sinks.backoff import Backoff
@@ -29,6 +39,7 @@ from monitor.sinks.settings import SinkEntry, SinkEvent, SinkKind
 from monitor.sinks.signature import ID_HEADER, TIMESTAMP_HEADER, is_signed, parse_secret
 from monitor.sinks.sinks import Sinks
 from monitor.types import Action, Gap, Mode, ReloadOutcome, ReloadSource
+from probes.card import Stage
 from tests.support.server import free_port
 from tests.support.sink_receiver import BREAK, HANG, Receiver, receiving
 from tests.unit.audit_trail import content, decision
@@ -368,6 +379,28 @@ def test_events_to_choose_from_are_events() -> None:
         (
             Handled(plan="p", policy="default", rule="again", action=Action.REGENERATE, outcome=Outcome.SECOND),
             "regenerate by again (policy default): second",
+        ),
+        (
+            ConversationFired(
+                plan="p",
+                policy="default",
+                rule="drift",
+                action=Action.BLOCK,
+                mode=Mode.ENFORCE,
+                detector="harm",
+                accumulator="decay",
+                value=2.0,
+                threshold=1.0,
+                requests=3,
+                until=None,
+            ),
+            "a conversation: block by drift (policy default, enforce)\nharm, 3 requests",
+        ),
+        (
+            ProbingSuspected(
+                plan="p", policy="default", detector="harm", stage=Stage.PROMPT, requests=9, near=7, benign=0.1
+            ),
+            "7 of 9 requests lie near a threshold of harm",
         ),
     ],
 )
