@@ -301,8 +301,8 @@ def test_gaps_uncalibrated_formats_and_rollouts(tmp_path: Path) -> None:
 
 
 def test_a_rule_over_conversations_is_not_told_from_one_request(tmp_path: Path) -> None:
-    when = "detector: harm, stage: conversation, of: prompt, aggregate: {kind: max}, accumulate: {kind: cusum}, above: {value: 5}"
-    over = f"{{name: over, when: {{{when}}}, do: {{action: flag}}, mode: enforce}}"
+    when = f"of: prompt, accumulate: {{kind: cusum}}, {MAX}: {{value: 5}}"
+    over = rule("over", stage="conversation", action="flag", when=when)
     event = serve(plan(tmp_path, RECORDED), [(0, 0), (2, 2)], 2)
     after = plan(tmp_path, over, RECORDED)
     found = simulate(after, after.policies[0], event)
