@@ -89,7 +89,7 @@ def _slack(event: Event, about: Mapping[str, object] | None) -> dict[str, object
 def _lines(event: Event) -> list[str]:
     if isinstance(event, Decision):
         return _decision(event)
-    said = [event.kind]
+    said: list[str] = [event.kind]
     match event:
         case Handled():
             said = [f"{event.action.value} by {event.rule} (policy {event.policy}): {event.outcome.value}"]

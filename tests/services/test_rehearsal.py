@@ -80,6 +80,10 @@ policies:
         when: {{detector: replies, stage: stream, above: {{value: 4}}}}
         do: {{action: flag}}
         mode: shadow
+      - name: calmer
+        when: {{detector: trigger, stage: prompt, segments: [system], above: {{value: 4}}}}
+        do: {{action: regenerate, system: "Be brief.", otherwise: block}}
+        mode: shadow
       - name: again-and-again
         when:
           detector: trigger
