@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -52,6 +53,7 @@ policies:
 {rules}
 reserve: {{directions: 8}}
 audit: {{url: "sqlite:///trail.db", text: none, durability: before_release}}
+access: {{keys: [{{name: soak, key_sha256: "{digest}", scopes: [infer, observe, admin]}}]}}
 """
 
 
@@ -65,7 +67,8 @@ def rule(name: str, when: str, action: str, mode: str = "enforce") -> str:
 
 def policy(detectors: tuple[str, ...], *rules: str) -> str:
     entries = "\n".join(f"  - artifact: {name}.safetensors" for name in detectors)
-    return HEAD.format(detectors=entries, rules="\n".join(rules))
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    return HEAD.format(detectors=entries, rules="\n".join(rules), digest=digest)
 
 
 @dataclass
@@ -215,7 +218,6 @@ def test_no_verdict_is_wrong_and_nothing_is_lost(
     environment = {
         "TELLTALE_TEST_RECORD": str(records),
         "PYTHONPATH": str(Path(__file__).parent / "injected"),
-        "VLLM_API_KEY": KEY,
     }
     load = Load()
     command = telltale_command(tiny.path, home / "telltale.yaml", "--max-num-seqs", str(STREAMS))
