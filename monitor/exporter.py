@@ -124,6 +124,9 @@ class Exporter:
         for rule in policy.rules:
             for mode in (rule.mode,) if rule.share is None else Mode:
                 self._actions.labels(rule.name, rule.action.value, mode.value, policy.name)
+            if rule.handling is not None:
+                for outcome in Outcome:
+                    self._outcomes.labels(rule.name, rule.action.value, outcome.value, policy.name)
 
     def canary_passed(self, seconds: float, deviation: float = 0.0) -> None:
         """A round of canaries has passed on every engine: the server sees, and is ready.

@@ -13,6 +13,7 @@ from monitor.attempt import Attempt
 from monitor.compiled import CompiledPolicy
 from monitor.coverage import Coverage, close_account
 from monitor.dose import Dose
+from monitor.finite import finite_rows
 from monitor.groups import group_checks
 from monitor.judge import Judge
 from monitor.policy import Plan
@@ -182,7 +183,7 @@ class Monitor:
                 f"{self.plan.bank.width} were expected"
             )
         scores = self.plan.bank.score(step.readouts)
-        finite = self._finite(step.readouts, scores)
+        finite = finite_rows(step.readouts, scores, self._used)
         request_ids = step.request_ids
         slots = np.fromiter(map(self._slots.get, request_ids, repeat(-1)), dtype=np.intp, count=len(request_ids))
         numbers = np.flatnonzero((slots >= 0) & (step.counts > 0))
@@ -217,7 +218,7 @@ class Monitor:
             return
         scores = self.plan.bank.score(readouts)
         positions = np.arange(len(readouts), dtype=np.int64)
-        self._observe_chunk(request, positions, scores, self._finite(readouts, scores))
+        self._observe_chunk(request, positions, scores, finite_rows(readouts, scores, self._used))
 
     def lose(self, reached: Mapping[str, int], reason: Gap) -> None:
         """The rows of a step cannot be scored: count what is missing as a gap and act on it.
@@ -389,13 +390,3 @@ class Monitor:
         table.next_position[slot] = positions[-1] + 1
         self.tally.scored += scored
         self.tally.skipped[Skip.SINK] += sink
-
-    def _finite(self, readouts: npt.NDArray[np.float32], scores: Float64) -> npt.NDArray[np.bool_]:
-        # A sum is finite only if all its terms are.
-        with np.errstate(invalid="ignore", over="ignore"):
-            if np.isfinite(np.einsum("rc->", readouts)) and np.isfinite(np.einsum("rc->", scores)):
-                return np.ones(len(readouts), dtype=bool)
-            # Which rows: of columns that nothing is read in, no value matters.
-            used = readouts if len(self._used) == readouts.shape[1] else readouts.take(self._used, axis=1)
-            seen = np.einsum("rc->r", used)
-            return np.asarray(np.isfinite(seen) & np.isfinite(np.einsum("rc->r", scores)))

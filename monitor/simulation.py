@@ -33,6 +33,8 @@ class Unknown(StrEnum):
     CUT_OFF = "cut_off"
     """The reply was ended or replaced when it was recorded, or would have been (escalate, route, regenerate, block):
     nobody knows how it would have gone on, or what was read up to there."""
+    CONVERSATION = "conversation"
+    """A rule over conversations reads several requests of a session, and the record does not say which are one's."""
     LENGTH = "length"
     """The threshold depends on a length that was not recorded, and the statistic lies between the thresholds."""
 
@@ -111,10 +113,17 @@ def simulate(plan: Plan, policy: CompiledPolicy, recorded: Decision) -> Simulate
     told[ON_UNCALIBRATED] = Told(fires=uncalibrated, mode=Mode.ENFORCE)
     least = [does[name] for name, one in told.items() if one.fires and one.mode is Mode.ENFORCE]
     most = [does[name] for name, one in told.items() if one.fires is not False and one.mode is not Mode.SHADOW]
+    # Those act on later requests of the session.
+    told |= {
+        rule.name: Told(fires=None, mode=rule.mode, why={"the session": Unknown.CONVERSATION})
+        for rule in policy.conversations
+    }
     return Simulated(told, _worst(least), _worst(most))
 
 
 def _told(rule: CompiledRule, reader: _Reader, until: _Until) -> Told:
+    if rule.conversation is not None:
+        return Told(fires=False, mode=rule.mode)
     truth = rule.condition.truth(lambda number: reader.known(number, until))
     why = {reader.name(number): reason for number in rule.verdicts if (reason := reader.why(number, until)) is not None}
     mode = _mode(rule, reader.recorded)

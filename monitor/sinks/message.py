@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
-from monitor.events import CanaryFailed, Content, Decision, Event, GapSeen, Handled, PolicyReloaded
+from monitor.events import (
+    CanaryFailed,
+    Content,
+    ConversationFired,
+    Decision,
+    Event,
+    GapSeen,
+    Handled,
+    PolicyReloaded,
+    ProbingSuspected,
+)
 from monitor.sinks.settings import SinkKind
 
 _WHOSE = {"request_id", "client_request_id", "tenant"}
@@ -77,22 +87,29 @@ def _slack(event: Event, about: Mapping[str, object] | None) -> dict[str, object
 
 
 def _lines(event: Event) -> list[str]:
+    if isinstance(event, Decision):
+        return _decision(event)
+    said: list[str] = [event.kind]
     match event:
-        case Decision():
-            return _decision(event)
         case Handled():
-            what = f"{event.action.value} by {event.rule} (policy {event.policy})"
-            return [f"Telltale: {what}: {event.outcome.value}"]
+            said = [f"{event.action.value} by {event.rule} (policy {event.policy}): {event.outcome.value}"]
+        case ConversationFired():
+            what = f"{event.action.value} by {event.rule} (policy {event.policy}, {event.mode.value})"
+            said = [f"a conversation: {what}", f"{event.detector}, {event.requests} requests"]
+        case ProbingSuspected():
+            what = f"{event.near} of {event.requests} requests lie near a threshold of {event.detector}"
+            said = [f"probing? {what} (policy {event.policy}, {event.stage.value})"]
         case GapSeen():
             gaps = ", ".join(f"{reason.value} {count}" for reason, count in event.gaps.items())
-            return [f"Telltale: positions were not scored: {gaps}"]
+            said = [f"positions were not scored: {gaps}"]
         case CanaryFailed():
-            return [f"Telltale: the canary fails: {event.reason.value}", event.detail]
+            said = [f"the canary fails: {event.reason.value}", event.detail]
         case PolicyReloaded():
             fixed = f": {event.setting} is fixed at the start" if event.setting is not None else ""
-            return [f"Telltale: a policy by {event.source.value}: {event.outcome.value}{fixed}"]
+            said = [f"a policy by {event.source.value}: {event.outcome.value}{fixed}"]
         case _:
-            return [f"Telltale: {event.kind}"]
+            pass
+    return [f"Telltale: {said[0]}", *said[1:]]
 
 
 def _decision(event: Decision) -> list[str]:

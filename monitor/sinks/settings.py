@@ -33,6 +33,10 @@ class SinkEvent(StrEnum):
     DECISION = "decision"
     HANDLED = "handled"
     """A reply was withheld: what came of it."""
+    CONVERSATION = "conversation"
+    """A rule over conversations fired."""
+    PROBING = "probing"
+    """Somebody seems to look for a threshold."""
     GAP = "gap"
     CANARY = "canary"
     POLICY = "policy"
@@ -56,7 +60,7 @@ class SinkEntry(Strict):
     events: tuple[SinkEvent, ...] = Field(
         default=tuple(SinkEvent),
         min_length=1,
-        description="what is sent: decision, handled, gap, canary, policy; all if left out",
+        description="which kinds of events are sent; all if left out",
     )
     min_action: Action = Field(default=Action.FLAG, description="decisions with a less severe action are not sent")
     shadow: bool = Field(default=False, description="whether what rules in shadow would have done counts as well")

@@ -155,7 +155,7 @@ class Door:
 
     def _commit(self, digest: str) -> None:
         self.generations.commit(digest)
-        self.heartbeats.commit(digest)
+        self.heartbeats.commit(self.generations.plan)
         log.info("monitoring by another plan", digest=digest[:12])
 
     def _discard(self, digest: str) -> None:

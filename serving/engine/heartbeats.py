@@ -38,10 +38,12 @@ class Heartbeats:
         if plan.digest != self._current:
             self._beats[plan.digest] = Heartbeat(plan, self._settings, vocab=self._vocab)
 
-    def commit(self, digest: str) -> None:
+    def commit(self, plan: Plan) -> None:
         """A plan runs from now on: its canaries say whether what is read is to be trusted, and no others."""
-        self._beats = {digest: self._beats[digest]}
-        self._current = digest
+        if plan.digest not in self._beats:
+            self.add(plan)
+        self._beats = {plan.digest: self._beats[plan.digest]}
+        self._current = plan.digest
 
     def discard(self, digest: str) -> None:
         """A plan will not run."""

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import structlog
 
 from monitor.canary import Failed
@@ -23,22 +22,15 @@ from monitor.policy import Plan
 from monitor.reload import RestartNeededError
 from monitor.types import ReloadOutcome, ReloadSource
 from monitor.yaml_file import read_policy_text
-from probes.columns import Residents, Room, union
+from probes.columns import Room, union
 from probes.errors import TelltaleError
 from serving.deployment import Deployment
 from serving.engine.canary import Canaries
 from serving.engine.frontend import Frontend
+from serving.engine.plan_installer import PlanInstaller, ReloadFailedError
 from serving.redeploy import NoFreeColumnError, redeploy
 
 log = structlog.get_logger(__name__)
-
-_ANSWER_SECONDS = 60.0
-_BUILD_SECONDS = 300.0
-_POLL_SECONDS = 0.02
-
-
-class ReloadFailedError(TelltaleError, RuntimeError):
-    """A policy could not be put in place; what ran before still runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +58,7 @@ class Reloader:
 
     def __init__(self, engine: Any, frontend: Frontend, canaries: Canaries, listeners: Listeners) -> None:
         self._engine = engine
+        self._engines = PlanInstaller(engine)
         self._frontend = frontend
         self._canaries = canaries
         self._listeners = listeners
@@ -78,6 +71,7 @@ class Reloader:
         # Plans that the engines have forgotten: what was on its way when they did may still speak of them.
         self._gone: dict[str, Deployment] = {}
         self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Future[Reload]] = set()
         self.history = History(start)
 
     async def reload(self, text: str, source: ReloadSource) -> Reload:
@@ -88,8 +82,7 @@ class Reloader:
             source: where it comes from.
         Returns: what came of it, which is in the history too.
         """
-        async with self._turn:
-            return await self._reload(lambda: text, source)
+        return await self._finished(self._in_turn(lambda: self._reload(lambda: text, source)))
 
     async def reload_file(self, source: ReloadSource) -> Reload:
         """Put in force what stands in the policy file that the server was started with.
@@ -98,8 +91,8 @@ class Reloader:
             source: why it is read.
         Returns: what came of it.
         """
-        async with self._turn:
-            return await self._reload(lambda: read_policy_text(self._started.file.path), source)
+        path = self._started.file.path
+        return await self._finished(self._in_turn(lambda: self._reload(lambda: read_policy_text(path), source)))
 
     async def roll_back(self, number: int | None = None) -> Reload:
         """Put in force what ran before.
@@ -110,9 +103,23 @@ class Reloader:
         Raises:
             monitor.history.HistoryError: there is no such entry.
         """
-        async with self._turn:
+
+        def back() -> Coroutine[Any, Any, Reload]:
             entry = self.history.target(number)
-            return await self._reload(lambda: entry.text, ReloadSource.ROLLBACK, expected=entry.digest)
+            return self._reload(lambda: entry.text, ReloadSource.ROLLBACK, expected=entry.digest)
+
+        return await self._finished(self._in_turn(back))
+
+    async def _in_turn(self, begin: Callable[[], Coroutine[Any, Any, Reload]]) -> Reload:
+        async with self._turn:
+            return await begin()
+
+    async def _finished(self, work: Coroutine[Any, Any, Reload]) -> Reload:
+        """Whoever asked may leave: what was begun is brought to its end, so that engines and front end agree."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
 
     async def _reload(self, read: Callable[[], str], source: ReloadSource, expected: str | None = None) -> Reload:
         began, before = time.monotonic(), self._running.plan.digest
@@ -200,8 +207,7 @@ class Reloader:
 
     async def _forget_released(self) -> None:
         """Ask the engines which plans they still keep; columns of all others are free."""
-        answers = await self._ask("generations", {})
-        kept = {digest for answer in answers for digest in answer["held"]} | {self._running.plan.digest}
+        kept = await self._engines.held() | {self._running.plan.digest}
         gone = {digest: held for digest, held in self._held.items() if digest not in kept}
         self._held = {digest: held for digest, held in self._held.items() if digest in kept}
         self._gone, earlier = gone, self._gone
@@ -221,94 +227,26 @@ class Reloader:
         digest = found.plan.digest
         room, needed = self._room()
         try:
-            await self._prepare(found, room, needed)
-            await self._write(found.plan, room.taken)
-            await self._ask("admit", {"digest": digest})
+            await self._engines.prepare(found, room, needed)
+            await self._engines.write(found.plan, room.taken)
+            await self._engines.admit(digest)
             self._held[digest] = found
             self._frontend.hold(self._known())
             proved = Canaries(self._engine, self._frontend, found)
             _require_passed(await proved.round())
             async with self._canaries.turn:
-                await self._ask("commit", {"digest": digest})
+                await self._engines.commit(digest)
                 # From here on, without an await between: requests are signed under it.
                 self._adopt(found)
                 self._canaries.follow(proved)
         except ReloadFailedError:
-            await self._take_back(digest)
+            await self._engines.take_back(digest, running=self._running.plan.digest)
             raise
 
     def _adopt(self, found: Deployment) -> None:
         self._running = found
         self._frontend.adopt(found)
         self._listeners.adopt(found)
-
-    async def _take_back(self, digest: str) -> None:
-        """As if nothing had been tried, as far as an engine still answers."""
-        try:
-            await self._ask("commit", {"digest": self._running.plan.digest})
-            await self._ask("discard", {"digest": digest})
-        except ReloadFailedError as error:
-            log.error("a policy could not be taken back; no request is signed under it", why=str(error))  # noqa: TRY400
-
-    async def _prepare(self, found: Deployment, room: Room, needed: Room) -> None:
-        digest = found.plan.digest
-        body = {
-            "digest": digest,
-            "text": found.file.text,
-            "path": str(found.file.path),
-            "room": room.as_json(),
-            "needed": needed.as_json(),
-        }
-        await self._ask("prepare", body)
-        deadline = time.monotonic() + _BUILD_SECONDS
-        while True:
-            answers = await self._ask("prepared", {"digest": digest})
-            refused = next((answer["refused"] for answer in answers if answer["refused"] is not None), None)
-            if refused is not None:
-                raise ReloadFailedError(f"an engine cannot build it: {refused}.")
-            if all(answer["done"] for answer in answers):
-                return
-            if time.monotonic() > deadline:
-                raise ReloadFailedError(f"an engine has not built it within {_BUILD_SECONDS:g} s.")
-            await asyncio.sleep(_POLL_SECONDS)
-
-    async def _write(self, plan: Plan, taken: Residents) -> None:
-        """Put new directions into free columns on every worker, and make sure of what stands there."""
-        fresh: dict[str, list[str]] = {}
-        columns = []
-        for matrix, (tap, residents) in zip(plan.bank.matrices, plan.bank.residents().items(), strict=True):
-            places = [column for column in residents if column not in taken.get(tap, {})]
-            if not places:
-                continue
-            fresh[str(tap)] = [residents[column] for column in places]
-            weight = np.ascontiguousarray(matrix.weight[:, places])
-            columns.append([str(tap), places, weight.tobytes(), matrix.bias[places].tobytes()])
-        if not columns:
-            return
-        answers = await self._answered("collective_rpc", "telltale_write", None, (columns,), {})
-        for answer in answers:
-            written: dict[str, list[str]] = {}
-            for worker in answer:
-                for tap, digests in worker.items():
-                    if digests != fresh[tap]:
-                        raise ReloadFailedError(f"a worker holds other numbers at {tap} than were written there.")
-                    written[tap] = digests
-            if missing := sorted(fresh.keys() - written.keys()):
-                raise ReloadFailedError(f"no worker has the tap {missing[0]}.")
-
-    async def _ask(self, op: str, body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-        return await self._answered("telltale_control", op, dict(body))
-
-    async def _answered(self, method: str, *args: Any) -> Sequence[Any]:
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                answers: Sequence[Any] = await self._engine.engine_core.call_utility_all_async(method, *args)
-        except TimeoutError as error:
-            raise ReloadFailedError(f"an engine does not answer within {_ANSWER_SECONDS:g} s ({args[0]}).") from error
-        except Exception as error:  # vLLM passes on the other process's failure as a bare Exception
-            log.exception("an engine refuses a step of a reload", step=args[0])
-            raise ReloadFailedError(f"an engine refuses ({args[0]}): {error}.") from error
-        return answers
 
 
 def _require_digest(plan: Plan, expected: str | None) -> None:

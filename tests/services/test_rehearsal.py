@@ -5,6 +5,7 @@ The rules are the shipped ones with all durations divided by sixty.
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,19 +28,22 @@ from tests.engine.test_live_proof import injecting
 from tests.support.prometheus_server import Prometheus, Receiver, prometheus_with
 from tests.support.rehearsed import LATENT, save_rehearsed
 from tests.support.server import Server, serving, stop, telltale_command
+from tests.support.sink_receiver import Receiver as SinkReceiver
+from tests.support.sink_receiver import receiving
 from tests.support.tiny import PROMPT, TinyModel
 
 pytestmark = [pytest.mark.services, pytest.mark.engine]
 
 CLOCK = Clock(1 / 60)
 WATCHDOG = "TelltaleWatchdog"
+SECRET = "TELLTALE_REHEARSAL_SECRET"  # noqa: S105 - the name of a variable
 POLICY = f"""\
 version: "1"
 detectors:
   - artifact: known.safetensors
   - artifact: steady.safetensors
   - artifact: odd.safetensors
-  - {{artifact: replies.safetensors, alert: {{severity: warning, count: 3, within: 20s, for: 1s}}}}
+  - {{artifact: replies.safetensors, alert: {{severity: warning, count: 3, within: 20s, for: 1s, notify: oncall}}}}
   - name: mark
     kind: sae_latent
     sae: planted.safetensors
@@ -49,12 +53,15 @@ steers:
   - {{name: push, artifact: push.safetensors, op: add, strength: 0.05, positions: generated}}
 canary: {{every: 1s, deadline: 4s}}
 audit: {{}}
+sinks:
+  - {{name: oncall, kind: webhook, url: "RECEIVER", secret_env: {SECRET}, events: [decision], min_action: block}}
 explain: {{sae: planted.safetensors, tokens: 1, top: 2, per_minute: 20}}
 policies:
   - name: default
     on_gap: block
     on_uncalibrated: flag
     steers: [push]
+    probing: {{}}
     rules:
       - name: block-some
         when: {{detector: trigger, stage: prompt, segments: [user]}}
@@ -73,6 +80,20 @@ policies:
         when: {{detector: replies, stage: stream, above: {{value: 4}}}}
         do: {{action: flag}}
         mode: shadow
+      - name: calmer
+        when: {{detector: trigger, stage: prompt, segments: [system], above: {{value: 4}}}}
+        do: {{action: regenerate, system: "Be brief.", otherwise: block}}
+        mode: shadow
+      - name: again-and-again
+        when:
+          detector: trigger
+          stage: conversation
+          of: prompt
+          segments: [system]
+          accumulate: {{kind: m_of_n, count: 5, window: 20}}
+          above: {{value: 4}}
+        do: {{action: flag}}
+        mode: shadow
       - name: history-mark
         when: {{detector: mark, stage: prompt, segments: [assistant], above: {{value: 4}}}}
         do: {{action: flag}}
@@ -81,17 +102,25 @@ policies:
 
 
 @pytest.fixture(scope="module")
-def work(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def oncall() -> Iterator[SinkReceiver]:
+    """Who is told by the server itself, around Prometheus."""
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def work(tiny: TinyModel, oncall: SinkReceiver, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rehearsal")
     save_rehearsed(folder, tiny)
-    (folder / "policy.yaml").write_text(POLICY)
+    (folder / "policy.yaml").write_text(POLICY.replace("RECEIVER", oncall.url))
     return folder
 
 
 @pytest.fixture(scope="module")
 def server(tiny: TinyModel, work: Path) -> Iterator[Server]:
     command = telltale_command(tiny.path, work / "policy.yaml")
-    with serving(command, work / "server.log", environment=injecting(work)) as started:
+    secret = f"whsec_{base64.b64encode(bytes(range(32))).decode()}"
+    with serving(command, work / "server.log", environment={**injecting(work), SECRET: secret}) as started:
         yield started
 
 
@@ -228,8 +257,12 @@ def test_a_rule_with_an_alert(prometheus: Prometheus, receiver: Receiver, ask: A
     assert found == {"severity": "critical", "rule": "system-mark", "policy": "default"}
 
 
-def test_a_detector_with_an_alert(prometheus: Prometheus, receiver: Receiver, ask: Ask, tiny: TinyModel) -> None:
-    ask(("user", PROMPT), logit_bias={str(tiny.trigger): 100})
+def test_a_detector_with_an_alert(
+    prometheus: Prometheus, receiver: Receiver, oncall: SinkReceiver, ask: Ask, tiny: TinyModel
+) -> None:
+    before = len(oncall.got)
+    ask(("user", PROMPT), logit_bias={str(tiny.trigger): 100}, times=8)
+    oncall.wait_for(before + 8)  # its alert names the sink: each flagged request goes there, in shadow too
     assert flagged(prometheus, receiver, "TelltaleDetectorFlagged") == {"severity": "warning", "detector": "replies"}
 
 

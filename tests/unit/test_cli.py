@@ -18,7 +18,7 @@ from tests.unit.test_steers import saved as saved_steer
 
 COMMANDS = (
     *("serve", "check", "doctor", "train", "eval", "report", "calibrate", "canary", "schema", "bench", "steer", "gate"),
-    *("detector", "collect", "audit", "tail"),
+    *("detector", "collect", "audit", "tail", "top", "sinks", "policy"),
 )
 
 

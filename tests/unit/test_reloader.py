@@ -202,8 +202,10 @@ def test_an_engine_that_fails_in_any_step_leaves_what_ran(case: Case, step: str)
     entry = case.reload(text("other", names=("harm", "other")))
     assert (entry.outcome, f"({step})" in entry.message) == (ReloadOutcome.FAILED, True)
     case.ranks[1].broken = set()
-    if step == "commit":  # what it was asked to take back, it could not either
+    if step == "commit":  # the other rank had put it in force already, and takes it back
         assert case.running == before
+        assert [rank.generations.plan.digest for rank in case.ranks] == [before, before]
+        assert asyncio.run(case.canaries.round()) is None
         assert case.reload(text("other", names=("harm", "other"))).outcome is ReloadOutcome.APPLIED
         return
     require_untouched(case, before)
@@ -285,3 +287,19 @@ def test_a_new_direction_takes_the_column_of_one_that_nobody_reads_any_more(case
     assert case.frontend.deployment.plan.bank.columns["third"][Tap(0)].tolist() == [1]
     scores = case.frontend.deployment.plan.bank.score(case.ranks[1].worker.read(TOKENS))
     np.testing.assert_array_equal(scores, STREAMS[list(TOKENS)][:, [0, 2]])
+
+
+def test_who_asked_may_leave_and_the_policy_comes_in_all_the_same(case: Case) -> None:
+    async def leave() -> None:
+        asked = asyncio.ensure_future(case.reloader.reload(text("other", names=("harm", "other")), ReloadSource.API))
+        while len(case.held()[0]) == 1:  # not before an engine has it
+            await asyncio.sleep(0)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        await asyncio.gather(*case.reloader._tasks)
+
+    asyncio.run(leave())
+    assert case.reloader.history.running.outcome is ReloadOutcome.APPLIED
+    assert case.reloader.history.running.number == 1
+    assert {rank.generations.plan.digest for rank in case.ranks} == {case.running}

@@ -300,6 +300,16 @@ def test_gaps_uncalibrated_formats_and_rollouts(tmp_path: Path) -> None:
     assert found.action is Action.ALLOW
 
 
+def test_a_rule_over_conversations_is_not_told_from_one_request(tmp_path: Path) -> None:
+    when = f"of: prompt, accumulate: {{kind: cusum}}, {MAX}: {{value: 5}}"
+    over = rule("over", stage="conversation", action="flag", when=when)
+    event = serve(plan(tmp_path, RECORDED), [(0, 0), (2, 2)], 2)
+    after = plan(tmp_path, over, RECORDED)
+    found = simulate(after, after.policies[0], event)
+    assert (found.rules["over"].fires, list(found.rules["over"].why.values())) == (None, [Unknown.CONVERSATION])
+    assert (found.rules["seen"].fires, found.action) == (True, Action.FLAG)
+
+
 def test_the_tally_counts_what_changes(tmp_path: Path) -> None:
     old = plan(tmp_path, RECORDED)
     new = plan(tmp_path, RECORDED.replace("1.0", "2.0").replace("flag", "block"))

@@ -9,26 +9,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from monitor.canary import CanaryFailure
-from monitor.events import CanaryFailed, Content, Decision, Event, GapSeen, Handled, PolicyReloaded
-from monitor.outcome import Outcome
+from monitor.events import (
+    Content,
+    Decision,
+    Event,
+    GapSeen,
+)
 from monitor.outlet import Outlets
 from monitor.sinks.backoff import Backoff
 from monitor.sinks.bound import Bound
 from monitor.sinks.dead_letters import DeadLetter, DeadLetters
 from monitor.sinks.delivery import Delivery
 from monitor.sinks.errors import SinkError
-from monitor.sinks.message import Message, message_of
+from monitor.sinks.message import Message
 from monitor.sinks.metrics import SinkMetrics
-from monitor.sinks.settings import SinkEntry, SinkEvent, SinkKind
+from monitor.sinks.settings import SinkEntry
 from monitor.sinks.signature import ID_HEADER, TIMESTAMP_HEADER, is_signed, parse_secret
 from monitor.sinks.sinks import Sinks
-from monitor.types import Action, Gap, Mode, ReloadOutcome, ReloadSource
+from monitor.types import Action, Gap, Mode
 from tests.support.server import free_port
 from tests.support.sink_receiver import BREAK, HANG, Receiver, receiving
 from tests.unit.audit_trail import content, decision
@@ -346,42 +349,6 @@ def test_pauses_grow_up_to_a_bound_and_heed_the_receiver() -> None:
         assert max(drawn) > end / 2
     assert 7 <= backoff.pause(1, 7.0) <= 60
     assert backoff.pause(1, 1e9) == 60
-
-
-def test_events_to_choose_from_are_events() -> None:
-    """Those of the chain itself (started, stopped, dropped, erased, pruned) and explanations stay in the trail."""
-    kinds = {kind.model_fields["kind"].default for kind in get_args(Event)}
-    chosen = {event.value for event in SinkEvent}
-    assert chosen < kinds
-    assert kinds - chosen == {"started", "stopped", "dropped", "erased", "pruned", "explanation"}
-
-
-@pytest.mark.parametrize(
-    ("event", "said"),
-    [
-        (GapSeen(plan="p", gaps={Gap.UNSEEN: 3}), "positions were not scored: unseen 3"),
-        (CanaryFailed(plan="p", reason=CanaryFailure.LATE, detail="12 s"), "the canary fails: late"),
-        (
-            PolicyReloaded(plan="p", before="q", source=ReloadSource.API, outcome=ReloadOutcome.APPLIED),
-            "a policy by api: applied",
-        ),
-        (
-            Handled(plan="p", policy="default", rule="again", action=Action.REGENERATE, outcome=Outcome.SECOND),
-            "regenerate by again (policy default): second",
-        ),
-    ],
-)
-def test_people_are_told_what_happened(event: Event, said: str) -> None:
-    text = json.loads(message_of(SinkKind.SLACK, event, None, text=False).body)["text"]
-    assert said in text
-    assert str(event.id) in text
-
-
-def test_tokens_of_an_explanation_are_texts_too() -> None:
-    about = content(1).model_copy(update={"tokens": ("sword", "fish")})
-    for text in (False, True):
-        body = message_of(SinkKind.WEBHOOK, decision(), about, text=text).body
-        assert (b"sword" in body) == text
 
 
 def test_one_way_in_for_all_outlets(tmp_path: Path) -> None:
