@@ -106,7 +106,7 @@ class TestToEndOrForceAReply:
             {"stream_interval": 64},
             {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
             {"echo": True, "routed_experts_prompt_start": 3},
-            {"n": 2, "logprobs": True, "stop": ["{trigger}"], "include_stop_str_in_output": True},
+            {"logprobs": True, "stop": ["{trigger}"], "include_stop_str_in_output": True},
         ],
         ids=",".join,
     )
