@@ -104,7 +104,7 @@ def test_two_requests_raise_the_sum_and_the_third_is_refused(server: Server, bad
     third = ask(server, "acme", "one", GOOD)
     assert (third.choices[0].finish_reason, third.choices[0].message.content) == ("content_filter", REFUSED)
     assert third.choices[0].telltale["rule"] == "wears-down"
-    streamed = list(ask(server, "acme", "one", GOOD, stream=True, n=2))
+    streamed = list(ask(server, "acme", "one", GOOD, stream=True, n=2, temperature=1.0))
     reasons = [choice.finish_reason for chunk in streamed for choice in chunk.choices if choice.finish_reason]
     assert reasons == ["content_filter"] * 2
     assert {choice.delta.content for chunk in streamed for choice in chunk.choices if choice.delta.content} == {REFUSED}
