@@ -16,7 +16,7 @@ from serving.engine.trust import EXTRA_KEY, KEY_VARIABLE, TrustedData, seal
 from tests.engine.test_schedulers import BLOCK, Rig
 from tests.support.tiny import TinyModel, save_linear
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 PROMPT = [3, 1, 4, 1, 5]
 NEVER, ALWAYS = 1e9, -1e9

@@ -190,7 +190,7 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 def test_a_sink_that_hangs_holds_up_nobody_and_drops_are_counted(tmp_path: Path) -> None:
     count = 2000
-    hanging = entry(None, tmp_path, url_env="URL", queue=16, timeout_seconds=5)
+    hanging = entry(None, tmp_path, url_env="URL", queue=16, timeout_seconds=30)
     with receiving([HANG]) as stuck, receiving() as fine:
         other = entry(fine.url, tmp_path, name="other", queue=count)
         with opened(hanging, other, environment={"URL": stuck.url}) as made:
@@ -199,7 +199,7 @@ def test_a_sink_that_hangs_holds_up_nobody_and_drops_are_counted(tmp_path: Path)
             began = time.perf_counter()
             for _ in range(count):
                 made.sinks.submit(decision())
-            assert time.perf_counter() - began < 2.0
+            assert time.perf_counter() - began < 15  # less than one message would wait for the sink
             assert made.count("dropped_total") == count - 16
             assert made.count("queue") == 17
             # The other one has its own queue and its own thread.
