@@ -164,6 +164,10 @@ SCENARIOS: tuple[Scenario, ...] = (
         },
     ),
     _one(
+        "TelltalePolicyNotTaken",
+        {f'telltale_policy_reloads_total{{{OF}, outcome="refused"}}': becomes("0", "1", minutes=4)},
+    ),
+    _one(
         "TelltalePoliciesDiffer",
         {
             f'telltale_policy_info{{{OF}, digest="one"}}': becomes("1", "_", minutes=30),
