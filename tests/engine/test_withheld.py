@@ -279,16 +279,19 @@ class TestRoute:
         assert (said.text, said.reasons, said.outcome) == (REFUSED, ["content_filter"], "failed_refused")
 
     def test_a_prompt_that_is_harmless_streams_as_ever(self, server: Server) -> None:
-        """Only its first token waits for the prompt to be judged."""
-        body = {"model": "tiny", "messages": [{"role": "user", "content": "What is a river?"}], "max_tokens": 300,
-                "ignore_eos": True, "stream": True}  # fmt: skip
+        """Only its first token waits for the prompt to be judged: when it comes, the reply has not ended."""
+        body = {
+            "model": "tiny",
+            "messages": [{"role": "user", "content": "What is a river?"}],
+            "max_tokens": 900,
+            "ignore_eos": True,
+            "stream": True,
+        }
         headers = {"authorization": f"Bearer {KEY}", "x-telltale-policy": "far"}
-        began, first = time.monotonic(), None
         with httpx.stream("POST", f"{server.url}{CHAT}", json=body, headers=headers, timeout=60) as answer:
-            for line in answer.iter_lines():
-                first = first or (time.monotonic() - began if line.startswith("data:") else None)
-        assert first is not None
-        assert first < (time.monotonic() - began) / 3
+            assert next(line for line in answer.iter_lines() if line).startswith("data:")
+            assert metric(server, "vllm:num_requests_running") == 1
+            assert "x-telltale-outcome" not in answer.headers
 
 
 def test_what_came_of_it_stands_in_metrics_and_the_audit_trail(server: Server, tiny: TinyModel) -> None:
