@@ -195,7 +195,7 @@ def test_what_lies_on_the_device_is_the_bank(found: dict[str, Any]) -> None:
 @pytest.mark.covers("canary requests", "isolation")
 def test_a_canary_passes_and_is_not_counted(found: dict[str, Any]) -> None:
     outcome = found["canaries"]["none"]
-    assert outcome["canary"] == {"failure": None, "passed": True, "waiting": False}
+    assert outcome["canary"] == {"failure": None, "passed": True, "waiting": False, "deviation": 0.0}
     assert outcome["tally_unchanged"]
     assert (outcome["allow"]["action"], skipped_beside(outcome["allow"])) == ("allow", {})
 
