@@ -202,7 +202,7 @@ def kill_under_load(server: Server, title: str) -> tuple[list[Client], int]:
     threads = [threading.Thread(target=client.run, daemon=True) for client in clients]
     for thread in threads:
         thread.start()
-    until(lambda: all(client.began.is_set() for client in clients if client.stream))
+    until(lambda: all(client.began.is_set() for client in clients if client.stream), seconds=120)
     os.kill(process_of(server, title), signal.SIGKILL)
     killed = time.monotonic()
     code = server.process.wait(timeout=END_SECONDS)
