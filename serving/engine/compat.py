@@ -96,6 +96,16 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     Touchpoint(
         "vllm.plugins.endpoint_plugins.interface", "attach_endpoint_plugins", "4e56a955b73a2177", "relied on: calls it"
     ),
+    Touchpoint(
+        "vllm.distributed.device_communicators.shm_broadcast", "sched_yield", "7cca12677ac76f01", "wrapped", "cpu"
+    ),
+    Touchpoint(
+        "vllm.distributed.device_communicators.shm_broadcast",
+        "SpinCondition.wait",
+        "3c5dd220ba84735e",
+        "relied on: waits",
+        "cpu",
+    ),
     Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler.add_request", "fa2b51cd04a90977", "overridden"),
     Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler.update_from_output", "85b29db96051135c", "overridden"),
     Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler.schedule", "da4f2cf2fc39c39e", "overridden"),

@@ -8,9 +8,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import vllm.plugins
+from vllm.distributed.device_communicators import shm_broadcast
 from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.platforms import current_platform
 from vllm.renderers.base import BaseRenderer
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.engine.input_processor import InputProcessor
@@ -20,6 +22,7 @@ from serving.engine import rendering, responses
 from serving.engine.endpoints import require_ours
 from serving.engine.frontend import Frontend
 from serving.engine.runtime import load_deployment
+from serving.engine.waiting import asleep
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -43,6 +46,8 @@ def install_wraps(configure: Callable[[VllmConfig], None]) -> Frontend:
     _wrap(OpenAIServingCompletion, "completion_stream_generator", responses.completion_stream)
     _wrap(OpenAIServingCompletion, "request_output_to_completion_response", responses.completion_full)
     _wrap(vllm.plugins, "load_endpoint_plugins", require_ours)
+    if current_platform.is_cpu():
+        _wrap(shm_broadcast, "sched_yield", asleep)
     EngineCore.telltale_control = _engine_control
     return frontend
 

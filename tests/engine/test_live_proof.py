@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -156,6 +157,21 @@ def test_an_engine_that_hangs_is_not_ready_until_it_answers_again(server: Server
     assert ask(server)[0] == "length"
 
 
+def test_who_asks_while_others_are_answered_does_not_wait_until_they_are(server: Server) -> None:
+    def read(_: int) -> tuple[float, float]:
+        """When the first line of a long reply came, and the last."""
+        body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 900, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=90) as answer:
+            times = [time.monotonic() for line in answer.iter_lines() if line]
+        assert len(times) == 901
+        return times[0], times[-1]
+
+    for _ in range(2):
+        with ThreadPoolExecutor(8) as pool:
+            first, last = zip(*pool.map(read, range(8)), strict=True)
+        assert max(first) < min(last)
+
+
 @dataclass
 class Client:
     """Sends request after request until one does not end well, and keeps how that one ended."""
@@ -196,13 +212,13 @@ class Client:
 
 
 def kill_under_load(server: Server, title: str) -> tuple[list[Client], int]:
-    """SIGKILL to the process with this title while 8 requests run, 6 of them streams; the server's exit code."""
-    clients = [Client(server, stream=bool(number % 4)) for number in range(8)]
+    """SIGKILL to the process with this title while 16 requests run, 12 of them streams; the server's exit code."""
+    clients = [Client(server, stream=bool(number % 4)) for number in range(16)]
     # Where this fails before the kill, nobody goes on asking behind it.
     threads = [threading.Thread(target=client.run, daemon=True) for client in clients]
     for thread in threads:
         thread.start()
-    until(lambda: all(client.began.is_set() for client in clients if client.stream), seconds=120)
+    until(lambda: all(client.began.is_set() for client in clients if client.stream))
     os.kill(process_of(server, title), signal.SIGKILL)
     killed = time.monotonic()
     code = server.process.wait(timeout=END_SECONDS)

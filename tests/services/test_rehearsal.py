@@ -232,7 +232,7 @@ def test_every_query_of_every_panel_and_rule_gives_data(
 
 
 def test_in_health_only_the_watchdog_fires(prometheus: Prometheus, receiver: Receiver) -> None:
-    calms_down(prometheus, seconds=60)
+    calms_down(prometheus, seconds=20)
     until(lambda: (WATCHDOG, "firing") in receiver.delivered)
 
 

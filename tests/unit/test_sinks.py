@@ -199,7 +199,7 @@ def test_a_sink_that_hangs_holds_up_nobody_and_drops_are_counted(tmp_path: Path)
             began = time.perf_counter()
             for _ in range(count):
                 made.sinks.submit(decision())
-            assert time.perf_counter() - began < 15  # less than one message would wait for the sink
+            assert time.perf_counter() - began < 2.0
             assert made.count("dropped_total") == count - 16
             assert made.count("queue") == 17
             # The other one has its own queue and its own thread.
