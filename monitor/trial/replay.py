@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from monitor.attempt import Attempt
 from monitor.compiled import CompiledPolicy
 from monitor.monitor import Monitor, StepReadouts
 from monitor.policy import Plan
@@ -101,7 +102,12 @@ class Trial:
         scores = self._rows(case, trace, policy)
         monitor = Monitor(self._plan)
         request = monitor.admit(
-            _NAME, num_prompt=trace.num_prompt, policy=policy.name, fmt=trace.format, prompt=_map(trace)
+            _NAME,
+            num_prompt=trace.num_prompt,
+            policy=policy.name,
+            fmt=trace.format,
+            prompt=_map(trace),
+            attempt=Attempt.FIRST,
         )
         decided: tuple[Action, Stage | None, int | None] = (request.action.action, Stage.PROMPT, None)
         fed = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from serving.commands.model import say
 from serving.commands.sae_features import FeaturesError, format_of, model_of
 from serving.commands.sae_vector import safety_of
+from serving.commands.steer_words import repeating, say_verdict, strengths_of
 
 if TYPE_CHECKING:
     from probes.sae.edits import Edit
@@ -60,7 +60,7 @@ def edits(sae: Path, options: EditsOptions, trial: EditsTrial) -> None:
     safety = safety_of(options.more_is)
     if (trial.prompts is None) != (trial.instruction is None):
         raise FeaturesError("--prompts and --instruction stand together: what is asked, and how a prompt asks for it.")
-    strengths = _numbers(trial.strengths)
+    strengths = strengths_of(trial.strengths)
     folder, model_id = model_of(options.model)
     file = open_sae(sae)
     found = edits_of_pairs(
@@ -120,10 +120,7 @@ def _measure(  # noqa: PLR0917 - all of one command line
         progress=say,
     )
     typer.echo(response_table(measured.response))
-    recommended = measured.verdict.recommended
-    say(f"{measured.verdict.grade.value}; recommended: {'none' if recommended is None else f'{recommended:g}'}")
-    for reason in measured.verdict.reasons:
-        say(reason)
+    say_verdict(measured.verdict)
     if asked.report is not None:
         say(f"wrote {write_joint_report(measured, asked.report, command=_command(sae, options, asked))}")
 
@@ -131,7 +128,7 @@ def _measure(  # noqa: PLR0917 - all of one command line
 def _command(sae: Path, options: EditsOptions, trial: EditsTrial) -> str:
     """The line that repeats it."""
     words = ["telltale", "sae", "edits", str(sae)]
-    for option, value in (
+    given = (
         ("--pairs", options.pairs),
         ("--name", options.name),
         ("--more-is", options.more_is),
@@ -147,14 +144,5 @@ def _command(sae: Path, options: EditsOptions, trial: EditsTrial) -> str:
         ("--seeds", trial.seeds),
         ("--neutral-lines", trial.neutral_lines),
         ("--report", trial.report),
-    ):
-        if value is not None:
-            words += [option, str(value)]
-    return shlex.join(words)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise FeaturesError(f"--strengths is {text!r}; numbers with commas between them are read: 0.5,1,2.") from error
+    )
+    return repeating(words, given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from probes.steering.artifact import SteerArtifact
 from probes.steering.steer import Positions
 from serving.builtin import DEFAULT_MODEL
 from serving.commands.model import embedded_folder, say
+from serving.commands.steer_words import repeating, say_verdict, strengths_of
 
 
 class SteerCommandError(TelltaleError, ValueError):
@@ -42,7 +42,7 @@ class EvalOptions:
     def command(self, artifact: Path) -> str:
         """The line that repeats it."""
         words = ["telltale", "steer", "eval", str(artifact), "--op", self.op]
-        for option, value in (
+        given = (
             ("--strengths", self.strengths),
             ("--positions", self.positions),
             ("--max-dose", f"{self.max_dose:g}"),
@@ -54,10 +54,8 @@ class EvalOptions:
             ("--seeds", self.seeds),
             ("--neutral-lines", self.neutral_lines),
             ("--report", self.report),
-        ):
-            if value is not None:
-                words += [option, str(value)]
-        return shlex.join(words)
+        )
+        return repeating(words, given)
 
 
 def evaluate(path: Path, options: EvalOptions) -> None:
@@ -68,7 +66,7 @@ def evaluate(path: Path, options: EvalOptions) -> None:
     """
     artifact = SteerArtifact.load(path)
     positions = positions_of(options.positions)
-    strengths = _numbers(options.strengths)
+    strengths = strengths_of(options.strengths) if options.strengths is not None else ()
 
     from probes.fit.steer.behaviour import Judge, read_examples
     from probes.fit.steer.evaluation import evaluate_steer
@@ -105,10 +103,7 @@ def evaluate(path: Path, options: EvalOptions) -> None:
         from probes.fit.steer.report import write_report
 
         say(f"wrote {write_report(found, options.report, command=options.command(path))}")
-    recommended = found.verdict.recommended
-    say(f"{found.verdict.grade.value}; recommended strength: {'none' if recommended is None else f'{recommended:g}'}")
-    for reason in found.verdict.reasons:
-        say(reason)
+    say_verdict(found.verdict)
 
 
 def causal(
@@ -193,14 +188,3 @@ def _require_report(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SteerCommandError(f"--report {folder}: no folder can be made there ({error.strerror}).") from error
-
-
-def _numbers(text: str | None) -> tuple[float, ...]:
-    if text is None:
-        return ()
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise SteerCommandError(
-            f"--strengths is {text!r}; numbers with commas between them are read, for example 0.05,0.1,0.2,0.3,0.5."
-        ) from error

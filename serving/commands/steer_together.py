@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from probes.errors import TelltaleError, did_you_mean
 from serving.builtin import DEFAULT_MODEL
 from serving.commands.model import say
 from serving.commands.steer import model_folder
+from serving.commands.steer_words import repeating, say_verdict, strengths_of
 
 if TYPE_CHECKING:
     from monitor.entries import SteerEntry
@@ -50,7 +50,7 @@ class TogetherOptions:
         """The line that repeats it."""
         words = ["telltale", "steer", "together", str(policy), "--steers", self.steers]
         words += ["--less"] if self.less else []
-        for option, value in (
+        given = (
             ("--strengths", self.strengths),
             ("--prompts", self.prompts),
             ("--examples", self.examples),
@@ -60,10 +60,8 @@ class TogetherOptions:
             ("--seeds", self.seeds),
             ("--neutral-lines", self.neutral_lines),
             ("--report", self.report),
-        ):
-            if value is not None:
-                words += [option, str(value)]
-        return shlex.join(words)
+        )
+        return repeating(words, given)
 
 
 def together(policy: Path, options: TogetherOptions) -> None:
@@ -83,7 +81,7 @@ def together(policy: Path, options: TogetherOptions) -> None:
     from probes.modelref import read_model_ref
     from probes.steering.base import Sign
 
-    strengths = require_strengths(_numbers(options.strengths))
+    strengths = require_strengths(strengths_of(options.strengths))
     file = read_policy_file(policy)
     entries = _named(file, options.steers)
     folder = model_folder(options.model)
@@ -113,10 +111,7 @@ def together(policy: Path, options: TogetherOptions) -> None:
         progress=say,
     )
     typer.echo(response_table(found.response))
-    recommended = found.verdict.recommended
-    say(f"{found.verdict.grade.value}; recommended: {'none' if recommended is None else f'{recommended:g}'}")
-    for reason in found.verdict.reasons:
-        say(reason)
+    say_verdict(found.verdict)
     if options.report is not None:
         say(f"wrote {write_joint_report(found, options.report, command=options.command(policy))}")
 
@@ -157,10 +152,3 @@ def _said(entry: SteerEntry) -> str:
     what = f"latent {entry.latent} of {entry.sae}" if entry.sae is not None else str(entry.artifact)
     parameters = ", ".join(f"{key} {value}" for key, value in (entry.model_extra or {}).items())
     return f"`{entry.name}`: `{entry.op}` {what}" + (f", {parameters}" if parameters else "")
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise TogetherError(f"--strengths is {text!r}; numbers with commas between them are read: 0.5,1,2.") from error

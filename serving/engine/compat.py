@@ -137,6 +137,10 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.execute_model", "e058bf791a298e98", "overridden"),
     Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._prepare_inputs", "c31a77c123a09a04", "overridden"),
     Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.sample_tokens", "047e6a4738dead56", "overridden"),
+    Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._sample", "5cb5c1da02cfdc68", "overridden", "cpu"),
+    Touchpoint(
+        "vllm.v1.worker.gpu_model_runner", "GPUModelRunner._bookkeeping_sync", "13c3e81003a7e168", "overridden", "cpu"
+    ),
     Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.load_model", "9508e8f41530563d", "overridden"),
     Touchpoint("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.load_model", "270bdfc6670d8cba", "overridden"),
     Touchpoint("vllm.v1.worker.cpu_worker", "CPUWorker.init_device", "11721464aeb0de34", "overridden", "cpu"),

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from vllm.sequence import IntermediateTensors
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
-from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from serving.engine.pick_order import PICKS, PickedRows
 from serving.engine.picks import Picked, PickSet, make_pickable
 from serving.engine.readouts import ATTRIBUTE, WorkerReadouts
+from serving.engine.seeds import SeededCPURunner
 from serving.engine.selfcheck import tap_model
 from serving.engine.steer_order import STEERS
 from serving.engine.steers import SteerSet, make_writable
@@ -175,7 +175,7 @@ def _attach(
     return output
 
 
-class TappedCPUModelRunner(TappedRunner, CPUModelRunner):
+class TappedCPUModelRunner(TappedRunner, SeededCPURunner):
     """The CPU's runner, with taps."""
 
 

@@ -216,3 +216,18 @@ def test_a_cache_of_one_tenant_tells_nothing_to_another(server: Server, folder: 
     assert honest.usage.prompt_tokens == fake.usage.prompt_tokens
     assert scores(honest)["tool",] == scores(again)["tool",] is not None
     assert scores(fake)["tool",] is None
+
+
+def test_a_seed_gives_the_same_reply_however_many_steps_its_prompt_takes(server: Server, guarded: Server) -> None:
+    # vLLM's CPU build ends here: it turns generators back by an offset, which those of a CPU do not have.
+    def sampled(asked: Server, length: int) -> list[str]:
+        reply = client_of(asked).completions.create(
+            model="tiny", prompt=list(range(3, 3 + length)), max_tokens=24, temperature=1.0, seed=length, n=2
+        )
+        return [choice.text for choice in reply.choices]
+
+    lengths = (20, 70, 120, 190)
+    with ThreadPoolExecutor(len(lengths)) as pool:
+        in_steps = list(pool.map(lambda length: sampled(server, length), lengths))
+    assert in_steps == [sampled(guarded, length) for length in lengths]
+    assert len({text for texts in in_steps for text in texts}) == 2 * len(lengths)

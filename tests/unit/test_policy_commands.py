@@ -90,6 +90,30 @@ def test_what_differs_is_said_and_ends_with_code_1(folder: Path, key: str, value
     assert "FAILED case 0: block by stop (prompt, at position 2)" in output
 
 
+DEFERRED = (
+    '{name: again, when: {detector: harm, stage: stream}, do: {action: regenerate, system: "Be kind."}, mode: enforce}',
+    "{name: away, when: {detector: harm, stage: prompt}, do: {action: route, to: {model: other}}, mode: enforce}",
+    "{name: asked, when: {detector: other, stage: stream}, mode: enforce, "
+    'do: {action: escalate, to: {classifier: "http://127.0.0.1:9"}, on_failure: block}}',
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (scores([0, 0, 9]), {"action": "route", "rule": "away", "stage": "prompt", "at": 2}),
+        (scores([0, 0], [0, 9, 0]), {"action": "regenerate", "rule": "again", "stage": "stream", "at": 3}),
+        (scores([0, 0], [0, 0], other=5), {"action": "escalate", "rule": "asked"}),
+    ],
+)
+def test_what_the_server_does_while_it_withholds_a_reply_is_named(
+    folder: Path, given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    (folder / "policy.yaml").write_text(policy_text("\n".join(DEFERRED), names=("harm", "other")))
+    code, output = run("test", folder / "policy.yaml", "--cases", write(folder, [({"scores": given}, expected)]))
+    assert code == 0, output
+
+
 def test_a_recorded_trace_may_stand_in_a_file_of_its_own(folder: Path) -> None:
     case, expected = CASES[2]
     (folder / "trace.json").write_text(json.dumps(case))

@@ -23,6 +23,7 @@ from probes.fit.steer.verdict import Grade, Reference, Strength, decide
 from probes.steering.artifact import SteerArtifact
 from probes.steering.base import SteerError
 from serving.commands.steer import EvalOptions, SteerCommandError, evaluate
+from serving.commands.steer_words import StrengthsError
 from tests.support.planted import WORD, PlantedModel, make_planted_model
 from tests.support.tiny import save_direction
 
@@ -289,7 +290,7 @@ def options(tmp_path: Path, **changes: Any) -> EvalOptions:
     ("changes", "error", "said"),
     [
         ({"positions": "reply"}, SteerCommandError, "--positions is 'reply'. Known: all, generated, prompt"),
-        ({"strengths": "0.1;0.2"}, SteerCommandError, "numbers with commas between them"),
+        ({"strengths": "0.1;0.2"}, StrengthsError, "numbers with commas between them"),
         ({"strengths": "0.1,0.2"}, EvalError, "at least 5"),
         ({"op": "ad"}, SteerError, "Did you mean 'add'"),
         ({"instruction": " "}, EvalError, "the instruction of the prompt-only baseline"),
