@@ -165,6 +165,8 @@ class Report:
             f"both**; the KV cache has {cache.num_blocks} blocks of {cache.block_size} tokens.",
             "Both are started with what `telltale serve` sets in its environment: "
             f"`{' '.join(f'{name}={value}' for name, value in setting.environment.items())}`.",
+            "On a CPU, vLLM's processes wait for one another in a loop; with Telltale they sleep "
+            "(`serving/engine/waiting.py`). The ratios are of what an operator gets, and hold that too.",
             f"Telltale: {setting.monitored}",
             f"Steady, throughput: {steady.concurrent} concurrent completions of {steady.prompt_tokens} prompt tokens "
             f"and {steady.output_tokens} generated ones, from the first request to the last reply; generated tokens "

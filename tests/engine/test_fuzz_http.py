@@ -30,7 +30,9 @@ access:
 @pytest.fixture(scope="module")
 def server(tiny: TinyModel, folder: Path) -> Iterator[Server]:
     (folder / "fuzzed.yaml").write_text(GUARDED + ACCESS)
-    with serving(telltale_command(tiny.path, folder / "fuzzed.yaml"), folder / "fuzzed.log") as started:
+    # Most requests that hold are answered until the context is full: it is short, so that many can be asked.
+    command = telltale_command(tiny.path, folder / "fuzzed.yaml", "--max-model-len", "128")
+    with serving(command, folder / "fuzzed.log") as started:
         yield started
 
 
