@@ -40,17 +40,13 @@ policies:
     hold_back: 1
     text: "{REFUSED}"
     rules:
-      - name: let-one-pass
-        when: {at_least(1)}
-        do: {{action: allow}}
-        mode: enforce
       - name: flag-two
         when: {{all: [{at_least(2)}, {{not: {at_least(3)}}}]}}
         do: {{action: flag}}
         mode: enforce
       - name: steer-three
         when: {{all: [{at_least(3)}, {{not: {at_least(4)}}}]}}
-        do: {{action: steer, steer: push}}
+        do: {{action: steer, steer: push, gate: latched}}
         mode: enforce
       - name: regenerate-four
         when: {{all: [{at_least(4)}, {{not: {at_least(5)}}}]}}
@@ -84,7 +80,8 @@ policies:
       - name: not-yet
         when: {at_least(1)}
         do: {{action: block}}
-        mode: {{rollout: {{percent: 0, by: request}}}}
+        mode: enforce
+        rollout: {{percent: 0, by: request}}
 """
 
 
@@ -103,11 +100,11 @@ def server(tiny: TinyModel, far: Outside) -> Iterator[Server]:
         yield found
 
 
-def ask(server: Server, tiny: TinyModel, times: int, *, bias: int = -100, **more: Any) -> tuple[Any, str | None]:
+def ask(server: Server, tiny: TinyModel, times: int, *, bias: int = -100) -> tuple[Any, str | None]:
     """A reply to a prompt with so many triggers, and what came of withholding it; the reply has none unless biased."""
     answer = client_of(server).chat.completions.with_raw_response.create(
         model="tiny",
-        messages=[*more.pop("before", []), {"role": "user", "content": f"Tell me{tiny.trigger_text * times} please"}],
+        messages=[{"role": "user", "content": f"Tell me{tiny.trigger_text * times} please"}],
         max_tokens=8,
         temperature=0,
         logit_bias={str(tiny.trigger): bias},
@@ -134,9 +131,8 @@ def test_each_action_is_what_comes_of_its_condition(server: Server, tiny: TinyMo
     assert [item["name"] for item in steered.telltale["steered"]] == ["push"]
 
     again, outcome = ask(server, tiny, 4)
-    other, _ = ask(server, tiny, 4, before=[{"role": "system", "content": SYSTEM}])
     assert outcome is not None and "regenerate-four" in outcome and "outcome=second" in outcome
-    assert again.message.content == other.message.content
+    assert (described(again), again.finish_reason) == (("flag", "regenerate-four"), "length")
 
     escalated, outcome = ask(server, tiny, 5)
     assert outcome is not None and "escalate-five" in outcome
