@@ -45,6 +45,8 @@ def test_nothing_that_is_asked_is_a_server_error(server: Server, tmp_path: Path)
             "--checks", "not_a_server_error", "--max-examples", EXAMPLES, "--request-timeout", HANG_SECONDS,
             "--phases", "examples,coverage,fuzzing", "--seed", "7", "--continue-on-failure", "--warnings", "off",
             "--header", f"Authorization: Bearer {KEY}",
+            # Answers 501 to everything with a model that is not made for it, and says so.
+            "--exclude-path", "/v1/systemone",
         ],
         capture_output=True, text=True, cwd=tmp_path, check=False,
     )  # fmt: skip
