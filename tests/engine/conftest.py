@@ -16,6 +16,7 @@ from probes.card import Stage
 from tests.engine.red_team import red_team_server
 from tests.support.server import SMALL, Server, starting, telltale_command, wait_for
 from tests.support.tiny import D_MODEL, TinyModel, make_tiny_model, save_direction, save_trigger
+from tests.support.withheld_servers import Outside, outside
 
 REFUSAL = "Not this."
 STREAM_REFUSAL = "I stop here."
@@ -186,3 +187,10 @@ def client_of(server: Server) -> openai.OpenAI:
 def folder(tiny: TinyModel) -> Path:
     """Where the tiny model, its detectors and policies lie."""
     return tiny.path.parent
+
+
+@pytest.fixture(scope="module")
+def far() -> Iterator[Outside]:
+    """A judge, a classifier and a model that live elsewhere."""
+    with outside() as found:
+        yield found

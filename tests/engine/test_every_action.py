@@ -11,7 +11,7 @@ from tests.engine.conftest import client_of
 from tests.engine.test_serving import metric
 from tests.support.server import Server, serving, telltale_command
 from tests.support.tiny import TinyModel
-from tests.support.withheld_servers import Outside, outside
+from tests.support.withheld_servers import Outside
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -86,12 +86,6 @@ policies:
 
 
 @pytest.fixture(scope="module")
-def far() -> Iterator[Outside]:
-    with outside() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def server(tiny: TinyModel, far: Outside) -> Iterator[Server]:
     policy = tiny.path.parent / "every_action.yaml"
     policy.write_text(policy_of(far))
@@ -110,8 +104,7 @@ def ask(server: Server, tiny: TinyModel, times: int, *, bias: int = -100) -> tup
         logit_bias={str(tiny.trigger): bias},
         extra_body={"ignore_eos": True},
     )
-    outcome = answer.headers.get("x-telltale-outcome")
-    return answer.parse().choices[0], outcome
+    return answer.parse().choices[0], answer.headers.get("x-telltale-outcome")
 
 
 def described(choice: Any) -> tuple[str, str | None]:
@@ -135,13 +128,14 @@ def test_each_action_is_what_comes_of_its_condition(server: Server, tiny: TinyMo
     assert (described(again), again.finish_reason) == (("flag", "regenerate-four"), "length")
 
     escalated, outcome = ask(server, tiny, 5)
-    assert outcome is not None and "escalate-five" in outcome
+    assert outcome is not None and "escalate-five" in outcome and "outcome=clean" in outcome
     assert escalated.finish_reason == "length"
     assert [path for path, _, _ in far.asked] == ["/clean"]
 
     routed, outcome = ask(server, tiny, 6)
-    assert outcome is not None and "route-six" in outcome
-    assert routed.finish_reason == "length"
+    assert outcome is not None and "route-six" in outcome and "outcome=second" in outcome
+    assert (described(routed), routed.finish_reason) == (("flag", "route-six"), "length")
+    assert [path for path, _, _ in far.asked] == ["/clean"]
 
     for times in (7, 8, 12):
         blocked, outcome = ask(server, tiny, times)

@@ -25,6 +25,12 @@ access:
   metrics: open
   keys: [{{name: fuzzer, key_sha256: "{digest_of(KEY)}", scopes: [infer, observe, admin]}}]
 """
+# vLLM answers 501 there with a model that is not made for it, and says so: its OpenAPI document lists that status.
+SETTINGS = """\
+[[operations]]
+include-path = "/v1/systemone"
+checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 501]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +44,16 @@ def server(tiny: TinyModel, folder: Path) -> Iterator[Server]:
 
 @pytest.mark.timeout(1200)
 def test_nothing_that_is_asked_is_a_server_error(server: Server, tmp_path: Path) -> None:
+    settings = tmp_path / "schemathesis.toml"
+    settings.write_text(SETTINGS)
     before = httpx.get(f"{server.url}/metrics").text
     done = subprocess.run(
         [
-            str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json",
+            str(Path(sys.executable).parent / "schemathesis"), "--config-file", str(settings),
+            "run", f"{server.url}/openapi.json",
             "--checks", "not_a_server_error", "--max-examples", EXAMPLES, "--request-timeout", HANG_SECONDS,
             "--phases", "examples,coverage,fuzzing", "--seed", "7", "--continue-on-failure", "--warnings", "off",
             "--header", f"Authorization: Bearer {KEY}",
-            # Answers 501 to everything with a model that is not made for it, and says so.
-            "--exclude-path", "/v1/systemone",
         ],
         capture_output=True, text=True, cwd=tmp_path, check=False,
     )  # fmt: skip

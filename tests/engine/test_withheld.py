@@ -23,15 +23,9 @@ from tests.engine.withheld import (
 )
 from tests.support.server import Server, serving, telltale_command
 from tests.support.tiny import PROMPT, TinyModel
-from tests.support.withheld_servers import UPSTREAM_TEXT, Outside, outside
+from tests.support.withheld_servers import UPSTREAM_TEXT, Outside
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def far() -> Iterator[Outside]:
-    with outside() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
