@@ -7,8 +7,10 @@ in the event.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID, uuid4
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
@@ -91,6 +93,17 @@ class _Event(_Strict):
     version: Literal["1"] = "1"
     id: UUID = Field(default_factory=uuid4)
     time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC), description="UTC, by the writer's clock")
+
+    @cached_property
+    def spelled(self) -> str:
+        """It in the one spelling; made once, however many outlets it goes to."""
+        return canonical(self)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's, which would take the spelling of this one along."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("spelled", None)
+        return copied
 
 
 class Decision(_Event):

@@ -330,12 +330,13 @@ def bench(
     audit: Annotated[
         bool, typer.Option("--audit", help="Measure audit trail, webhook and scrapes instead, against none of them.")
     ] = False,
+    scrape_seconds: Annotated[float, typer.Option(min=0.1, help="With --audit: between two scrapes.")] = 1.0,
 ) -> None:
     """Measure what monitoring costs: two servers, one plain, in alternating rounds."""
     if audit:
         from serving.commands.bench_outlets import bench_outlets
 
-        bench_outlets(rounds=rounds, out=out)
+        bench_outlets(rounds=rounds, out=out, scrape_seconds=scrape_seconds)
         return
     from serving.commands.bench import bench as run
 

@@ -94,7 +94,7 @@ class Chain:
         salt = secrets.token_hex(32) if said is not None else None
         commitment = _commit(salt, said) if salt is not None and said is not None else ""
         unsigned = AuditRecord(
-            self.writer, self._next, self._newest, self._key.key_id, canonical(event), commitment, "", salt, said
+            self.writer, self._next, self._newest, self._key.key_id, event.spelled, commitment, "", salt, said
         )
         record = replace(unsigned, mac=_mac(self._key, unsigned))
         self._next += 1

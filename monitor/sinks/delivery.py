@@ -1,4 +1,4 @@
-"""One attempt to deliver a message over HTTP. Tries nothing again, follows nothing, waits for no body."""
+"""One attempt to deliver a message over HTTP. Tries nothing again, follows nothing, reads no long body."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from http import HTTPStatus
 from pathlib import Path
 
 import httpx2
+import structlog
 
 import monitor.sinks.signature as signatures
 from monitor.sinks.errors import SinkError
 from monitor.sinks.message import Message
 
+log = structlog.get_logger(__name__)
+
 _WORTH_ANOTHER_TRY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 _AGENT = "telltale-sink"
+_BODY_BYTES = 16384
+_BODY_SECONDS = 1.0
+"""For what comes in pieces; a single piece may take as long as any answer."""
 
 
 class Failure(StrEnum):
@@ -84,11 +90,25 @@ class Delivery:
             headers[signatures.SIGNATURE_HEADER] = signatures.sign(self._key, message.id, now, message.body)
         try:
             with self._client.stream("POST", self._url, content=message.body, headers=headers) as response:
-                return _outcome(response)
+                outcome = _outcome(response)
+                self._read_off(response)
+                return outcome
         except httpx2.TimeoutException as error:
             return Outcome(Failure.TIMEOUT, type(error).__name__, retry=True)
         except (httpx2.TransportError, httpx2.InvalidURL) as error:
             return Outcome(Failure.CONNECTION, type(error).__name__, retry=True)
+
+    def _read_off(self, response: httpx2.Response) -> None:
+        """Read what follows the head, as long as it is short: only then can the connection be used again."""
+        until, size = time.monotonic() + _BODY_SECONDS, 0
+        try:
+            for piece in response.iter_raw():
+                size += len(piece)
+                if size > _BODY_BYTES or time.monotonic() > until:
+                    return
+        except httpx2.TransportError as error:
+            # The answer has been given, and is what counts.
+            log.debug("the body of a receiver's answer broke off", reason=type(error).__name__)
 
     def close(self) -> None:
         """Give connections back."""

@@ -31,6 +31,7 @@ class OutletsReport:
         workload: one turn.
         pairs: all rounds.
         told: what was checked.
+        scrape_seconds: of the telling server's turns, between two scrapes.
     """
 
     machine: Machine
@@ -42,6 +43,7 @@ class OutletsReport:
     workload: Workload
     pairs: tuple[Pair, ...]
     told: Told
+    scrape_seconds: float
 
     @property
     def throughput(self) -> PairedRatio:
@@ -75,6 +77,7 @@ class OutletsReport:
             "workload": asdict(self.workload.steady),
             "throughput": asdict(self.throughput) | {"goal": THROUGHPUT_GOAL},
             "ttft": asdict(self.ttft),
+            "scrape_seconds": self.scrape_seconds,
             "told": asdict(self.told),
             "rounds": [
                 {
@@ -116,7 +119,8 @@ class OutletsReport:
             f"{table}\n\n"
             "Both servers are monitored alike. The telling one has an audit trail (SQLite, `before_release`, "
             "`text: full`), sends every event, allowed requests too, to a webhook on the same machine, and is scraped "
-            "every 15 s of its turns. The silent one has none of that. The counters behind `/metrics` are kept by "
+            f"every {self.scrape_seconds:g} s of its turns. The silent one has none of that. The counters behind "
+            "`/metrics` are kept by "
             "both: what they cost is part of the [comparison with plain vLLM](overhead-cpu.md).\n\n"
             f"A turn: {steady.concurrent} concurrent completions of {steady.prompt_tokens} prompt tokens and "
             f"{steady.output_tokens} generated ones, then {steady.single} single streams. Both servers are alive, the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +112,8 @@ class Ledger:
                 self._flags(flagged)
         if not self._texts.keeps(flagged=event.action is not Action.ALLOW or bool(event.rules)):
             return self._writer.submit(event, lambda: about)
-        return self._writer.submit(event, lambda: self._with_texts(about, ending))
+        # Decoded once, by whichever outlet comes first.
+        return self._writer.submit(event, functools.cache(lambda: self._with_texts(about, ending)))
 
     def noticed(
         self, event: ConversationFired | ProbingSuspected, request_id: str, tenant: str | None

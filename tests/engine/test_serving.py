@@ -270,7 +270,9 @@ def test_metrics_add_up(guarded: Server, tiny: TinyModel) -> None:
     for reason in ("unseen", "no_readouts", "not_finite", "monitor_error"):
         assert metric(guarded, "telltale_gaps_total", reason=reason) == 0
     assert metric(guarded, "telltale_ready") == 1
-    assert "vllm:" in httpx.get(f"{guarded.url}/metrics").text
+    page = httpx.get(f"{guarded.url}/metrics").text
+    assert "vllm:" in page
+    assert "_created" not in page
 
 
 def test_health_ready_and_models_answer(guarded: Server) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-HANG, BREAK = "hang", "break"
+HANG, BREAK, CUT, LONG = "hang", "break", "cut", "long"
+LONG_BYTES = 50_000_000
 Answer = int | str | tuple[int, dict[str, str]]
 
 
@@ -21,6 +22,7 @@ class Got:
     path: str
     headers: dict[str, str]
     body: bytes
+    connection: int
 
     @property
     def content(self) -> Any:
@@ -67,10 +69,12 @@ def receiving(answers: Sequence[Answer] = ()) -> Iterator[Receiver]:
 
 def _handler(receiver: Receiver) -> Callable[..., BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", "0")))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            answer = receiver.take(Got(self.path, headers, body))
+            answer = receiver.take(Got(self.path, headers, body, self.client_address[1]))
             if answer == HANG:
                 receiver.released.wait(30)
                 self.close_connection = True
@@ -78,12 +82,26 @@ def _handler(receiver: Receiver) -> Callable[..., BaseHTTPRequestHandler]:
             if answer == BREAK:
                 self.close_connection = True
                 return
+            if answer in (CUT, LONG):
+                self.send_response(200)
+                self.send_header("content-length", str(LONG_BYTES))
+                self.end_headers()
+                self.close_connection = True
+                if answer == LONG:
+                    self._send_long()
+                return
             status, extra = answer if isinstance(answer, tuple) else (int(answer), {})
             self.send_response(status)
             for name, value in extra.items():
                 self.send_header(name, value)
             self.send_header("content-length", "0")
             self.end_headers()
+
+        def _send_long(self) -> None:
+            try:
+                self.wfile.write(b"." * LONG_BYTES)
+            except OSError:
+                return  # the sender had enough
 
         def log_message(self, format: str, *args: object) -> None:
             pass

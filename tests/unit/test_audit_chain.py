@@ -23,7 +23,7 @@ from monitor.audit.record import Chain
 from monitor.audit.retention import expired
 from monitor.audit.store import Selector, Store, open_store
 from monitor.audit.verify import Proof, verify
-from monitor.events import Head, Started, parse_event
+from monitor.events import Head, Started, canonical, parse_event
 from tests.unit.audit_trail import KEY, OTHER_KEY, SCHEMES, chain_of, content, decision, new_store, url_of
 
 COUNT = 6
@@ -307,3 +307,11 @@ def test_what_is_no_record_is_told(tmp_path: Path) -> None:
         open_store(url_of("sqlite", tmp_path / "elsewhere"))
     with pytest.raises(AuditError, match="not known"):
         open_store("mysql://x")
+
+
+def test_a_changed_copy_of_an_event_has_a_spelling_of_its_own() -> None:
+    event = decision()
+    assert event.spelled == canonical(event)
+    changed = event.model_copy(update={"plan": "another"})
+    assert changed.spelled == canonical(changed) != event.spelled
+    assert parse_event(changed.spelled) == changed

@@ -33,7 +33,7 @@ from monitor.sinks.signature import ID_HEADER, TIMESTAMP_HEADER, is_signed, pars
 from monitor.sinks.sinks import Sinks
 from monitor.types import Action, Gap, Mode
 from tests.support.server import free_port
-from tests.support.sink_receiver import BREAK, HANG, Receiver, receiving
+from tests.support.sink_receiver import BREAK, CUT, HANG, LONG, Receiver, receiving
 from tests.unit.audit_trail import content, decision
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 - of the specification's example
@@ -186,6 +186,24 @@ def test_nobody_listens(tmp_path: Path) -> None:
         made.sinks.submit(decision())
         made.until(lambda: made.count("dead_letters_total") == 1)
         assert made.count("failed_total", reason="connection") == 2
+
+
+def test_messages_share_a_connection(tmp_path: Path) -> None:
+    with receiving([200, 204, 400, 200]) as receiver, opened(entry(receiver.url, tmp_path)) as made:
+        for number in range(1, 5):
+            made.sinks.submit(decision())
+            receiver.wait_for(number)
+        made.until(lambda: made.count("delivered_total") == 3)
+    assert len({got.connection for got in receiver.got}) == 1
+
+
+@pytest.mark.parametrize("answer", [CUT, LONG])
+def test_what_follows_the_head_of_an_answer_changes_nothing(tmp_path: Path, answer: str) -> None:
+    with receiving([answer]) as receiver, opened(entry(receiver.url, tmp_path)) as made:
+        made.sinks.submit(decision())
+        made.sinks.submit(decision())
+        made.until(lambda: made.count("delivered_total") == 2)
+    assert len(receiver.got) == 2
 
 
 def test_a_sink_that_hangs_holds_up_nobody_and_drops_are_counted(tmp_path: Path) -> None:
